@@ -1,0 +1,47 @@
+"""shoal: many language-model requests at once, directly on quantised GGUF files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.errors import ShoalError
+    from shoal.llm import LLM, CompletionOutput, RequestOutput
+    from shoal.params import EngineConfig, SamplingParams
+    from shoal.text.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineConfig",
+    "RequestOutput",
+    "SamplingParams",
+    "ShoalError",
+    "Tokenizer",
+]
+
+_HOME = {
+    "LLM": "shoal.llm",
+    "CompletionOutput": "shoal.llm",
+    "EngineConfig": "shoal.params",
+    "RequestOutput": "shoal.llm",
+    "SamplingParams": "shoal.params",
+    "ShoalError": "shoal.errors",
+    "Tokenizer": "shoal.text.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import shoal` alone stays under 100 ms."""
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

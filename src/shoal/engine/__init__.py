@@ -1,0 +1,1 @@
+"""Many sequences through one step after another: ids in, ids out."""

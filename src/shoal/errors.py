@@ -1,0 +1,81 @@
+"""Every error that shoal raises on purpose.
+
+    ShoalError
+    ├── ParameterError      a request or engine parameter is wrong in itself (also a ValueError)
+    ├── RequestError        a request that this model or engine can never serve (too long, empty, ...)
+    ├── GGUFError           a file that is not a well-formed GGUF file
+    ├── UnsupportedError    a well-formed thing that shoal cannot run (architecture, tensor type, tokenizer)
+    ├── ModelNotFoundError  a model reference that leads to no file
+    ├── MemoryLimitError    not enough memory, known before anything is allocated
+    ├── TemplateError       a chat template that fails or refuses the conversation
+    └── EngineError         the engine itself failed; not the fault of one request
+
+A user error is one clear line: it names the field, the value and the limit.
+"""
+
+from __future__ import annotations
+
+
+class ShoalError(Exception):
+    """Base of all errors that shoal raises on purpose."""
+
+
+class ParameterError(ShoalError, ValueError):
+    """A parameter that is wrong in itself.
+
+    ``field`` is the parameter's name, ``value`` what was given and ``allowed`` what would be right.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str) -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field}: got {shown}, must be {allowed}")
+        self.field = field
+        self.value = value
+        self.allowed = allowed
+
+    def __reduce__(self) -> tuple[type[ParameterError], tuple[str, object, str]]:
+        return (type(self), (self.field, self.value, self.allowed))
+
+
+class RequestError(ShoalError):
+    """A request that this model or engine can never serve; ``field`` names the part at fault."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class GGUFError(ShoalError):
+    """A malformed GGUF file: which field, at which byte offset, and why."""
+
+    def __init__(self, path: object, field: str, offset: int, reason: str) -> None:
+        super().__init__(f"{path}: {field} at byte {offset}: {reason}")
+        self.path = path
+        self.field = field
+        self.offset = offset
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[GGUFError], tuple[object, str, int, str]]:
+        return (type(self), (self.path, self.field, self.offset, self.reason))
+
+
+class UnsupportedError(ShoalError):
+    """A well-formed file or request that needs something shoal does not have."""
+
+
+class ModelNotFoundError(ShoalError):
+    """A model reference (path, short name, ``hf:ORG/REPO:QUANT``) that leads to no file."""
+
+
+class MemoryLimitError(ShoalError):
+    """More memory is needed than there is; the message names both."""
+
+
+class TemplateError(ShoalError):
+    """A chat template that fails, refuses the conversation or produces too much."""
+
+
+class EngineError(ShoalError):
+    """The engine failed in a way that is not one request's fault."""

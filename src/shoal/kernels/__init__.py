@@ -1,0 +1,1 @@
+"""The arithmetic: one Backend protocol and its implementations."""

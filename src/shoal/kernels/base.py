@@ -1,0 +1,195 @@
+"""The Backend protocol: what the layers above may ask of the arithmetic below.
+
+The network (`models/transformer.py`) is written once against ``Ops``. A backend *binds* it at load: an eager backend (NumPy)
+runs it again each step, a capturing backend (CPU, later CUDA) records it once and replays the record. In both cases the arrays
+are opaque to the network. All shapes are row-major; ``rows`` is the number of tokens of the step, laid end to end without padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.gguf.quants import QuantFormat
+
+PAGE_SIZE = 16  # KV positions in a page
+LOGIT_ROWS = 64  # most rows that go through the head at once
+
+Array = Any  # whatever the backend computes with
+Matrix = Any  # weights in the backend's own layout
+KVCache = Any  # the K and V pages of all layers
+IntArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class RawTensor:
+    """A weight as it lies in the file: ``shape`` (rows, columns) or (columns,), ``data`` its bytes [rows, row_bytes] or [row_bytes]."""
+
+    name: str
+    format: QuantFormat
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """The largest step: what a workspace is sized for."""
+
+    max_rows: int
+    max_seqs: int
+    max_pages_per_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """One ragged step, as arrays. Sequence s owns rows ``row_start[s]`` to ``row_start[s + 1]``; they are its positions
+    ``positions[row]``, consecutive, and its KV holds positions 0 ... ``kv_len[s]`` - 1 once the step has stored its own rows.
+    Position p of sequence s lies in page ``page_table[s, p // PAGE_SIZE]`` at offset p % PAGE_SIZE.
+    """
+
+    token_ids: IntArray  # [rows]
+    positions: IntArray  # [rows]
+    row_start: IntArray  # [seqs + 1]
+    kv_len: IntArray  # [seqs]
+    page_table: IntArray  # [seqs, max_pages_per_seq]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding. Pair i of a head turns by position * ``inv_freq[i]``; cos and sin are multiplied by ``scale``.
+
+    ``neox``: pair i is dims (i, i + n) with n = len(inv_freq); otherwise dims (2i, 2i + 1). Dims past 2n pass through.
+    """
+
+    inv_freq: NDArray[np.float32]
+    neox: bool
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """Heads of one layer: query heads, KV heads (query head h reads KV head h // (heads // kv_heads)), size, score scale."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRows:
+    """How to choose a token for each of R rows of logits (one array element per row).
+
+    ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. Row r draws its one random number from
+    (``seed[r]``, ``sample[r]``, ``position[r]``), so it is the same in any batch. ``banned[r]`` ids get no probability.
+    """
+
+    temperature: NDArray[np.float32]
+    top_k: IntArray
+    top_p: NDArray[np.float32]
+    min_p: NDArray[np.float32]
+    seed: NDArray[np.uint64]
+    sample: NDArray[np.uint32]
+    position: NDArray[np.uint32]
+    banned: Sequence[IntArray | None]
+
+
+class Ops(Protocol):
+    """What the network is made of. Activations are float32 [rows, width] in an opaque array."""
+
+    def embed(self, table: Matrix) -> Array:
+        """The step's tokens as rows of ``table``: [rows, n_embd]."""
+        ...
+
+    def norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """RMSNorm (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight, as an activation for ``linear``."""
+        ...
+
+    def linear(self, x: Array, matrix: Matrix, bias: Array | None = None) -> Array:
+        """x @ matrix.T (+ bias): [rows, matrix rows]."""
+        ...
+
+    def linear_add(self, residual: Array, x: Array, matrix: Matrix, bias: Array | None = None) -> None:
+        """residual += x @ matrix.T (+ bias), in place."""
+        ...
+
+    def rope_store(self, qkv: Array, layer: int, shape: AttentionShape, rope: Rope) -> Array:
+        """Turn the q and k heads of ``qkv`` ([rows, (heads + 2 kv_heads) * head_dim]) by position, store k and v in ``layer``'s
+        pages, return q [rows, heads * head_dim]."""
+        ...
+
+    def attention(self, q: Array, layer: int, shape: AttentionShape) -> Array:
+        """Causal attention of each row over its own sequence's pages of ``layer``: [rows, heads * head_dim]."""
+        ...
+
+    def swiglu(self, gate_up: Array) -> Array:
+        """silu(gate) * up of [rows, 2 n_ff] (all of gate first): [rows, n_ff]."""
+        ...
+
+    def logit_rows(self, x: Array) -> Array:
+        """The rows of ``x`` whose logits are wanted."""
+        ...
+
+
+Layers = Callable[[Ops], Array]  # embed and all layers -> hidden state
+Head = Callable[[Ops, Array], Array]  # hidden state -> logits
+
+
+class BoundNetwork(Protocol):
+    """A network bound to its weights, its KV cache and a workspace of fixed size."""
+
+    def layers(self, step: StepInput) -> None:
+        """Run every layer over the step's rows; KV is stored, the hidden state stays in the workspace."""
+        ...
+
+    def logits(self, rows: IntArray) -> NDArray[np.float32]:
+        """Logits [len(rows), vocab] of some rows (at most LOGIT_ROWS) of the last step; valid until the next call."""
+        ...
+
+    def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
+        """Logits of some rows as above, then one token for each: [len(rows)], -1 where a row's logits hold NaN or no candidate.
+        The logits stay readable in ``last_logits``."""
+        ...
+
+    @property
+    def last_logits(self) -> NDArray[np.float32]:
+        """The logits of the last ``logits`` or ``sample`` call."""
+        ...
+
+
+class Backend(Protocol):
+    """One way to do the arithmetic. Chosen once, at load."""
+
+    name: str
+
+    def describe(self) -> str:
+        """One line for people: instruction set, threads, how work is shared."""
+        ...
+
+    def supports(self, format: QuantFormat) -> bool:
+        """Whether matrices of this format can be packed."""
+        ...
+
+    def matrix(self, parts: Sequence[RawTensor]) -> Matrix:
+        """Pack matrices that read the same input, one below the other."""
+        ...
+
+    def vector(self, tensor: RawTensor) -> Array:
+        """A small tensor (norm weight, bias) as float32."""
+        ...
+
+    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> KVCache:
+        """Pages for all layers; ``dtype`` f16 or f32. Memory is touched only when a page is first written."""
+        ...
+
+    def bind(self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits) -> BoundNetwork:
+        """Fix the network, its cache and the size of its workspace."""
+        ...
+
+    def close(self) -> None:
+        """Stop threads and let go of memory."""
+        ...

@@ -1,0 +1,1 @@
+"""Which networks there are and how their weights go together."""

@@ -1,0 +1,193 @@
+"""What a caller may set: SamplingParams for a request, EngineConfig for an engine.
+
+Both are frozen and validated when they are made, so that nothing below has to check again.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shoal.errors import ParameterError
+
+MAX_LOGPROBS = 20
+MAX_STOP_STRINGS = 64
+MAX_STOP_LENGTH = 1024
+MAX_STOP_TOKEN_IDS = 1024
+_INT64_MAX = 2**63 - 1
+
+# Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
+# means "off"; anything else is refused by name, never ignored.
+_NOT_YET: dict[str, tuple[object, ...]] = {
+    "n": (1,),
+    "presence_penalty": (0, None),
+    "frequency_penalty": (0, None),
+    "repetition_penalty": (1, None),
+    "prompt_logprobs": (None,),
+    "logit_bias": (None, {}),
+    "bad_words": (None, []),
+    "allowed_token_ids": (None,),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """How the tokens of one request are chosen, and when it ends. Names and defaults are vLLM's.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off. ``max_tokens`` None means up to
+    the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
+    ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step.
+
+    Raises ParameterError that names the field, its value and the allowed range.
+    """
+
+    n: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] | list[str] | str | None = ()
+    stop_token_ids: tuple[int, ...] | list[int] | None = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    prompt_logprobs: int | None = None
+    logit_bias: dict[int, float] | None = None
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, off in _NOT_YET.items():
+            value = getattr(self, name)
+            if value not in off:
+                raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
+        _number("temperature", self.temperature, 0.0, 1e4)
+        _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _number("min_p", self.min_p, 0.0, 1.0)
+        _integer("top_k", self.top_k, -1, 2**31 - 1)
+        if self.max_tokens is not None:
+            _integer("max_tokens", self.max_tokens, 1, _INT64_MAX - 1)
+        _integer("min_tokens", self.min_tokens, 0, _INT64_MAX - 1)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ParameterError("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
+        if self.seed is not None:
+            _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.logprobs is not None:
+            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every token is the most likely one."""
+        return self.temperature == 0.0
+
+    @classmethod
+    def field_names(cls) -> frozenset[str]:
+        """The names a caller may set."""
+        return frozenset(f.name for f in fields(cls))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How an engine is sized. Sizes in bytes may be given as text ("512MiB", "4k"); None means "choose".
+
+    ``max_model_len``: longest prompt + output, in tokens (default: the model's context, at most 8192).
+    ``max_num_seqs``: sequences running at once. ``max_num_batched_tokens``: rows of one step, so also the
+    largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
+    need, at most 1 GiB and 40 % of the memory available). ``kv_cache_dtype``: f16 or f32. ``threads``: default the number of usable cores.
+    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    kv_cache_memory: int | str | None = None
+    kv_cache_dtype: str = "f16"
+    threads: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    enable_prefix_caching: bool = False
+    skip_tokenizer_init: bool = False
+    chat_template: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_model_len is not None:
+            _integer("max_model_len", self.max_model_len, 1, 2**31 - 1)
+        _integer("max_num_seqs", self.max_num_seqs, 1, 65536)
+        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 65536)
+        if self.kv_cache_memory is not None:
+            size = parse_size("kv_cache_memory", self.kv_cache_memory)
+            _integer("kv_cache_memory", size, 1, 2**50)
+            object.__setattr__(self, "kv_cache_memory", size)
+        _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32"))
+        _choice("device", self.device, ("auto", "cpu", "reference"))
+        if self.threads is not None:
+            _integer("threads", self.threads, 1, 1024)
+        _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.enable_prefix_caching:
+            raise ParameterError("enable_prefix_caching", True, "False: this version of shoal does not support it yet")
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
+
+
+def parse_size(field: str, value: int | str) -> int:
+    """Bytes from 512, "512", "4k", "1.5GB" (powers of 1000) or "1GiB" (powers of 1024; a bare letter means that too)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    match = _SIZE.fullmatch(value) if isinstance(value, str) and len(value) <= 40 else None
+    if match is None:
+        raise ParameterError(field, value, "a size in bytes such as 1048576, 512k, 512MiB or 2GB")
+    number, unit, binary, byte = match.groups()
+    base = 1000 if byte and not binary else 1024
+    return int(float(number) * base ** "kmgt".find(unit.lower()) * base) if unit else int(float(number))
+
+
+def _integer(field: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ParameterError(field, value, f"an integer from {low} to {high}")
+
+
+def _number(field: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or not low <= value <= high or (low_open and value == low):
+        bounds = f"above {low:g} and at most {high:g}" if low_open else f"from {low:g} to {high:g}"
+        raise ParameterError(field, value, f"a finite number {bounds}")
+
+
+def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ParameterError(field, value, "one of " + ", ".join(allowed))
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else tuple(value or ())
+    if len(stops) > MAX_STOP_STRINGS:
+        raise ParameterError("stop", f"{len(stops)} strings", f"at most {MAX_STOP_STRINGS} strings")
+    for stop in stops:
+        if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_LENGTH:
+            raise ParameterError("stop", stop, f"strings of 1 to {MAX_STOP_LENGTH} characters")
+    return stops
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = tuple(value or ())
+    if len(ids) > MAX_STOP_TOKEN_IDS:
+        raise ParameterError("stop_token_ids", f"{len(ids)} ids", f"at most {MAX_STOP_TOKEN_IDS} ids")
+    for token in ids:
+        _integer("stop_token_ids", token, 0, 2**31 - 1)
+    return ids
