@@ -1,0 +1,251 @@
+"""The scheduler: waiting -> running -> finished, with pages for those who run.
+
+There is no prefill and no decode phase: each sequence's ``num_computed`` catches up with its ``num_tokens``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from shoal.engine.page_pool import PagePool
+from shoal.engine.sequence import Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """``max_num_batched_tokens``: rows of one step; ``page_size``: tokens in a page; the others as in EngineConfig."""
+
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    page_size: int
+
+
+@dataclass(slots=True)
+class StepBatch:
+    """What one step computes: ``sequences`` in the order of their rows, laid end to end.
+
+    ``sampling`` get a token from this step (their last known token is computed); ``scoring`` get logits.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    sampling: list[Sequence] = field(default_factory=list)
+    scoring: list[Sequence] = field(default_factory=list)
+    num_rows: int = 0
+
+    def add(self, seq: Sequence, count: int) -> None:
+        """Compute the next ``count`` tokens of ``seq``."""
+        seq.first_row = self.num_rows
+        seq.num_scheduled = count
+        self.num_rows += count
+        self.sequences.append(seq)
+        if seq.request.want_logits:
+            if seq.num_unscored > 0:
+                self.scoring.append(seq)
+        elif seq.num_computed + count == len(seq.token_ids):
+            self.sampling.append(seq)
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` for its ``scoring``.
+
+    A token of -1 means that the row's logits hold NaN or leave no candidate.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None]
+    logits: list[Logits]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start. A prompt is counted once, when it is first complete in the KV cache."""
+
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+
+
+class Scheduler:
+    """Decides who runs, and what becomes of the tokens.
+
+    ``running`` is in the order of admission, and a sequence gets rows only once all before it got every row they
+    lack. So those that decode always come before the one that is still in its prompt, and no prompt, however long,
+    delays their next token.
+    """
+
+    def __init__(self, pool: PagePool, limits: SchedulerLimits) -> None:
+        self.pool = pool
+        self.limits = limits
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.counters = Counters()
+        # Each running sequence needs at least a row a step, or the last ones would hold pages and stand still.
+        self._max_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+
+    def add(self, request: Request, now: float) -> Sequence:
+        """Put a request at the end of the line. Raises RequestError, with both numbers, if it can never fit."""
+        seq = Sequence(request, self._max_len(request), Metrics(now))
+        self.waiting.append(seq)
+        return seq
+
+    def abort(self, seq: Sequence, now: float) -> Output:
+        """End a sequence, wherever it is, between two steps."""
+        self._retire(seq, now)
+        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="abort")
+
+    def schedule(self) -> StepBatch:
+        """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
+        batch = StepBatch()
+        self._continue_running(batch)
+        self._admit_waiting(batch)
+        assert batch.sequences or not (self.running or self.waiting), "work is left and nothing can run"
+        return batch
+
+    def commit(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
+        """Take in what a step brought: append, stop, release, report."""
+        for seq in batch.sequences:
+            seq.num_computed += seq.num_scheduled
+        outputs = [
+            self._accept(seq, token, logprobs, now)
+            for seq, token, logprobs in zip(batch.sampling, result.tokens, result.logprobs, strict=True)
+        ]
+        outputs += [self._score(seq, rows, now) for seq, rows in zip(batch.scoring, result.logits, strict=True)]
+        return outputs
+
+    def fail(self, batch: StepBatch, error: str, now: float) -> list[Output]:
+        """End every sequence of a step that could not be computed."""
+        return [self._fail(seq, error, now) for seq in batch.sequences]
+
+    def check(self) -> None:
+        """Assert that pages and sequences fit together."""
+        self.pool.check(seq.pages for seq in self.running)
+        assert len(self.running) <= self._max_running
+        assert all(seq.status is Status.WAITING and not seq.pages for seq in self.waiting)
+        for seq in self.running:
+            assert seq.status is Status.RUNNING
+            assert seq.num_computed < seq.num_tokens <= seq.max_len
+            assert self._pages_for(seq.num_computed) <= len(seq.pages) <= self._pages_for(seq.num_tokens)
+
+    def _max_len(self, request: Request) -> int:
+        """The most tokens a request may come to have: its own limit, or the context's."""
+        prompt = len(request.prompt_token_ids)
+        longest, pool = self.limits.max_model_len, self.pool.num_pages * self.limits.page_size
+        output = 0 if request.want_logits else 1
+        if prompt == 0:
+            raise RequestError("the prompt is empty; it needs at least 1 token", "prompt_token_ids")
+        if prompt + output > longest:
+            reason = f"the prompt has {prompt} tokens; max_model_len {longest} leaves it {longest - output}"
+            raise RequestError(reason, "prompt_token_ids")
+        max_len = prompt if request.want_logits else self._longest_output(prompt, request.params.max_tokens)
+        stored = max_len - output  # the last sampled token never needs a place in the KV cache
+        if stored > pool:
+            raise RequestError(f"the request needs KV memory for {stored} tokens; the whole pool holds {pool}")
+        return max_len
+
+    def _longest_output(self, prompt: int, max_tokens: int | None) -> int:
+        """Tokens of prompt and output: without ``max_tokens``, as many as the context and the pool have room for."""
+        if max_tokens is not None:
+            return min(self.limits.max_model_len, prompt + max_tokens)
+        pool = self.pool.num_pages * self.limits.page_size
+        return min(self.limits.max_model_len, max(pool, prompt) + 1)
+
+    def _continue_running(self, batch: StepBatch) -> None:
+        budget = self.limits.max_num_batched_tokens
+        index = 0
+        while index < len(self.running) and batch.num_rows < budget:
+            seq = self.running[index]
+            count = min(len(seq.token_ids) - seq.num_computed, budget - batch.num_rows)
+            if not self._reserve(seq, count):
+                return
+            batch.add(seq, count)
+            index += 1
+
+    def _admit_waiting(self, batch: StepBatch) -> None:
+        """First come, first served: the first one that does not fit holds up the rest."""
+        budget = self.limits.max_num_batched_tokens
+        while self.waiting and len(self.running) < self._max_running and batch.num_rows < budget:
+            seq = self.waiting[0]
+            # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
+            if self._pages_for(seq.num_tokens) > self.pool.num_free:
+                return
+            self.waiting.popleft()
+            seq.status = Status.RUNNING
+            self.running.append(seq)
+            count = min(seq.num_tokens, budget - batch.num_rows)
+            seq.pages = self.pool.allocate(self._pages_for(count))
+            batch.add(seq, count)
+
+    def _reserve(self, seq: Sequence, count: int) -> bool:
+        """Pages for ``count`` more tokens, at the cost of the last admitted if need be; False if that was ``seq``."""
+        short = self._pages_for(seq.num_computed + count) - len(seq.pages)
+        while short > self.pool.num_free:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is seq:
+                return False
+        if short > 0:
+            seq.pages += self.pool.allocate(short)
+        return True
+
+    def _preempt(self, seq: Sequence) -> None:
+        """Send the last of those that run back to the head of the line; its tokens stay and are computed again."""
+        assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
+        self.running.pop()
+        self._release(seq)
+        seq.status = Status.WAITING
+        seq.num_computed = 0
+        seq.metrics.num_preemptions += 1
+        self.counters.preemptions += 1
+        self.waiting.appendleft(seq)
+
+    def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
+        """A sampled token joins its sequence, or ends it."""
+        if token < 0:
+            return self._fail(
+                seq, f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose", now
+            )
+        if seq.metrics.first_token_time is None:
+            seq.metrics.first_token_time = now
+            self.counters.prompt_tokens += seq.num_prompt
+        name = seq.request.request_id
+        if token in seq.stop_ids:
+            self._retire(seq, now)
+            reason = None if token in seq.eos_ids else token
+            return Output(name, seq.metrics, (), None if logprobs is None else (), True, "stop", reason)
+        seq.token_ids.append(token)
+        self.counters.generation_tokens += 1
+        reported = None if logprobs is None else (logprobs,)
+        if len(seq.token_ids) < seq.max_len:
+            return Output(name, seq.metrics, (token,), reported)
+        self._retire(seq, now)
+        return Output(name, seq.metrics, (token,), reported, True, "length")
+
+    def _score(self, seq: Sequence, logits: Logits, now: float) -> Output:
+        """Logits of prompt positions; those of the last one end the sequence."""
+        seq.num_scored = seq.num_computed
+        if seq.num_computed < seq.num_prompt:
+            return Output(seq.request.request_id, seq.metrics, logits=logits)
+        self.counters.prompt_tokens += seq.num_prompt
+        self._retire(seq, now)
+        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="stop", logits=logits)
+
+    def _fail(self, seq: Sequence, error: str, now: float) -> Output:
+        self._retire(seq, now)
+        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="error", error=error)
+
+    def _retire(self, seq: Sequence, now: float) -> None:
+        (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
+        self._release(seq)
+        seq.status = Status.FINISHED
+        seq.metrics.finished_time = now
+
+    def _release(self, seq: Sequence) -> None:
+        self.pool.release(seq.pages)
+        seq.pages = []
+
+    def _pages_for(self, tokens: int) -> int:
+        return -(-tokens // self.limits.page_size)

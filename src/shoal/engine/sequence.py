@@ -1,0 +1,126 @@
+"""What goes through the engine: a Request, the Sequence that is its mutable life, and the Outputs it leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Literal, NamedTuple
+
+from shoal.params import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+Logits = Any  # float32 array [rows, vocab]; only passed through here
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Immutable input. ``eos_ids`` are the model's end-of-generation ids (unused if ``params.ignore_eos``).
+
+    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
+    ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    params: SamplingParams
+    eos_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    sample: int = 0
+    want_logits: bool = False
+
+
+class TokenLogprobs(NamedTuple):
+    """A chosen token's natural-log probability before temperature, and the best tokens at its place, best first.
+
+    ``rank`` is the number of tokens at least as likely as the chosen one (1: the likeliest, as in vLLM).
+    """
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True)
+class Metrics:
+    """Times of one request on the engine's clock, in seconds, and how often it lost its pages."""
+
+    arrival_time: float
+    first_token_time: float | None = None
+    finished_time: float | None = None
+    num_preemptions: int = 0
+
+
+class Output(NamedTuple):
+    """What one request got out of one step. A plain tuple, because one is made for each running sequence at each step.
+
+    ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
+    stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
+    ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
+    positions computed in this step, for ``want_logits`` alone.
+    """
+
+    request_id: str
+    metrics: Metrics
+    new_token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    finished: bool = False
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    error: str | None = None
+    logits: Logits | None = None
+
+
+class Status(Enum):
+    """Where a sequence is on its way."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """The mutable life of a request; all of its state is here.
+
+    Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, position p in
+    ``pages[p // page_size]``. ``pages`` only ever grows; losing the pages means a new, empty list.
+    ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. ``num_scored`` positions have
+    had their logits reported (``want_logits``); it outlives a preemption, so that none is reported twice.
+    """
+
+    request: Request
+    max_len: int  # prompt and output together never exceed this
+    metrics: Metrics
+    token_ids: list[int] = field(init=False)
+    num_prompt: int = field(init=False)
+    eos_ids: frozenset[int] = field(init=False)
+    stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
+    status: Status = Status.WAITING
+    pages: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_scheduled: int = 0
+    first_row: int = 0
+    num_scored: int = 0
+
+    def __post_init__(self) -> None:
+        params = self.request.params
+        self.token_ids = list(self.request.prompt_token_ids)
+        self.num_prompt = len(self.token_ids)
+        self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
+        self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
+
+    @property
+    def num_tokens(self) -> int:
+        """Known tokens: prompt and output so far."""
+        return len(self.token_ids)
+
+    @property
+    def must_not_stop(self) -> bool:
+        """Whether the next token is still one of the first ``min_tokens``."""
+        return len(self.token_ids) - self.num_prompt < self.request.params.min_tokens
+
+    @property
+    def num_unscored(self) -> int:
+        """How many of this step's positions have not had their logits reported: always the last ones."""
+        return self.num_computed + self.num_scheduled - max(self.num_computed, self.num_scored)
