@@ -1,0 +1,1 @@
+"""GGUF files: what lies in them (reader) and how their numbers are stored (quants)."""

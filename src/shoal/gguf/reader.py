@@ -1,0 +1,167 @@
+"""GGUFFile: a model file, memory-mapped. Weights are views of the file; nothing is read before it is asked for."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import GGUFError, ModelNotFoundError
+from shoal.gguf.header import Buffer, Header, StringArray, TensorInfo, read_header, shown
+from shoal.gguf.quants import non_finite_scales
+from shoal.gguf.split import check_parts, part_paths
+
+__all__ = ["GGUFFile", "StringArray", "TensorInfo"]
+
+T = TypeVar("T")
+
+_REQUIRED: Final[Any] = object()
+_CHECK_BYTES = 1 << 24  # how much of a tensor is looked at at a time
+
+
+class GGUFFile:
+    """One model: a GGUF file, or all parts of a split one.
+
+    ``metadata``: key -> int, float, bool, str, read-only array (numbers, booleans) or StringArray.
+    ``tensors``: name -> TensorInfo. Arrays and views outlive ``close``: the mapping goes with the last of them.
+    """
+
+    def __init__(self, paths: list[Path], headers: list[Header], buffers: list[Buffer]) -> None:
+        self.path = paths[0]
+        self.version = headers[0].version
+        self.alignment = headers[0].alignment
+        self.metadata: Mapping[str, Any] = MappingProxyType(headers[0].metadata)
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merged(paths, headers))
+        self.file_size = sum(len(buffer) for buffer in buffers)
+        self._paths = paths
+        self._header = headers[0]
+        self._buffers = buffers
+
+    @classmethod
+    def open(cls, path: str | Path) -> GGUFFile:
+        """Map a file and check its header; of a split model, name the first part.
+
+        Raises ModelNotFoundError where there is no file to read, GGUFError where it is not a well-formed GGUF file.
+        """
+        first = Path(path)
+        buffer = _map(first)
+        header = read_header(first, buffer)
+        paths = part_paths(first, header)
+        buffers = [buffer, *map(_map, paths[1:])]
+        headers = [header, *map(read_header, paths[1:], buffers[1:])]
+        if len(paths) > 1:
+            check_parts(paths, headers)
+        return cls(paths, headers, buffers)
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the files; ``tensor`` raises ValueError from here on. Closing twice does nothing."""
+        self._buffers = []
+
+    def get(self, key: str, kind: type[T], default: Any = _REQUIRED) -> T:
+        """The value of ``key``, which must be an int, float, bool, str, np.ndarray or StringArray as ``kind`` says.
+
+        A missing key gives ``default`` where there is one. Raises GGUFError for a missing key or another kind of value.
+        """
+        if key not in self.metadata:
+            if default is _REQUIRED:
+                raise self.error(key, "missing")
+            return default  # type: ignore[no-any-return]
+        value = self.metadata[key]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(key, f"{type(value).__name__}, must be {kind.__name__}")
+        return value
+
+    def error(self, field: str, reason: str) -> GGUFError:
+        """A GGUFError about a key or a tensor, at the place where the file says it (or would have)."""
+        info = self.tensors.get(field)
+        if field in self._header.positions or info is None:
+            offset = self._header.positions.get(field, self._header.metadata_end)
+            return GGUFError(self.path, shown(field), offset, reason)
+        return GGUFError(self._paths[info.part], f"tensor {shown(field)!r}", info.entry, reason)
+
+    def tensor(self, name: str) -> NDArray[np.uint8]:
+        """A read-only view of a tensor's rows as they lie in the file: uint8 [rows, row_bytes], or [row_bytes] for a vector.
+
+        Raises KeyError for an unknown name, ValueError once the file is closed.
+        """
+        info = self.tensors[name]
+        row_bytes = info.format.row_bytes(info.shape[-1])
+        nbytes = info.nbytes - info.format.tail_bytes
+        flat = np.frombuffer(self._buffer(info), dtype=np.uint8, count=nbytes, offset=info.offset)
+        return flat.reshape(*info.shape[:-1], row_bytes)
+
+    def release(self, name: str) -> None:
+        """Drop a tensor's pages from memory, once it has been copied; reading it again reads the file again.
+
+        Raises as ``tensor`` does. Does nothing where the system has no madvise.
+        """
+        info = self.tensors[name]
+        buffer = self._buffer(info)
+        if isinstance(buffer, mmap.mmap) and hasattr(buffer, "madvise"):
+            start = info.offset - info.offset % mmap.PAGESIZE
+            buffer.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+    def check_tensors(self) -> list[GGUFError]:
+        """Read every tensor and report those whose scales (or float values) hold NaN or Inf: where first, and how many.
+
+        Formats that do not store their scales as plain floating-point numbers (MXFP4, IQ1_M, integers, ...) always pass.
+        """
+        found = [self._check_tensor(info) for info in self.tensors.values()]
+        return [error for error in found if error is not None]
+
+    def _check_tensor(self, info: TensorInfo) -> GGUFError | None:
+        fmt = info.format
+        data = self.tensor(info.name).reshape(-1, fmt.block_bytes)
+        step = _CHECK_BYTES // fmt.block_bytes
+        bad = [start + non_finite_scales(fmt, data[start : start + step]) for start in range(0, len(data), step)]
+        self.release(info.name)
+        blocks = np.concatenate(bad)
+        if not blocks.size:
+            return None
+        unit = "values" if fmt.block_size == 1 else "block scales"
+        reason = f"{blocks.size} of {len(data)} {unit} are NaN or Inf"
+        offset = info.offset + int(blocks[0]) * fmt.block_bytes
+        return GGUFError(self._paths[info.part], f"tensor {shown(info.name)!r}", offset, reason)
+
+    def _buffer(self, info: TensorInfo) -> Buffer:
+        if not self._buffers:
+            raise ValueError(f"{self.path}: the file is closed")
+        return self._buffers[info.part]
+
+
+def _map(path: Path) -> Buffer:
+    try:
+        if not path.is_file():  # a pipe or a device would block or never end
+            raise ModelNotFoundError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                return b""  # cannot be mapped; the header check says that it is too short
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as problem:
+        raise ModelNotFoundError(f"{path}: {problem.strerror or problem}") from problem
+
+
+def _merged(paths: list[Path], headers: list[Header]) -> dict[str, TensorInfo]:
+    """The tensors of all parts in one table."""
+    tensors: dict[str, TensorInfo] = {}
+    for part, header in enumerate(headers):
+        for name, info in header.tensors.items():
+            if name in tensors:
+                reason = f"duplicate name, also in {paths[tensors[name].part].name}"
+                raise GGUFError(paths[part], f"tensor {shown(name)!r}", info.entry, reason)
+            tensors[name] = replace(info, part=part) if part else info
+    return tensors
