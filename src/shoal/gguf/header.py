@@ -64,8 +64,8 @@ class TensorInfo:
     """A tensor as its file describes it.
 
     ``shape`` is in NumPy's order (rows first; GGUF writes it the other way round). ``offset`` is where the data lies,
-    ``entry`` where the tensor table describes it, both in bytes from the start of file number ``part`` (0 unless the model
-    is split).
+    ``entry`` where the tensor table describes it, both in bytes from the start of file number ``part`` (0 unless
+    the model is split).
     """
 
     name: str
@@ -93,7 +93,7 @@ class Header:
 
 
 class StringArray(Sequence[str]):
-    """An array of strings that stays in the file: where each one lies is known, each is decoded when it is asked for."""
+    """An array of strings that stays in the file: where each one lies is known, each is decoded when asked for."""
 
     def __init__(
         self,

@@ -107,7 +107,7 @@ def format_named(name: str) -> QuantFormat:
 
 
 def dequantise(fmt: QuantFormat, data: Bytes) -> Floats:
-    """The numbers of some rows: uint8 [..., row_bytes] -> float32 [..., columns], the same bits as the `gguf` package's.
+    """The numbers of some rows: uint8 [..., row_bytes] -> float32 [..., columns], with the bits of the `gguf` package.
 
     Raises UnsupportedError for a format without a decoder, ValueError for rows that are no whole number of blocks.
     """

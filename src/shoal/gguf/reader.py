@@ -94,7 +94,7 @@ class GGUFFile:
         return GGUFError(self._paths[info.part], f"tensor {shown(field)!r}", info.entry, reason)
 
     def tensor(self, name: str) -> NDArray[np.uint8]:
-        """A read-only view of a tensor's rows as they lie in the file: uint8 [rows, row_bytes], or [row_bytes] for a vector.
+        """A read-only view of a tensor's rows in the file: uint8 [rows, row_bytes], or [row_bytes] for a vector.
 
         Raises KeyError for an unknown name, ValueError once the file is closed.
         """
@@ -118,7 +118,7 @@ class GGUFFile:
     def check_tensors(self) -> list[GGUFError]:
         """Read every tensor and report those whose scales (or float values) hold NaN or Inf: where first, and how many.
 
-        Formats that do not store their scales as plain floating-point numbers (MXFP4, IQ1_M, integers, ...) always pass.
+        Formats that do not store their scales as plain floating-point numbers (MXFP4, IQ1_M, integers) always pass.
         """
         found = [self._check_tensor(info) for info in self.tensors.values()]
         return [error for error in found if error is not None]

@@ -1,7 +1,7 @@
 """Models split over several files: which they are, and whether they belong together.
 
 The scheme is llama.cpp's: part i of n is named ``PREFIX-0000i-of-0000n.gguf`` (from 1) and says ``split.no`` = i - 1
-and ``split.count`` = n; the first part holds the metadata, ``split.tensors.count`` is the number of tensors of all parts.
+and ``split.count`` = n; the first part holds the metadata; ``split.tensors.count`` counts the tensors of all parts.
 """
 
 from __future__ import annotations
