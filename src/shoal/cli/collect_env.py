@@ -1,0 +1,126 @@
+"""``shoal collect-env``: what a bug report should say about the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import click
+
+_PACKAGES = (
+    "numpy",
+    "numba",
+    "llvmlite",
+    "tokenizers",
+    "jinja2",
+    "huggingface_hub",
+    "click",
+    "gguf",
+    "llama-cpp-python",
+)
+_FLAGS = (
+    "avx2",
+    "fma",
+    "f16c",
+    "avxvnni",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512vnni",
+    "avx512bf16",
+    "neon",
+    "dotprod",
+    "i8mm",
+)
+
+
+@click.command("collect-env")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def collect_env(as_json: bool) -> None:
+    """Print versions, CPU, memory and cache folders, as a bug report needs them."""
+    import json
+
+    facts = environment()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:{width}}  {_in_words(value)}")
+
+
+def environment() -> dict[str, Any]:
+    """The facts, ready for JSON. Memory is in bytes."""
+    import psutil
+
+    from shoal import __version__
+    from shoal.hub import models_folder
+
+    memory = psutil.virtual_memory()
+    return {
+        "shoal": __version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "usable_threads": _usable_threads(),
+        **_cpu_backend(),
+        "memory": memory.total,
+        "memory_available": memory.available,
+        "models_folder": str(models_folder()),
+        "packages": _versions(),
+    }
+
+
+def _cpu_backend() -> dict[str, Any]:
+    """What the CPU kernels see of this machine: instruction set in use, flags, where compiled kernels are kept."""
+    from shoal.kernels.cpu.isa import ISA, cpu_features
+    from shoal.kernels.cpu.jit import cache_folder
+
+    features = cpu_features()
+    return {
+        "isa": ISA,
+        "cpu_flags": [flag for flag in _FLAGS if flag in features],
+        "kernel_cache_folder": str(cache_folder()),
+    }
+
+
+def _cpu_name() -> str:
+    """The CPU's marketing name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _usable_threads() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _versions() -> dict[str, str | None]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item or '-'}" for name, item in value.items())
+    if isinstance(value, list):
+        return " ".join(value)
+    if isinstance(value, int) and value >= 1 << 20:
+        return f"{value / 2**30:.1f} GiB"
+    return str(value)

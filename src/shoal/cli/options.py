@@ -1,0 +1,110 @@
+"""The flags that verbs share: which model, and how the engine is sized."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shoal.errors import ParameterError
+from shoal.hub import DEFAULT_MODEL
+from shoal.params import EngineConfig, parse_size
+
+Command = Callable[..., Any]
+
+
+def integer(text: int | str) -> int:
+    """A whole number, also written with a suffix: ``4k`` is 4096."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return parse_size("integer", text)
+    except ParameterError:
+        raise click.BadParameter(f"{text!r} is not a whole number such as 4096 or 4k.") from None
+
+
+# One row a flag: type, help, and in words the default that EngineConfig writes as None.
+_ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
+    "max_model_len": (integer, "Longest prompt + output, in tokens.", "the model's context, at most 8192"),
+    "max_num_seqs": (integer, "Sequences that run at once.", None),
+    "max_num_batched_tokens": (integer, "Tokens computed in one step.", None),
+    "kv_cache_memory": (
+        str,
+        "Memory for the KV cache, such as 512MiB.",
+        "enough for max-num-seqs, at most 1GiB and 40 % of free memory",
+    ),
+    "kv_cache_dtype": (click.Choice(["f16", "f32"]), "Number type of the KV cache.", None),
+    "threads": (integer, "Threads that compute.", "the usable cores"),
+    "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
+    "seed": (int, "Where the seeds of requests without one come from.", None),
+    "chat_template": (
+        click.Path(exists=True, dir_okay=False, path_type=Path),
+        "Jinja file to use instead of the model's chat template.",
+        "the model's",
+    ),
+}
+
+
+def engine_options(command: Command) -> Command:
+    """Add the engine flags; the command gets them as ``engine_config``, an EngineConfig.
+
+    A value that EngineConfig refuses is a ParameterError before the command starts.
+    """
+
+    @functools.wraps(command)
+    def with_config(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in _ENGINE_FLAGS}
+        return command(*args, engine_config=EngineConfig(**values), **kwargs)
+
+    defaults = {field.name: field.default for field in fields(EngineConfig)}
+    decorated: Command = with_config
+    for name, (kind, text, default_in_words) in reversed(_ENGINE_FLAGS.items()):
+        shown = default_in_words if defaults[name] is None else True
+        flag = f"--{name.replace('_', '-')}"
+        decorated = click.option(flag, type=kind, default=defaults[name], show_default=shown, help=text)(decorated)
+    return decorated
+
+
+def model_argument(default: str | None = DEFAULT_MODEL) -> Callable[[Command], Command]:
+    """Add the model, as a first argument or as ``--model``; the command gets it as ``model``.
+
+    ``default`` None makes it required.
+    """
+
+    def decorate(command: Command) -> Command:
+        @click.argument("model_argument", metavar="MODEL" if default is None else "[MODEL]", required=False)
+        @click.option("--model", "model_flag", metavar="MODEL", help=_model_help(default))
+        @functools.wraps(command)
+        def with_model(*args: Any, model_argument: str | None, model_flag: str | None, **kwargs: Any) -> Any:
+            return command(*args, model=_one_model(model_argument, model_flag, default), **kwargs)
+
+        return with_model
+
+    return decorate
+
+
+def model_option(default: str | None = DEFAULT_MODEL) -> Callable[[Command], Command]:
+    """Add ``--model`` alone, for verbs whose argument is something else; the command gets it as ``model``."""
+    return click.option(
+        "--model", metavar="MODEL", default=default, required=default is None, help=_model_help(default)
+    )
+
+
+def _model_help(default: str | None) -> str:
+    forms = "A path, a short name such as smollm2:135m, or hf:ORG/REPO:QUANT."
+    return forms if default is None else f"{forms}  [default: {default}]"
+
+
+def _one_model(argument: str | None, flag: str | None, default: str | None) -> str:
+    if argument and flag and argument != flag:
+        raise click.UsageError(f"two models given: {argument!r} and --model {flag!r}.")
+    model = argument or flag or default
+    if model is None:
+        raise click.UsageError("which model? Give it as the first argument or with --model.")
+    return model

@@ -1,0 +1,20 @@
+"""``shoal pull``: download a model."""
+
+from __future__ import annotations
+
+import click
+
+from shoal.cli.options import model_argument
+
+
+@click.command()
+@model_argument(default=None)
+@click.option("--verify", is_flag=True, help="Read the whole file and compare its checksum (short names).")
+def pull(model: str, verify: bool) -> None:
+    """Download a model into the cache folder and print its path."""
+    from shoal import hub
+
+    path = hub.resolve(model)
+    if verify:
+        hub.verify(model)
+    click.echo(path)
