@@ -5,8 +5,8 @@
     builder.add_random_tensor("blk.0.ffn_up.weight", (64, 256), "Q4_K", rng)
     path = builder.write(tmp_path / "model.gguf")
 
-Every field that a reader has to distrust can be set to anything: counts, version and magic are attributes, and ``add_raw``
-and ``add_raw_tensor`` take values as they should stand in the file.
+Every field that a reader has to distrust can be set to anything: counts, version and magic are attributes,
+``add_raw`` and ``add_raw_tensor`` take values as they should stand in the file.
 """
 
 from __future__ import annotations

@@ -27,10 +27,10 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMS = 4
 
 # Far above any real model; they bound the time and the memory that a hostile header can take.
-MAX_METADATA = 1 << 16
-MAX_TENSORS = 1 << 16
-MAX_ARRAY_STRINGS = 1 << 21  # over all arrays of the file
-MAX_DECODED_BYTES = 1 << 26  # keys, names, string values and boolean arrays, which are copied out of the file
+MAX_METADATA = 1 << 14
+MAX_TENSORS = 1 << 14
+MAX_ARRAY_STRINGS = 3 << 19  # over all arrays of the file
+MAX_DECODED_BYTES = 1 << 24  # keys, names, string values and boolean arrays, which are copied out of the file
 MAX_ELEMENTS = 1 << 63
 
 _MIN_METADATA_BYTES = 8 + 4 + 1  # key length, value type, the smallest value
