@@ -1,0 +1,464 @@
+"""The CPU backend: packs weights, records the network as a program of kernels, and runs it on the pool.
+
+Binding calls the network once with `_Recorder`, whose operations allocate workspace and append to a program instead of computing.
+A step then sets a few numbers in the step header and runs the program: one call from Python for all layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.errors import MemoryLimitError, UnsupportedError
+from shoal.gguf.quants import QuantFormat, dequantise
+from shoal.kernels.base import (
+    LOGIT_ROWS,
+    PAGE_SIZE,
+    Array,
+    AttentionShape,
+    BoundNetwork,
+    Head,
+    IntArray,
+    Layers,
+    RawTensor,
+    Rope,
+    SampleRows,
+    StepInput,
+    StepLimits,
+)
+from shoal.kernels.cpu import attention, elementwise, linear, sample
+from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.jit import Lazy
+from shoal.kernels.cpu.pack import LAYOUTS, PackedMatrix, pack_matrix
+from shoal.kernels.cpu.pool import Pool, program
+
+_CHUNKS_PER_THREAD = 16  # small chunks: a thread that is interrupted holds up little
+_LINE = 64  # bytes of slack behind every buffer, and its alignment
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """K and V pages of all layers (layout: attention.py)."""
+
+    k: NDArray[np.uint8]
+    v: NDArray[np.uint8]
+    dtype: str
+    layer_bytes: int
+
+
+class CPUBackend:
+    """Numba kernels on ``threads`` threads."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = (
+            threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        )
+        self.pool = Pool(self.threads)
+
+    def describe(self) -> str:
+        """Instruction set, threads, how work is shared."""
+        return f"cpu: Numba kernels, {ISA}, {self.threads} threads (own pool)"
+
+    def supports(self, format: QuantFormat) -> bool:
+        """Whether there is a layout for it."""
+        return format.name in LAYOUTS
+
+    def matrix(self, parts: Sequence[RawTensor]) -> PackedMatrix:
+        """Strips of 16 rows (see pack.py)."""
+        return pack_matrix(list(parts))
+
+    def vector(self, tensor: RawTensor) -> NDArray[np.float32]:
+        """float32, padded to whole registers."""
+        values = dequantise(tensor.format, tensor.data)
+        out = np.zeros(_padded(len(values)), np.float32)
+        out[: len(values)] = values
+        return out
+
+    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
+        """Zeroed pages; the system gives memory for a page when it is first written."""
+        if shape.head_dim > attention.MAX_HEAD_DIM:
+            raise UnsupportedError(f"head size {shape.head_dim}: at most {attention.MAX_HEAD_DIM} on {self.name}")
+        size = {"f16": 2, "f32": 4}[dtype]
+        layer_bytes = pages * shape.kv_heads * _padded(shape.head_dim) * PAGE_SIZE * size
+        try:
+            k, v = (np.zeros(layers * layer_bytes + _LINE, np.uint8) for _ in range(2))
+        except MemoryError:
+            raise MemoryLimitError(f"KV cache: {2 * layers * layer_bytes} bytes are not available") from None
+        return _Cache(k, v, dtype, layer_bytes)
+
+    def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
+        """Record both programs and compile what they use."""
+        return _Bound(self, layers, head, cache, limits)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.pool.close()
+
+
+def _padded(width: int) -> int:
+    return -(-width // 16) * 16
+
+
+def _address(array: NDArray[np.generic]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+@dataclass(slots=True)
+class _Rounded:
+    """int8 rows of an activation with their scales and sums (see elementwise.py)."""
+
+    q8: int
+    scales: int
+    sums: int
+    half_sums: int
+
+
+@dataclass(slots=True)
+class _Rows:
+    """float32 rows in the workspace. ``producer`` are the arguments of the kernel that writes them, if it can round them too;
+    ``index`` is where row numbers stand if only some rows are meant."""
+
+    address: int
+    stride: int
+    width: int
+    producer: NDArray[np.int64] | None = None
+    rounded: _Rounded | None = None
+    index: int = 0
+
+
+class _Recorder:
+    """Ops that append to a program. ``space`` is the address of the row space that its rows come from."""
+
+    def __init__(self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int) -> None:
+        self.backend, self.cache, self.step, self.space, self.max_rows = backend, cache, step, space, max_rows
+        self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
+        self.keep: list[NDArray[np.generic]] = []
+        self._buffers: dict[tuple[str, int], int] = {}
+        self._tables: dict[int, tuple[int, int, int]] = {}
+        self.max_positions = 0
+        self.max_tasks = 0
+
+    # --- what the network calls --------------------------------------------------------------------------------------
+
+    def embed(self, table: PackedMatrix) -> _Rows:
+        if len(table.parts) != 1:
+            raise UnsupportedError("an embedding of more than one tensor type")
+        part = table.parts[0]
+        x = self._rows("x", table.columns)
+        args = self._row_args(x, x)
+        args[elementwise.EXTRA // 8] = _address(part.data)
+        args[elementwise.EXTRA2 // 8] = part.data.shape[1]
+        args[elementwise.INDEX // 8] = self.step.ctypes.data + attention.TOKENS
+        self._each_row(elementwise.EMBED[part.layout.name], args)
+        return x
+
+    def norm(self, x: _Rows, weight: NDArray[np.float32], eps: float) -> _Rows:
+        out = self._rows("norm", x.width)
+        out.producer = args = self._row_args(x, out)
+        args[elementwise.EXTRA // 8] = self._kept(weight)
+        args[elementwise.EXTRA2 // 8] = self._kept(np.array([eps], np.float32))
+        args[elementwise.INDEX // 8] = x.index
+        self._each_row(elementwise.norm, args)
+        return out
+
+    def swiglu(self, gate_up: _Rows) -> _Rows:
+        out = self._rows("act", gate_up.width // 2)
+        out.producer = args = self._row_args(gate_up, out)
+        self._each_row(elementwise.swiglu, args)
+        return out
+
+    def linear(self, x: _Rows, matrix: PackedMatrix, bias: NDArray[np.float32] | None = None) -> _Rows:
+        out = self._rows("linear", matrix.rows)
+        self._multiply(out, x, matrix, bias, add=False)
+        return out
+
+    def linear_add(
+        self, residual: _Rows, x: _Rows, matrix: PackedMatrix, bias: NDArray[np.float32] | None = None
+    ) -> None:
+        self._multiply(residual, x, matrix, bias, add=True)
+
+    def rope_store(self, qkv: _Rows, layer: int, shape: AttentionShape, rope: Rope) -> _Rows:
+        if not self._tables:
+            self._plan(shape)
+        cos, sin, width = self._rope_table(rope)
+        args = self._attention_args(qkv, layer, shape)
+        for field, value in (
+            (attention.COS, cos),
+            (attention.SIN, sin),
+            (attention.TABLE_WIDTH, width),
+            (attention.PAIRS, len(rope.inv_freq)),
+            (attention.NEOX, int(rope.neox)),
+        ):
+            args[field // 8] = value
+        self._each_row(attention.ROPE_STORE[self.cache.dtype], args)
+        return qkv
+
+    def attention(self, q: _Rows, layer: int, shape: AttentionShape) -> _Rows:
+        out = self._rows("attention", shape.heads * shape.head_dim)
+        args = self._attention_args(q, layer, shape)
+        args[attention.OUT // 8], args[attention.OUT_STRIDE // 8] = out.address, out.stride
+        self.ops.append((attention.ATTENTION[self.cache.dtype], args, self._task_count))
+        return out
+
+    def logit_rows(self, x: _Rows) -> _Rows:
+        self.logit_index = np.zeros(LOGIT_ROWS, np.int32)
+        pointer = np.array([self._kept(self.logit_index)], np.int64)
+        return _Rows(x.address, x.stride, x.width, index=self._kept(pointer))
+
+    # --- pieces ------------------------------------------------------------------------------------------------------
+
+    def _multiply(self, out: _Rows, x: _Rows, matrix: PackedMatrix, bias: Array | None, *, add: bool) -> None:
+        for part in matrix.parts:
+            args = self._fields(linear.LINEAR_FIELDS)
+            strips, strip_bytes = part.data.shape
+            chunk = max(1, strips // (self.backend.threads * _CHUNKS_PER_THREAD))
+            values = [
+                (linear.WEIGHTS, _address(part.data)),
+                (linear.STRIPS, strips),
+                (linear.STRIP_BYTES, strip_bytes),
+                (linear.STRIPS_PER_CHUNK, chunk),
+                (linear.COLUMNS, matrix.columns),
+                (linear.ROWS, self.space),
+                (linear.OUT, out.address + 4 * part.first_row),
+                (linear.OUT_STRIDE, out.stride),
+                (linear.OUT_ROWS, part.rows),
+                (linear.ADD, int(add)),
+                *self._input(x, part.layout.is_float),
+            ]
+            for field, value in values:
+                args[field // 8] = value
+            count = np.array([-(-strips // chunk)], np.int64)
+            self.ops.append((linear.LINEAR[part.layout.name], args, self._kept(count)))
+        if bias is not None:
+            args = self._row_args(out, out)
+            args[elementwise.EXTRA // 8] = self._kept(bias)
+            self._each_row(elementwise.add_bias, args)
+
+    def _input(self, x: _Rows, as_float: bool) -> list[tuple[int, int]]:
+        if as_float:
+            return [(linear.X, x.address), (linear.X_STRIDE, x.stride)]
+        rounded = self._rounded(x)
+        return [
+            (linear.X, rounded.q8),
+            (linear.X_STRIDE, x.width),
+            (linear.SCALES, rounded.scales),
+            (linear.SUMS, rounded.sums),
+            (linear.HALF_SUMS, rounded.half_sums),
+            (linear.GROUP_STRIDE, x.width // 32 * 4),
+        ]
+
+    def _rounded(self, x: _Rows) -> _Rounded:
+        """x as int8: written by the kernel that makes x, or by one of its own."""
+        if x.rounded is None:
+            sizes = {"q8": 1, "scales": 4, "sums": 4, "half_sums": 4}
+            per_row = {"q8": x.width, "scales": x.width // 32, "sums": x.width // 32, "half_sums": x.width // 16}
+            place = {name: self._buffer(name, per_row[name] * size) for name, size in sizes.items()}
+            x.rounded = _Rounded(**place)
+            args = x.producer
+            if args is None:
+                args = self._row_args(x, x)
+                self._each_row(elementwise.quantise, args)
+            args[elementwise.Q8 // 8] = x.rounded.q8
+            args[elementwise.SCALES // 8] = x.rounded.scales
+            args[elementwise.SUMS // 8] = x.rounded.sums
+            args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums
+        return x.rounded
+
+    def _attention_args(self, qkv: _Rows, layer: int, shape: AttentionShape) -> NDArray[np.int64]:
+        args = self._fields(attention.ATTENTION_FIELDS)
+        for field, value in (
+            (attention.STEP, self.step.ctypes.data),
+            (attention.QKV, qkv.address),
+            (attention.QKV_STRIDE, qkv.stride),
+            (attention.HEADS, shape.heads),
+            (attention.KV_HEADS, shape.kv_heads),
+            (attention.HEAD_DIM, shape.head_dim),
+            (attention.SCALE, self._kept(np.array([shape.scale], np.float32))),
+            (attention.K, _address(self.cache.k) + layer * self.cache.layer_bytes),
+            (attention.V, _address(self.cache.v) + layer * self.cache.layer_bytes),
+            (attention.TASKS, self._tasks),
+            (attention.TASK_COUNT, self._task_count),
+        ):
+            args[field // 8] = value
+        return args
+
+    def _plan(self, shape: AttentionShape) -> None:
+        """The first operation that needs tasks comes after the one that lists them."""
+        tasks = shape.kv_heads * self.max_tasks
+        self._tasks = self._kept(np.zeros((tasks, 4), np.int32))
+        self._task_count = self._kept(np.zeros(1, np.int64))
+        args = self._fields(attention.ATTENTION_FIELDS)
+        args[attention.STEP // 8] = self.step.ctypes.data
+        args[attention.KV_HEADS // 8] = shape.kv_heads
+        args[attention.TASKS // 8], args[attention.TASK_COUNT // 8] = self._tasks, self._task_count
+        self.ops.append((attention.plan, args, self._kept(np.ones(1, np.int64))))
+
+    def _rope_table(self, rope: Rope) -> tuple[int, int, int]:
+        """cos and sin of every position (layout: attention.py), made once."""
+        if id(rope) not in self._tables:
+            angle = np.arange(self.max_positions)[:, None] * rope.inv_freq.astype(np.float64)
+            cos = (np.cos(angle) * rope.scale).astype(np.float32)
+            sin = (np.sin(angle) * rope.scale).astype(np.float32)
+            if not rope.neox:
+                cos = np.repeat(cos, 2, axis=1)
+                sin = np.stack([-sin, sin], axis=2).reshape(len(sin), -1)
+            self._tables[id(rope)] = (self._kept(cos), self._kept(sin), cos.shape[1])
+        return self._tables[id(rope)]
+
+    def _row_args(self, x: _Rows, out: _Rows) -> NDArray[np.int64]:
+        args = self._fields(elementwise.ROW_FIELDS)
+        args[:6] = self.space, x.address, x.stride, out.width, out.address, out.stride
+        return args
+
+    def _each_row(self, kernel: Lazy, args: NDArray[np.int64]) -> None:
+        self.ops.append((kernel, args, self.space + 16))
+
+    def _rows(self, role: str, width: int) -> _Rows:
+        stride = 4 * _padded(width)
+        return _Rows(self._buffer(role, stride), stride, width)
+
+    def _buffer(self, role: str, row_bytes: int) -> int:
+        """Workspace of one role, shared by all layers: what one layer leaves there the next may overwrite."""
+        key = (role, row_bytes)
+        if key not in self._buffers:
+            self._buffers[key] = self._kept(np.zeros(self.max_rows * row_bytes + _LINE, np.uint8))
+        return self._buffers[key]
+
+    def _fields(self, count: int) -> NDArray[np.int64]:
+        args = np.zeros(count, np.int64)
+        self.keep.append(args)
+        return args
+
+    def _kept(self, array: NDArray[np.generic]) -> int:
+        self.keep.append(array)
+        return _address(array)
+
+    def program(self) -> NDArray[np.int64]:
+        """What was recorded; compiles the kernels it uses."""
+        return program([(kernel.address, _address(args), count) for kernel, args, count in self.ops])
+
+
+class _Bound:
+    """A recorded network: the step header, the programs of the layers and of the head."""
+
+    def __init__(self, backend: CPUBackend, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> None:
+        self._pool, self._threads = backend.pool, backend.threads
+        self._step = np.zeros(attention.STEP_FIELDS, np.int64)
+        self._logit_space = np.zeros(3, np.int64)
+        body = _Recorder(backend, cache, self._step, _address(self._step), limits.max_rows)
+        body.max_positions = limits.max_pages_per_seq * PAGE_SIZE
+        body.max_tasks = limits.max_rows // attention.QUERY_BLOCK + limits.max_seqs
+        hidden = layers(body)
+        tail = _Recorder(backend, cache, self._step, _address(self._logit_space), LOGIT_ROWS)
+        logits = head(tail, hidden)
+        self._recorders = (body, tail)
+        self._index = tail.logit_index
+        self._logits = _view(logits, tail)
+        self._sampler = _Sampler(backend, self._logits, _address(self._logit_space))
+        self._layers, self._head = body.program(), tail.program()
+        self._head_and_sample = np.concatenate([self._head, self._sampler.program()])
+        self.last_logits: NDArray[np.float32] = self._logits[:0]
+
+    def layers(self, step: StepInput) -> None:
+        header, rows = self._step, len(step.token_ids)
+        self._set_rows(header, rows)
+        header[attention.SEQS // 8] = len(step.kv_len)
+        header[attention.TOKENS // 8] = _address(step.token_ids)
+        header[attention.POSITIONS // 8] = _address(step.positions)
+        header[attention.ROW_START // 8] = _address(step.row_start)
+        header[attention.KV_LEN // 8] = _address(step.kv_len)
+        header[attention.PAGE_TABLE // 8] = _address(step.page_table)
+        header[attention.PAGE_TABLE_STRIDE // 8] = step.page_table.strides[0]
+        self._pool.run(self._layers)
+
+    def logits(self, rows: IntArray) -> NDArray[np.float32]:
+        self._choose(rows)
+        self._pool.run(self._head)
+        return self.last_logits
+
+    def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
+        self._choose(rows)
+        self._sampler.set(how)
+        self._pool.run(self._head_and_sample)
+        return self._sampler.tokens[: len(rows)].copy()
+
+    def _choose(self, rows: IntArray) -> None:
+        self._index[: len(rows)] = rows
+        self._set_rows(self._logit_space, len(rows))
+        self.last_logits = self._logits[: len(rows)]
+
+    def _set_rows(self, space: NDArray[np.int64], rows: int) -> None:
+        per_chunk = max(1, rows // (self._threads * _CHUNKS_PER_THREAD))
+        space[:3] = rows, per_chunk, -(-rows // per_chunk)
+
+
+def _view(rows: _Rows, recorder: _Recorder) -> NDArray[np.float32]:
+    """The recorder's buffer that ``rows`` lie in, as [LOGIT_ROWS, width]."""
+    memory = next(array for array in recorder.keep if _address(array) == rows.address)
+    whole: NDArray[np.float32] = memory[: LOGIT_ROWS * rows.stride].view(np.float32).reshape(LOGIT_ROWS, -1)
+    return whole[:, : rows.width]
+
+
+class _Sampler:
+    """The last operation of the head: one token for each row of logits."""
+
+    def __init__(self, backend: CPUBackend, logits: NDArray[np.float32], space: int) -> None:
+        self.tokens = np.zeros(LOGIT_ROWS, np.int32)
+        self._temperature, self._top_p, self._min_p = (np.zeros(LOGIT_ROWS, np.float32) for _ in range(3))
+        self._top_k = np.zeros(LOGIT_ROWS, np.int32)
+        self._seed = np.zeros(LOGIT_ROWS, np.uint64)
+        self._sample, self._position = (np.zeros(LOGIT_ROWS, np.uint32) for _ in range(2))
+        self._banned_start = np.zeros(LOGIT_ROWS + 1, np.int32)
+        self._banned = np.zeros(1, np.int32)
+        self._banned_address = np.array([_address(self._banned)], np.int64)
+        vocab = logits.shape[1]
+        scratch = -(-sample.scratch_bytes(vocab) // _LINE) * _LINE
+        self._scratch = np.zeros(backend.threads * scratch + _LINE, np.uint8)
+        self._count = np.array([backend.threads], np.int64)
+        self._args = np.array(
+            [
+                space,
+                backend.threads,
+                _address(logits),
+                logits.strides[0],
+                vocab,
+                _address(self._temperature),
+                _address(self._top_k),
+                _address(self._top_p),
+                _address(self._min_p),
+                _address(self._seed),
+                _address(self._sample),
+                _address(self._position),
+                _address(self._banned_start),
+                _address(self._banned_address),
+                _address(self.tokens),
+                _address(self._scratch),
+                scratch,
+            ],
+            np.int64,
+        )
+
+    def set(self, how: SampleRows) -> None:
+        """Take over the rows' parameters."""
+        n = len(how.temperature)
+        self._temperature[:n], self._top_p[:n], self._min_p[:n] = how.temperature, how.top_p, how.min_p
+        self._top_k[:n], self._seed[:n] = how.top_k, how.seed
+        self._sample[:n], self._position[:n] = how.sample, how.position
+        if any(ids is not None for ids in how.banned):
+            ids = [np.zeros(0, np.int32) if b is None else b for b in how.banned]
+            self._banned = np.concatenate(ids).astype(np.int32)
+            self._banned_start[1 : n + 1] = np.cumsum([len(b) for b in ids])
+            self._banned_address[0] = _address(self._banned)
+        else:
+            self._banned_start[:] = 0
+
+    def program(self) -> NDArray[np.int64]:
+        """One operation: thread by thread, so that each has scratch memory of its own."""
+        return program([(sample.sample.address, _address(self._args), _address(self._count))])

@@ -1,0 +1,167 @@
+"""A program of kernels, run by a few threads: the one place where shoal is parallel on the CPU.
+
+A *program* is a table of operations. Each has a kernel, its arguments and a number of chunks; operation n + 1 starts when every
+chunk of operation n is done. Threads take chunks one at a time from a shared ticket, so a thread that the system has put to
+sleep holds up no more than the chunk it has in hand; nobody waits for a thread that has nothing.
+
+    ticket    | operation number, counted up for ever (32 bits) | chunks left (32 bits) |
+    operation | kernel address | arguments address | address of the number of chunks |
+
+Taking a chunk is a compare-and-swap of the whole ticket: it can only succeed while that operation is open, and while a chunk is
+out the operation cannot end, so what the table says about it is stable. Idle threads spin for a moment and then park in Python.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from shoal.kernels.cpu.jit import function, inline
+from shoal.kernels.cpu.simd import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    atomic_swap,
+    call_kernel,
+    compare_swap,
+    load_i64,
+    pause,
+)
+
+sched_yield = types.ExternalFunction("sched_yield", types.int32())
+
+OP_BYTES = 24
+# Offsets of the shared state, each in a cache line of its own.
+TICKET, DONE, PROGRAM, BASE, LENGTH, FINISHED, STOP, PARKED = (64 * i for i in range(8))
+_STATE_BYTES = 64 * 8
+_SPINS_PER_YIELD = 2000
+
+
+@inline
+def _open(state, number):
+    """Open operation ``number`` (or the first after it that has work); the program ends after its last one."""
+    base, length, program = load_i64(state + BASE), load_i64(state + LENGTH), load_i64(state + PROGRAM)
+    while number - base < length:
+        chunks = load_i64(load_i64(program + (number - base) * OP_BYTES + 16))
+        if chunks > 0:
+            atomic_store(state + DONE, 0)
+            atomic_store(state + TICKET, (number << 32) | chunks)
+            return
+        number += 1
+    atomic_store(state + TICKET, number << 32)
+    atomic_store(state + FINISHED, number)
+
+
+@inline
+def _take(state, ticket):
+    """Do one chunk of the operation the ticket shows, if nobody was faster; whether one was done."""
+    if not compare_swap(state + TICKET, ticket, ticket - 1):
+        return
+    number = ticket >> 32
+    op = load_i64(state + PROGRAM) + (number - load_i64(state + BASE)) * OP_BYTES
+    chunks = load_i64(load_i64(op + 16))
+    call_kernel(load_i64(op), load_i64(op + 8), chunks - (ticket & 0xFFFFFFFF))
+    if atomic_add(state + DONE, 1) + 1 == chunks:
+        _open(state, number + 1)
+
+
+@function(types.void(types.int64, types.int64, types.int64))
+def run_program(state, program, length):
+    """Run a program to its end, together with whichever workers are awake."""
+    base = (atomic_load(state + TICKET) >> 32) + 1
+    atomic_store(state + PROGRAM, program)
+    atomic_store(state + BASE, base)
+    atomic_store(state + LENGTH, length)
+    _open(state, base)
+    idle = 0
+    while atomic_load(state + FINISHED) != base + length:
+        ticket = atomic_load(state + TICKET)
+        if ticket & 0xFFFFFFFF:
+            _take(state, ticket)
+            idle = 0
+        else:
+            pause()
+            idle += 1
+            if idle % _SPINS_PER_YIELD == 0:
+                sched_yield()
+
+
+@function(types.void(types.int64, types.int64, types.int64))
+def work(state, parked, spins):
+    """A worker's turn: take chunks as they come; return once nothing came for ``spins`` looks, or at the end."""
+    idle = 0
+    while idle < spins and atomic_load(state + STOP) == 0:
+        ticket = atomic_load(state + TICKET)
+        if ticket & 0xFFFFFFFF:
+            _take(state, ticket)
+            idle = 0
+        else:
+            pause()
+            idle += 1
+            if idle % _SPINS_PER_YIELD == 0:
+                sched_yield()
+    atomic_store(parked, 1)
+
+
+@function(types.int64(types.int64))
+def wake(parked):
+    """Claim a parked worker: whether it was parked."""
+    return atomic_swap(parked, 0)
+
+
+class Pool:
+    """``threads`` threads in all: the caller's and threads - 1 workers."""
+
+    def __init__(self, threads: int, spins: int = 20_000) -> None:
+        self.threads = threads
+        self._memory: NDArray[np.int64] = np.zeros((_STATE_BYTES + 64 * (threads + 1)) // 8, np.int64)
+        self._state = -(-self._memory.ctypes.data // 64) * 64
+        self._memory[:] = 0
+        self._spins = spins
+        self._bells = [threading.Semaphore(0) for _ in range(threads - 1)]
+        self._closed = False
+        self._lock = threading.Lock()
+        for fn in (run_program, work, wake):
+            fn.get()
+        for i in range(threads - 1):
+            wake_flag = self._parked(i)
+            self._store(wake_flag, 1)
+            threading.Thread(target=self._worker, args=(i,), name=f"shoal-worker-{i}", daemon=True).start()
+
+    def run(self, program: NDArray[np.int64]) -> None:
+        """Run a program ([operations, 3]); returns when its last operation is done."""
+        with self._lock:
+            for i, bell in enumerate(self._bells):
+                if wake(self._parked(i)):
+                    bell.release()
+            run_program(self._state, program.ctypes.data, len(program))
+
+    def close(self) -> None:
+        """Let the workers end."""
+        with self._lock:
+            self._closed = True
+            self._store(self._state + STOP, 1)
+            for bell in self._bells:
+                bell.release()
+
+    def _worker(self, index: int) -> None:
+        bell = self._bells[index]
+        while True:
+            bell.acquire()
+            if self._closed:
+                return
+            work(self._state, self._parked(index), self._spins)
+
+    def _parked(self, index: int) -> int:
+        return self._state + PARKED + 64 * index
+
+    def _store(self, address: int, value: int) -> None:
+        self._memory[(address - self._memory.ctypes.data) // 8] = value
+
+
+def program(ops: list[tuple[int, int, int]]) -> NDArray[np.int64]:
+    """A program from (kernel address, arguments address, address of the number of chunks)."""
+    return np.array(ops, np.int64).reshape(len(ops), 3)

@@ -1,0 +1,265 @@
+"""The specification: every operation in obvious NumPy, and a whole backend made of them.
+
+Other backends are tested against the functions here. ``linear`` is float arithmetic on exactly dequantised weights;
+``linear_q8`` is the twin of the integer kernels: activations rounded to int8 with one scale per 32 values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.gguf.quants import DEQUANTISABLE, QuantFormat, dequantise
+from shoal.kernels.base import (
+    PAGE_SIZE,
+    AttentionShape,
+    BoundNetwork,
+    Head,
+    IntArray,
+    Layers,
+    RawTensor,
+    Rope,
+    SampleRows,
+    StepInput,
+    StepLimits,
+)
+
+F32 = NDArray[np.float32]
+GROUP = 32  # values that share an activation scale
+_FLOAT_FORMATS = frozenset({"F32", "F16", "BF16"})
+_ROW_BLOCK = (
+    16  # rows of one matrix product: always this many, so that a row's bits do not depend on how many there are
+)
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """x [rows, n] / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True) + eps)
+    return (x * scale * weight).astype(np.float32)
+
+
+def linear(x: F32, weight: F32) -> F32:
+    """x [rows, k] @ weight [n, k].T in float32: [rows, n]."""
+    rows = len(x)
+    padded = np.zeros((-(-rows // _ROW_BLOCK) * _ROW_BLOCK, x.shape[1]), np.float32)
+    padded[:rows] = x
+    blocks = [padded[i : i + _ROW_BLOCK] @ weight.T for i in range(0, len(padded), _ROW_BLOCK)]
+    return np.concatenate(blocks)[:rows]
+
+
+def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
+    """Activations [rows, k] as int8 [rows, k] in +-127 and one scale per 32 values [rows, k / 32]: x ~ int8 * scale."""
+    groups = x.reshape(len(x), -1, GROUP)
+    largest = np.abs(groups).max(axis=2)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+    q = np.rint(groups * inverse[:, :, None]).astype(np.int8)
+    return q.reshape(x.shape), (largest * np.float32(1 / 127)).astype(np.float32)
+
+
+def linear_q8(x: F32, weight: F32) -> F32:
+    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights."""
+    q, scale = quantise_q8(x)
+    rounded = q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)
+    product: NDArray[np.float64] = rounded.reshape(x.shape) @ weight.T.astype(np.float64)
+    return product.astype(np.float32)
+
+
+def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
+    """Turn [rows, heads, head_dim] by position (Su et al. 2021)."""
+    pairs = len(rope.inv_freq)
+    angle = positions[:, None].astype(np.float64) * rope.inv_freq.astype(np.float64)
+    cos = (np.cos(angle) * rope.scale).astype(np.float32)[:, None, :]
+    sin = (np.sin(angle) * rope.scale).astype(np.float32)[:, None, :]
+    first = slice(0, pairs) if rope.neox else slice(0, 2 * pairs, 2)
+    second = slice(pairs, 2 * pairs) if rope.neox else slice(1, 2 * pairs, 2)
+    out = heads.copy()
+    a, b = heads[..., first], heads[..., second]
+    out[..., first] = a * cos - b * sin
+    out[..., second] = a * sin + b * cos
+    return out
+
+
+def attend(q: F32, k: F32, v: F32, positions: IntArray, scale: float) -> F32:
+    """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [kv_len, kv_heads, d] -> [rows, heads, d]."""
+    group = q.shape[1] // k.shape[1]
+    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = np.einsum("rhd,phd->rhp", q, keys) * np.float32(scale)
+    hidden = np.arange(len(k))[None, :] > positions[:, None]
+    scores = np.where(hidden[:, None, :], -np.inf, scores)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    return np.einsum("rhp,phd->rhd", weights, values).astype(np.float32)
+
+
+def swiglu(gate_up: F32) -> F32:
+    """silu(gate) * up of [rows, 2n] (Shazeer 2020): [rows, n]."""
+    gate, up = np.split(gate_up, 2, axis=1)
+    with np.errstate(over="ignore"):
+        return (gate / (1.0 + np.exp(-gate)) * up).astype(np.float32)
+
+
+def philox(seed: int, sample: int, position: int) -> float:
+    """A number in [0, 1) that depends on these three alone: Philox4x32-10 (Salmon et al. 2011), key = seed."""
+    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
+    counter = [position & 0xFFFFFFFF, sample & 0xFFFFFFFF, 0, 0]
+    for _ in range(10):
+        high = 0xD2511F53 * counter[0]
+        low = 0xCD9E8D57 * counter[2]
+        counter = [
+            (low >> 32) ^ counter[1] ^ key[0],
+            low & 0xFFFFFFFF,
+            (high >> 32) ^ counter[3] ^ key[1],
+            high & 0xFFFFFFFF,
+        ]
+        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return float((counter[0] << 32 | counter[1]) >> 11) * 2.0**-53
+
+
+def sample_row(logits: F32, how: SampleRows, row: int) -> int:
+    """One token from logits [vocab]: temperature, then min_p, top_k and top_p as in vLLM; ties go to the lowest id.
+
+    -1 where a logit is NaN or the best is infinite (also: no token is left).
+    """
+    scores = logits.astype(np.float32)
+    banned = how.banned[row]
+    if banned is not None:
+        scores[banned] = -np.inf
+    best = float(scores.max())
+    if not np.isfinite(best):
+        return -1
+    if how.temperature[row] == 0:
+        return int(np.argmax(scores))
+    weights = np.exp((scores - np.float32(best)) / how.temperature[row]).astype(np.float64)
+    kept = np.flatnonzero(weights >= max(how.min_p[row], np.float32(1e-38)))
+    if how.top_k[row] > 0 or how.top_p[row] < 1:
+        kept = kept[np.lexsort((kept, -weights[kept]))]  # best first; otherwise in id order
+    if how.top_k[row] > 0:
+        kept = kept[: how.top_k[row]]
+    mass = np.cumsum(weights[kept])
+    if how.top_p[row] < 1:
+        kept = kept[: int(np.searchsorted(mass, float(how.top_p[row]) * mass[-1])) + 1]
+        mass = mass[: len(kept)]
+    draw = philox(int(how.seed[row]), int(how.sample[row]), int(how.position[row])) * mass[-1]
+    return int(kept[min(int(np.searchsorted(mass, draw, side="right")), len(kept) - 1)])
+
+
+# --- the backend -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Cache:
+    """K and V pages of all layers: [layers, pages * PAGE_SIZE, kv_heads, head_dim]."""
+
+    k: NDArray[Any]
+    v: NDArray[Any]
+
+
+class ReferenceBackend:
+    """The whole model in NumPy, float arithmetic throughout. Slow, and right."""
+
+    name = "reference"
+
+    def describe(self) -> str:
+        """One line for people."""
+        return "reference: NumPy, float32, one step after another (slow; for comparison)"
+
+    def supports(self, format: QuantFormat) -> bool:
+        """Whatever can be dequantised."""
+        return format.name in DEQUANTISABLE
+
+    def matrix(self, parts: Sequence[RawTensor]) -> F32:
+        """Dequantised float32 [rows, columns]."""
+        return np.concatenate([dequantise(part.format, part.data) for part in parts])
+
+    def vector(self, tensor: RawTensor) -> F32:
+        """Dequantised float32 [n]."""
+        return dequantise(tensor.format, tensor.data).copy()
+
+    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
+        """Zeroed pages."""
+        size = (layers, pages * PAGE_SIZE, shape.kv_heads, shape.head_dim)
+        kind = np.float16 if dtype == "f16" else np.float32
+        return _Cache(np.zeros(size, kind), np.zeros(size, kind))
+
+    def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
+        """Run the network anew each step."""
+        return _Bound(layers, head, cache)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+class _Bound:
+    """The Ops of one network; also what runs it."""
+
+    def __init__(self, layers: Layers, head: Head, cache: _Cache) -> None:
+        self._layers, self._head, self._cache = layers, head, cache
+        self._hidden: F32 = np.zeros((0, 0), np.float32)
+        self._rows: IntArray = np.zeros(0, np.int32)
+        self.last_logits: F32 = np.zeros((0, 0), np.float32)
+
+    def layers(self, step: StepInput) -> None:
+        self._step = step
+        self._slots = _slots(step)
+        self._hidden = self._layers(self)
+
+    def logits(self, rows: IntArray) -> F32:
+        self._rows = rows
+        self.last_logits = self._head(self, self._hidden)
+        return self.last_logits
+
+    def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
+        logits = self.logits(rows)
+        return np.array([sample_row(logits[i], how, i) for i in range(len(rows))], np.int32)
+
+    def embed(self, table: F32) -> F32:
+        return table[self._step.token_ids]
+
+    def norm(self, x: F32, weight: F32, eps: float) -> F32:
+        return rms_norm(x, weight, eps)
+
+    def linear(self, x: F32, matrix: F32, bias: F32 | None = None) -> F32:
+        return linear(x, matrix) if bias is None else linear(x, matrix) + bias
+
+    def linear_add(self, residual: F32, x: F32, matrix: F32, bias: F32 | None = None) -> None:
+        residual += self.linear(x, matrix, bias)
+
+    def rope_store(self, qkv: F32, layer: int, shape: AttentionShape, rope: Rope) -> F32:
+        heads = qkv.reshape(len(qkv), shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+        slots = np.concatenate([s[-n:] for s, n in zip(self._slots, np.diff(self._step.row_start), strict=True)])
+        with np.errstate(over="ignore"):
+            self._cache.k[layer, slots] = rotate(k, self._step.positions, rope)
+            self._cache.v[layer, slots] = v
+        return rotate(q, self._step.positions, rope)
+
+    def attention(self, q: F32, layer: int, shape: AttentionShape) -> F32:
+        out = np.empty_like(q)
+        for slots, start, stop in zip(self._slots, self._step.row_start, self._step.row_start[1:], strict=False):
+            k = self._cache.k[layer, slots].astype(np.float32)
+            v = self._cache.v[layer, slots].astype(np.float32)
+            out[start:stop] = attend(q[start:stop], k, v, self._step.positions[start:stop], shape.scale)
+        return out.reshape(len(q), -1)
+
+    def swiglu(self, gate_up: F32) -> F32:
+        return swiglu(gate_up)
+
+    def logit_rows(self, x: F32) -> F32:
+        return x[self._rows]
+
+
+def _slots(step: StepInput) -> list[NDArray[np.int64]]:
+    """For each sequence, where its positions 0 ... kv_len - 1 lie in the cache."""
+    slots = []
+    for pages, length in zip(step.page_table, step.kv_len, strict=False):
+        positions = np.arange(length)
+        slots.append(pages[positions // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + positions % PAGE_SIZE)
+    return slots
