@@ -1,0 +1,273 @@
+"""The engine: add, abort, step, close. Token ids in, token ids out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+
+from shoal.engine.page_pool import PagePool
+from shoal.engine.runner import ModelRunner
+from shoal.engine.sampler import Sampler
+from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
+from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.errors import EngineError, MemoryLimitError, ParameterError, RequestError
+from shoal.kernels.base import PAGE_SIZE, Backend, StepLimits
+from shoal.models.config import ModelConfig
+from shoal.models.weights import Model
+from shoal.params import EngineConfig, parse_size
+
+__all__ = [
+    "Engine",
+    "EngineStats",
+    "FinishReason",
+    "MemoryPlan",
+    "Metrics",
+    "Output",
+    "Request",
+    "TokenLogprobs",
+    "plan_memory",
+]
+
+DEFAULT_MAX_MODEL_LEN = 8192
+DEFAULT_KV_MEMORY = 1 << 30
+DEFAULT_KV_SHARE = 0.4  # of the memory available
+_KV_BYTES = {"f16": 2, "f32": 4}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What an engine takes. ``max_model_len`` and ``num_tokens`` (all pages together) in tokens, the rest as named."""
+
+    weights_bytes: int
+    kv_bytes_per_token: int
+    max_model_len: int
+    num_pages: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all pages together hold."""
+        return self.num_pages * PAGE_SIZE
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.num_tokens * self.kv_bytes_per_token
+
+    @property
+    def num_full_length_seqs(self) -> int:
+        """How many sequences of ``max_model_len`` fit at once; 0 if not even one does."""
+        return self.num_pages // _pages_for(self.max_model_len)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed."""
+
+    running: int
+    waiting: int
+    free_pages: int
+    num_pages: int
+    steps: int
+    preemptions: int
+    prompt_tokens: int
+    generation_tokens: int
+
+
+def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig) -> MemoryPlan:
+    """How long sequences may be and how many KV pages there will be, given the memory available now.
+
+    Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
+    sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
+    bytes, ParameterError for a ``max_model_len`` that the model does not have.
+    """
+    longest = _max_model_len(model, config)
+    token_bytes = 2 * model.n_layers * model.n_kv_heads * model.head_dim * _KV_BYTES[config.kv_cache_dtype]
+    page_bytes = token_bytes * PAGE_SIZE
+    budget = _kv_budget(config, page_bytes, _pages_for(longest) * page_bytes)
+    return MemoryPlan(weights_bytes, token_bytes, longest, budget // page_bytes)
+
+
+def _max_model_len(model: ModelConfig, config: EngineConfig) -> int:
+    if config.max_model_len is None:
+        return min(model.context_length, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model.context_length:
+        raise ParameterError(
+            "max_model_len", config.max_model_len, f"at most the model's context {model.context_length}"
+        )
+    return config.max_model_len
+
+
+def _kv_budget(config: EngineConfig, page_bytes: int, seq_bytes: int) -> int:
+    """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
+    available = psutil.virtual_memory().available
+    of_use = seq_bytes * config.max_num_seqs
+    if config.kv_cache_memory is None:
+        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(available * DEFAULT_KV_SHARE))
+        if budget < seq_bytes:
+            raise MemoryLimitError(
+                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {available} bytes of memory are"
+                f" available, of which {budget} may be used: lower max_model_len or set kv_cache_memory"
+            )
+        return budget
+    budget = parse_size("kv_cache_memory", config.kv_cache_memory)
+    if budget < page_bytes:
+        raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
+    needed = min(budget, of_use)
+    if needed > available:
+        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {available} bytes are available")
+    return needed
+
+
+def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
+    return SchedulerLimits(
+        max_model_len=plan.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        page_size=PAGE_SIZE,
+    )
+
+
+def _step_limits(plan: MemoryPlan, config: EngineConfig) -> StepLimits:
+    return StepLimits(
+        max_rows=config.max_num_batched_tokens,
+        max_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
+        max_pages_per_seq=_pages_for(plan.max_model_len),
+    )
+
+
+def _pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE_SIZE)
+
+
+class Engine:
+    """Many requests, one step at a time. Not thread-safe: one thread owns it.
+
+    ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
+    ``clock`` gives the seconds of ``Metrics``. ``check_every_step`` asserts after each call that pages and sequences
+    fit together. Raises as ``plan_memory``.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        config: EngineConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        check_every_step: bool = False,
+    ) -> None:
+        self.memory_plan = plan = plan_memory(model.config, model.nbytes, config)
+        self.max_model_len = plan.max_model_len
+        self.num_pages = plan.num_pages
+        self._clock = clock
+        self._check_every_step = check_every_step
+        self._vocab_size = model.config.vocab_size
+        self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
+        self._aborted: list[Output] = []
+        self._steps = 0
+        self._scheduler = Scheduler(PagePool(plan.num_pages), _scheduler_limits(plan, config))
+        limits = _step_limits(plan, config)
+        runner = ModelRunner(model, backend, plan.num_pages, config.kv_cache_dtype, limits)
+        self._compute: tuple[ModelRunner, Sampler] | None = (
+            runner,
+            Sampler(runner.network, self._vocab_size, limits.max_seqs),
+        )
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``step`` has anything left to do or to report."""
+        return bool(self._sequences)
+
+    def add(self, request: Request) -> None:
+        """Put a request in line; its first Output comes from a later ``step``.
+
+        Raises RequestError, naming the numbers, for an id that is in use, an empty prompt, a token that the model does
+        not have, and a request that can never fit into ``max_model_len`` or the page pool.
+        """
+        if self._compute is None:
+            raise EngineError("the engine is closed")
+        if request.request_id in self._sequences:
+            raise RequestError(f"request_id {request.request_id!r} is in use", "request_id")
+        for token in request.prompt_token_ids:
+            if type(token) is not int or not 0 <= token < self._vocab_size:
+                known = f"the vocabulary ends at {self._vocab_size - 1}"
+                raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
+        self._sequences[request.request_id] = self._scheduler.add(request, self._clock())
+
+    def abort(self, request_id: str) -> bool:
+        """End a request and free its pages at once. The next ``step`` reports it as finished ("abort").
+
+        False if there is no such request, or it has already ended.
+        """
+        seq = self._sequences.get(request_id)
+        if seq is None or seq.status is Status.FINISHED:
+            return False
+        self._aborted.append(self._scheduler.abort(seq, self._clock()))
+        self._check()
+        return True
+
+    def step(self) -> list[Output]:
+        """Compute one step: an Output for each request that got something from it, or ended since the last one.
+
+        A step that raises ends the requests it was computing with finish_reason "error"; the others go on. A step that
+        is interrupted (KeyboardInterrupt) is computed again by the next call.
+        """
+        batch = self._scheduler.schedule()
+        outputs = self._run(batch) if batch.sequences else []
+        outputs = self._aborted + outputs
+        self._aborted = []
+        for output in outputs:
+            if output.finished:
+                del self._sequences[output.request_id]
+        self._check()
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands now."""
+        scheduler = self._scheduler
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            free_pages=scheduler.pool.num_free,
+            num_pages=self.num_pages,
+            steps=self._steps,
+            preemptions=scheduler.counters.preemptions,
+            prompt_tokens=scheduler.counters.prompt_tokens,
+            generation_tokens=scheduler.counters.generation_tokens,
+        )
+
+    def close(self) -> None:
+        """Drop all requests and let go of the KV memory. Only ``stats`` and ``close`` are of use afterwards."""
+        for request_id in list(self._sequences):
+            self.abort(request_id)
+        self._sequences.clear()
+        self._aborted.clear()
+        self._compute = None
+
+    def _run(self, batch: StepBatch) -> list[Output]:
+        self._steps += 1
+        try:
+            result = self._result(batch)
+        except (
+            Exception
+        ) as error:  # whatever the arithmetic raises is the fate of this step's requests, not the engine's
+            _log.exception("a step of %d rows failed", batch.num_rows)
+            return self._scheduler.fail(batch, f"{type(error).__name__}: {error}", self._clock())
+        return self._scheduler.commit(batch, result, self._clock())
+
+    def _result(self, batch: StepBatch) -> StepResult:
+        assert self._compute is not None, "a closed engine has no sequences"
+        runner, sampler = self._compute
+        runner.forward(batch)
+        tokens, logprobs = sampler.sample(batch.sampling)
+        return StepResult(tokens, logprobs, [runner.logits(seq) for seq in batch.scoring])
+
+    def _check(self) -> None:
+        if self._check_every_step:
+            self._scheduler.check()

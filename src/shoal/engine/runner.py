@@ -1,0 +1,42 @@
+"""ModelRunner: step arrays + weights + KV pages -> hidden states and logits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.engine.scheduler import StepBatch
+from shoal.engine.sequence import Sequence
+from shoal.engine.step import StepArrays
+from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, StepLimits
+from shoal.models.transformer import run_head, run_layers
+from shoal.models.weights import Model
+
+
+class ModelRunner:
+    """One network, bound to ``num_pages`` pages of KV memory of its own and to buffers for the largest step."""
+
+    def __init__(self, model: Model, backend: Backend, num_pages: int, kv_dtype: str, limits: StepLimits) -> None:
+        cache = backend.kv_cache(len(model.layers), num_pages, model.shape, kv_dtype)
+        self.network: BoundNetwork = backend.bind(
+            lambda ops: run_layers(ops, model),
+            lambda ops, x: run_head(ops, model, x),
+            cache,
+            limits,
+        )
+        self._arrays = StepArrays(limits)
+        self._vocab_size = model.config.vocab_size
+
+    def forward(self, batch: StepBatch) -> None:
+        """Run all layers over the batch. Its hidden states stay for ``logits`` and the sampler."""
+        self.network.layers(self._arrays.fill(batch))
+
+    def logits(self, seq: Sequence) -> NDArray[np.float32]:
+        """Logits [rows, vocab] of those positions of this step that were not reported before; the caller's to keep."""
+        stop = seq.first_row + seq.num_scheduled
+        start = stop - seq.num_unscored
+        out = np.empty((stop - start, self._vocab_size), np.float32)
+        for first in range(start, stop, LOGIT_ROWS):
+            last = min(first + LOGIT_ROWS, stop)
+            out[first - start : last - start] = self.network.logits(np.arange(first, last, dtype=np.int32))
+        return out

@@ -1,0 +1,62 @@
+"""The sampler: a token for each sequence whose last known token was computed, and its log-probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.engine.sequence import Sequence, TokenLogprobs
+from shoal.engine.step import SampleArrays
+from shoal.kernels.base import LOGIT_ROWS, BoundNetwork
+
+
+class Sampler:
+    """Chooses tokens from the hidden states that ``network`` holds after a step."""
+
+    def __init__(self, network: BoundNetwork, vocab_size: int, max_seqs: int) -> None:
+        self._network = network
+        self._arrays = SampleArrays(max_seqs, vocab_size)
+
+    def sample(self, sequences: list[Sequence]) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """For each sequence its next token (-1: its logits hold NaN or leave none) and what ``logprobs`` asks for."""
+        tokens: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        self._arrays.fill(sequences)
+        for start in range(0, len(sequences), LOGIT_ROWS):
+            block = sequences[start : start + LOGIT_ROWS]
+            chosen: list[int] = self._network.sample(*self._arrays.block(start, start + len(block))).tolist()
+            tokens += chosen
+            logprobs += self._report(block, chosen)
+        return tokens, logprobs
+
+    def _report(self, sequences: list[Sequence], tokens: list[int]) -> list[TokenLogprobs | None]:
+        """The log-probabilities of a block's tokens, where wanted; each from its own row alone."""
+        wanted = [seq.request.params.logprobs for seq in sequences]
+        if not any(count is not None for count in wanted):
+            return [None] * len(sequences)
+        logits = self._network.last_logits
+        return [
+            None if count is None or token < 0 else token_logprobs(logits[row], token, count)
+            for row, (token, count) in enumerate(zip(tokens, wanted, strict=True))
+        ]
+
+
+def token_logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
+    """log_softmax of raw logits [vocab] at ``token`` and at the ``count`` best ids (ties to the lowest), in float64."""
+    scores = logits.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # +inf makes NaN of every value: no reason to fail the whole step
+        scores -= scores.max()
+        scores -= np.log(np.exp(scores).sum())
+    top = tuple((int(best), float(scores[best])) for best in _best_ids(logits, count))
+    rank = int(np.count_nonzero(logits >= logits[token]))
+    return TokenLogprobs(token, float(scores[token]), rank, top)
+
+
+def _best_ids(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Ids of the ``count`` highest logits, best first, ties to the lowest id."""
+    count = min(count, len(logits))
+    if count == 0:
+        return np.empty(0, np.intp)
+    least = np.partition(logits, len(logits) - count)[len(logits) - count]
+    ids = np.flatnonzero(logits >= least)
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]

@@ -1,0 +1,404 @@
+"""The engine on the toy backend: every token depends on all tokens before it, as they lie in the pages."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.engine.engine import Request
+from shoal.errors import EngineError, RequestError
+from shoal.kernels.base import LOGIT_ROWS, StepInput
+from shoal.params import SamplingParams
+from tests.engine.toy import (
+    NAN_TOKEN,
+    VOCAB,
+    Result,
+    ToyBackend,
+    collect,
+    drain,
+    greedy,
+    mixed_requests,
+    run,
+    solo,
+    tokens,
+    toy_engine,
+)
+
+
+def params(**fields: object) -> SamplingParams:
+    return SamplingParams(**{"temperature": 0, "max_tokens": 8, **fields})  # type: ignore[arg-type]
+
+
+# --- batch equals solo
+
+
+@pytest.mark.parametrize("budget", [1, 16, 64, 512])
+@pytest.mark.parametrize("pages", [8, 1000])
+def test_batch_equals_solo(budget: int, pages: int) -> None:
+    rng = np.random.default_rng(budget)
+    requests = mixed_requests(40, rng)
+    requests += [greedy(f"len{n}", range(n)) for n in (7, 17, 33)]
+    alone = solo(requests)
+    rng.shuffle(requests)
+    engine = toy_engine(pages=pages, budget=budget)
+    assert tokens(run(engine, requests)) == alone
+    assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), budget=st.integers(1, 40), pages=st.integers(8, 20), seqs=st.integers(1, 8))
+def test_requests_that_join_and_leave_at_any_time_do_not_change_each_other(
+    data: st.DataObject, budget: int, pages: int, seqs: int
+) -> None:
+    requests = mixed_requests(12, np.random.default_rng(data.draw(st.integers(0, 5))))
+    aborted = data.draw(st.sets(st.sampled_from(requests), max_size=3))
+    engine = toy_engine(budget=budget, pages=pages, seqs=seqs)
+    results: dict[str, Result] = {}
+    for request in requests:
+        engine.add(request)
+        for _ in range(data.draw(st.integers(0, 3))):
+            collect(engine.step(), results)
+    for request in aborted:
+        engine.abort(request.request_id)
+    drain(engine, results)
+    alone = solo(requests)
+    for request in requests:
+        result, expected = results[request.request_id], alone[request.request_id]
+        if result.end[0] == "abort":
+            assert request in aborted
+            assert result.token_ids == expected[: len(result.token_ids)]
+        else:
+            assert result.token_ids == expected
+
+
+def test_a_thousand_requests_on_eight_pages() -> None:
+    requests = mixed_requests(1000, np.random.default_rng(1), longest_prompt=60)
+    engine = toy_engine(pages=8)
+    assert tokens(run(engine, requests)) == solo(requests)
+    assert engine.stats().preemptions > 0
+    assert engine.stats().prompt_tokens == sum(len(r.prompt_token_ids) for r in requests)
+
+
+def test_one_sequence_and_many_take_the_same_path() -> None:
+    alone, together = ToyBackend(), ToyBackend()
+    run(toy_engine(backend=alone), [greedy("a", [1, 2, 3])])
+    run(toy_engine(backend=together), [greedy("a", [1, 2, 3]), greedy("b", [4])])
+    assert alone.calls == together.calls == ["layers", "sample"] * 8
+    for one, two in zip(alone.steps, together.steps, strict=True):
+        for name in ("token_ids", "positions"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(two, name)[: two.row_start[1]])
+        assert one.kv_len[0] == two.kv_len[0]
+
+
+def test_the_last_prompt_token_enters_the_cache_once() -> None:
+    backend = ToyBackend()
+    results = run(toy_engine(backend=backend, budget=4), [greedy("a", [5, 6, 7, 8, 9], 3)])
+    computed = [(p, t) for step in backend.steps for p, t in zip(step.positions, step.token_ids, strict=True)]
+    known = [5, 6, 7, 8, 9, *results["a"].token_ids]
+    assert computed == list(enumerate(known[:-1]))
+
+
+def test_more_rows_than_the_head_takes_at_once() -> None:
+    requests = [greedy(f"r{i}", [i % 50, i // 50], 3) for i in range(LOGIT_ROWS * 2 + 5)]
+    backend = ToyBackend()
+    engine = toy_engine(backend=backend, seqs=200)
+    assert tokens(run(engine, requests)) == solo(requests)
+    assert backend.calls == ["layers", "sample", "sample", "sample"] * 3
+
+
+# --- how a sequence ends
+
+
+def test_a_stop_token_ends_the_sequence_and_is_not_emitted() -> None:
+    free = solo([greedy("r", [1, 2, 3], 20)])["r"]
+    stop = free[5]
+    request = Request("r", (1, 2, 3), params(max_tokens=20, stop_token_ids=[stop]))
+    result = run(toy_engine(), [request])["r"]
+    assert result.token_ids == free[: free.index(stop)]
+    assert result.end == ("stop", stop)
+
+
+def test_an_end_of_generation_token_has_no_stop_reason() -> None:
+    free = solo([greedy("r", [1, 2, 3], 20)])["r"]
+    request = Request("r", (1, 2, 3), params(max_tokens=20), eos_ids=frozenset({free[4]}))
+    result = run(toy_engine(), [request])["r"]
+    assert result.token_ids == free[: free.index(free[4])]
+    assert result.end == ("stop", None)
+
+
+def test_ignore_eos_goes_on() -> None:
+    free = solo([greedy("r", [1, 2, 3], 20)])["r"]
+    request = Request("r", (1, 2, 3), params(max_tokens=20, ignore_eos=True), eos_ids=frozenset({free[4]}))
+    result = run(toy_engine(), [request])["r"]
+    assert (result.token_ids, result.end) == (free, ("length", None))
+
+
+def test_min_tokens_bans_what_would_stop() -> None:
+    free = solo([greedy("r", [1, 2, 3], 20)])["r"]
+    request = Request(
+        "r",
+        (1, 2, 3),
+        params(max_tokens=20, min_tokens=6, stop_token_ids=[free[2], 10**6]),
+        eos_ids=frozenset({free[0]}),
+    )
+    result = run(toy_engine(), [request])["r"]
+    assert len(result.token_ids) >= 6
+    assert not {free[0], free[2]} & set(result.token_ids)
+    assert solo([replace(request, params=params(max_tokens=20))])["r"] == []
+
+
+def test_rows_that_stop_leave_the_batch_at_once() -> None:
+    backend = ToyBackend()
+    engine = toy_engine(backend=backend)
+    results = run(engine, [greedy(f"r{n}", [n], n) for n in range(1, 6)])
+    assert [len(step.kv_len) for step in backend.steps] == [5, 4, 3, 2, 1]
+    assert {len(result.token_ids) for result in results.values()} == {1, 2, 3, 4, 5}
+
+
+def test_max_model_len_ends_the_output() -> None:
+    result = run(toy_engine(longest=20), [greedy("r", range(15), 100)])["r"]
+    assert (len(result.token_ids), result.end) == (5, ("length", None))
+
+
+# --- what goes wrong
+
+
+def test_nan_logits_fail_their_own_request() -> None:
+    others = [greedy("a", [1, 2]), greedy("b", [3])]
+    bad = greedy("bad", [4, NAN_TOKEN])
+    results = run(toy_engine(), [others[0], bad, others[1]])
+    assert results["bad"].end == ("error", None)
+    assert "position 1 hold NaN" in results["bad"].error
+    del results["bad"]
+    assert tokens(results) == solo(others)
+
+
+def test_nothing_left_to_choose_fails_the_request() -> None:
+    request = Request("r", (1,), params(min_tokens=1), eos_ids=frozenset(range(VOCAB)))
+    assert run(toy_engine(), [request])["r"].end == ("error", None)
+
+
+def test_an_exception_in_a_step_fails_the_requests_of_that_step_only(caplog: pytest.LogCaptureFixture) -> None:
+    def break_down(step: StepInput) -> None:
+        if 13 in step.token_ids:
+            raise FloatingPointError("unlucky")
+
+    engine = toy_engine(backend=ToyBackend(before_step=break_down), budget=4)
+    later = greedy("later", [1, 2, 3])
+    results = run(engine, [greedy("first", [13, 2]), greedy("second", [3, 4]), later])
+    for name in ("first", "second"):
+        assert results[name].end == ("error", None)
+        assert results[name].error == "FloatingPointError: unlucky"
+    assert results["later"].token_ids == solo([later])["later"]
+    assert "a step of 4 rows failed" in caplog.text
+
+
+def test_an_interrupted_step_is_computed_again() -> None:
+    countdown = itertools.count(5, -1)
+
+    def interrupt(step: StepInput) -> None:
+        if next(countdown) == 0:
+            raise KeyboardInterrupt
+
+    requests = mixed_requests(6, np.random.default_rng(3))
+    engine = toy_engine(backend=ToyBackend(before_step=interrupt), budget=30)
+    for request in requests:
+        engine.add(request)
+    results: dict[str, Result] = {}
+    with pytest.raises(KeyboardInterrupt):
+        drain(engine, results)
+    drain(engine, results)
+    assert tokens(results) == solo(requests)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (greedy("bad", []), "the prompt is empty"),
+        (greedy("bad", [1, VOCAB]), "the prompt holds token id 61; the vocabulary ends at 60"),
+        (greedy("bad", [-1]), "the prompt holds token id -1"),
+        (greedy("bad", [1.0]), "the prompt holds token id 1.0"),  # type: ignore[list-item]
+        (greedy("bad", [1] * 512), "the prompt has 512 tokens; max_model_len 512 leaves it 511"),
+        (greedy("bad", [1] * 100, 50), "needs KV memory for 149 tokens; the whole pool holds 128"),
+        (greedy("good", [1]), "request_id 'good' is in use"),
+    ],
+)
+def test_a_refused_request_harms_no_one(request_: Request, message: str) -> None:
+    engine = toy_engine(pages=8)
+    good = greedy("good", [1, 2, 3])
+    engine.add(good)
+    with pytest.raises(RequestError, match=message):
+        engine.add(request_)
+    assert tokens(run(engine)) == solo([good])
+
+
+# --- abort
+
+
+def test_two_thousand_aborts() -> None:
+    rng = np.random.default_rng(2)
+    requests = mixed_requests(2000, rng, longest_prompt=40)
+    engine = toy_engine(pages=20, seqs=16, budget=64)
+    results: dict[str, Result] = {}
+    for request in requests:
+        engine.add(request)
+        if rng.random() < 0.3:
+            collect(engine.step(), results)
+        victim = requests[int(rng.integers(0, len(requests)))].request_id
+        if engine.abort(victim):
+            assert not engine.abort(victim)
+    for request in requests[::3]:
+        engine.abort(request.request_id)
+    drain(engine, results)
+    assert engine.stats().free_pages == engine.num_pages
+    assert len(results) == 2000
+    assert sum(result.end[0] == "abort" for result in results.values()) > 600
+
+
+def test_abort_frees_pages_at_once_and_is_reported_by_the_next_step() -> None:
+    engine = toy_engine()
+    engine.add(greedy("running", range(40)))
+    engine.step()
+    engine.add(greedy("waiting", range(40)))
+    assert engine.abort("waiting")
+    assert engine.abort("running")
+    assert engine.stats().free_pages == engine.num_pages
+    assert engine.has_work
+    with pytest.raises(RequestError, match="in use"):
+        engine.add(greedy("running", [1]))
+    assert [(o.request_id, o.finish_reason) for o in engine.step()] == [("waiting", "abort"), ("running", "abort")]
+    assert not engine.has_work
+    assert engine.step() == []
+    assert len(run(engine, [greedy("running", [1])])["running"].token_ids) == 8
+
+
+def test_abort_of_what_is_not_there_is_no_error() -> None:
+    engine = toy_engine()
+    assert not engine.abort("unknown")
+    run(engine, [greedy("done", [1])])
+    assert not engine.abort("done")
+
+
+# --- logits and log-probabilities
+
+
+def wants_logits(name: str, prompt: list[int]) -> Request:
+    return Request(name, tuple(prompt), params(), want_logits=True)
+
+
+def logits_of(result: Result) -> np.ndarray:
+    return np.concatenate([output.logits for output in result.outputs if output.logits is not None])
+
+
+@pytest.mark.parametrize(("pages", "budget"), [(1000, 512), (1000, 50), (9, 20)])
+def test_logits_of_every_position_in_order_and_once(pages: int, budget: int) -> None:
+    rng = np.random.default_rng(4)
+    prompts = {f"p{n}": rng.integers(0, 50, n).tolist() for n in (1, 17, 70, 130)}
+    engine = toy_engine(pages=pages, budget=budget)
+    requests = [wants_logits(name, prompt) for name, prompt in prompts.items()]
+    results = run(engine, [*mixed_requests(10, rng, 30), *requests, *[greedy(f"g{i}", [i], 60) for i in range(5)]])
+    for name, prompt in prompts.items():
+        got = logits_of(results[name])
+        assert got.shape == (len(prompt), VOCAB)
+        assert got.dtype == np.float32
+        assert results[name].end == ("stop", None)
+        assert results[name].token_ids == []
+        np.testing.assert_array_equal(got, logits_of(run(toy_engine(), [wants_logits(name, prompt)])[name]))
+    assert (engine.stats().preemptions > 0) == (pages == 9)
+
+
+def test_logits_are_those_that_tokens_are_chosen_from() -> None:
+    chosen = solo([greedy("r", [1, 2, 3], 10)])["r"]
+    logits = logits_of(run(toy_engine(), [wants_logits("r", [1, 2, 3, *chosen])])["r"])
+    assert logits[2:-1].argmax(axis=1).tolist() == chosen
+
+
+def test_logprobs_come_with_each_token() -> None:
+    prompt = [1, 2, 3]
+    engine = toy_engine()
+    requests = [
+        Request("with", tuple(prompt), params(logprobs=3)),
+        Request("without", tuple(prompt), params()),
+        Request("none_best", tuple(prompt), params(logprobs=0, temperature=1.5), seed=5),
+    ]
+    results = run(engine, requests)
+    logits = logits_of(run(toy_engine(), [wants_logits("r", prompt + results["with"].token_ids)])["r"]).astype(
+        np.float64
+    )
+    logprobs = [lp for output in results["with"].outputs for lp in output.logprobs or ()]
+    for row, token, reported in zip(logits[2:], results["with"].token_ids, logprobs, strict=False):
+        expected = row - np.log(np.exp(row).sum())
+        assert (reported.token_id, reported.rank, len(reported.top)) == (token, 1, 3)
+        assert reported.logprob == pytest.approx(expected[token], abs=1e-9)
+        assert [i for i, _ in reported.top] == np.argsort(-expected, kind="stable")[:3].tolist()
+        assert reported.top[0] == (token, reported.logprob)
+    assert len(logprobs) == 8
+    assert all(output.logprobs is None for output in results["without"].outputs)
+    ranks = [lp.rank for output in results["none_best"].outputs for lp in output.logprobs or ()]
+    assert len(ranks) == 8
+    assert max(ranks) > 1
+
+
+def test_logprobs_stay_parallel_to_tokens_at_a_stop() -> None:
+    free = solo([greedy("r", [1, 2, 3], 20)])["r"]
+    result = run(toy_engine(), [Request("r", (1, 2, 3), params(logprobs=1, stop_token_ids=[free[0]]))])["r"]
+    assert result.last is not None
+    assert (result.last.new_token_ids, result.last.logprobs) == ((), ())
+
+
+def test_logprobs_do_not_depend_on_the_batch() -> None:
+    requests = [replace(r, params=replace(r.params, logprobs=5)) for r in mixed_requests(20, np.random.default_rng(8))]
+    together = run(toy_engine(pages=12, budget=40), requests)
+    engine = toy_engine()
+    for request in requests:
+        alone = run(engine, [request])[request.request_id]
+        assert [o.logprobs for o in alone.outputs] == [o.logprobs for o in together[request.request_id].outputs]
+
+
+# --- the rest
+
+
+def test_seeds_and_samples_draw_their_own_numbers() -> None:
+    base = Request("r", (1, 2, 3), params(temperature=1.0, max_tokens=12), seed=1)
+    variants = [base, replace(base, seed=2), replace(base, sample=1), replace(base, seed=-1)]
+    drawn = [solo([request])["r"] for request in variants]
+    assert len({tuple(ids) for ids in drawn}) == 4
+    assert solo([base])["r"] == drawn[0]
+    assert solo([replace(base, seed=2**64 - 1)])["r"] == drawn[3]
+
+
+def test_metrics_and_stats() -> None:
+    now = itertools.count(10.0)
+    engine = toy_engine(budget=4, clock=lambda: float(next(now)))
+    engine.add(greedy("r", [1, 2, 3, 4, 5, 6], 2))  # 10: arrival; two steps for the prompt, then one more
+    assert engine.stats().waiting == 1
+    results: dict[str, Result] = {}
+    collect(engine.step(), results)
+    assert results == {}
+    assert (engine.stats().running, engine.stats().waiting) == (1, 0)
+    results = run(engine)
+    assert results["r"].last is not None
+    metrics = results["r"].last.metrics
+    assert (metrics.arrival_time, metrics.first_token_time, metrics.finished_time) == (10.0, 12.0, 13.0)
+    assert metrics.num_preemptions == 0
+    stats = engine.stats()
+    assert (stats.steps, stats.prompt_tokens, stats.generation_tokens, stats.preemptions) == (3, 6, 2, 0)
+
+
+def test_close_drops_everything() -> None:
+    engine = toy_engine()
+    engine.add(greedy("a", [1]))
+    engine.step()
+    engine.add(greedy("b", [1]))
+    engine.close()
+    engine.close()
+    assert not engine.has_work
+    assert engine.step() == []
+    assert engine.stats().free_pages == engine.num_pages
+    with pytest.raises(EngineError, match="closed"):
+        engine.add(greedy("c", [1]))

@@ -1,0 +1,257 @@
+"""A backend whose logits depend on the whole history of a sequence, read back through the page table it was given.
+
+A wrong page, position, chunk or a KV entry that was never written changes the tokens that follow. No arithmetic of a
+model is involved, so the tests of the engine are fast and exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.engine.engine import Engine, Output, Request
+from shoal.gguf.quants import QuantFormat
+from shoal.kernels.base import (
+    LOGIT_ROWS,
+    PAGE_SIZE,
+    AttentionShape,
+    Head,
+    IntArray,
+    Layers,
+    RawTensor,
+    Rope,
+    SampleRows,
+    StepInput,
+    StepLimits,
+)
+from shoal.kernels.reference import sample_row
+from shoal.models.archs import ARCHS
+from shoal.models.config import ModelConfig, RopeScaling
+from shoal.models.weights import Model
+from shoal.params import EngineConfig, SamplingParams
+
+VOCAB = 61
+NAN_TOKEN = 60  # in a prompt: the logits of its row are NaN
+PAGE_BYTES = 2 * 2 * 4 * PAGE_SIZE  # one layer, one KV head of size 4, f16
+U64 = NDArray[np.uint64]
+
+
+def mix(x: U64) -> U64:
+    """SplitMix64's finisher: every bit of the input reaches every bit of the output."""
+    x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass
+class ToyBackend:
+    """Remembers what it was asked. ``before_step`` may raise."""
+
+    name: str = "toy"
+    before_step: Callable[[StepInput], None] = lambda step: None
+    steps: list[StepInput] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+
+    def describe(self) -> str:
+        return "toy"
+
+    def supports(self, format: QuantFormat) -> bool:
+        return True
+
+    def matrix(self, parts: Sequence[RawTensor]) -> None:
+        return None
+
+    def vector(self, tensor: RawTensor) -> None:
+        return None
+
+    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> IntArray:
+        """(token, position) of each slot; -1 where nothing was ever written."""
+        return np.full((pages * PAGE_SIZE, 2), -1, np.int32)
+
+    def bind(self, layers: Layers, head: Head, cache: IntArray, limits: StepLimits) -> ToyNetwork:
+        return ToyNetwork(self, cache, limits)
+
+    def close(self) -> None:
+        return None
+
+
+class ToyNetwork:
+    """Each row's state is a hash of all tokens up to its own; its logits are a hash of that."""
+
+    def __init__(self, backend: ToyBackend, cache: IntArray, limits: StepLimits) -> None:
+        self._backend, self._cache, self._limits = backend, cache, limits
+        self._states: U64 = np.zeros(0, np.uint64)
+        self._tokens: IntArray = np.zeros(0, np.int32)
+        self.last_logits: NDArray[np.float32] = np.zeros((0, VOCAB), np.float32)
+
+    def layers(self, step: StepInput) -> None:
+        step = StepInput(*(getattr(step, name).copy() for name in StepInput.__slots__))
+        self._backend.steps.append(step)
+        self._backend.calls.append("layers")
+        self._backend.before_step(step)
+        assert 0 < len(step.token_ids) == len(step.positions) == step.row_start[-1] <= self._limits.max_rows
+        assert len(step.kv_len) == len(step.page_table) == len(step.row_start) - 1 <= self._limits.max_seqs
+        states = [self._sequence(step, s) for s in range(len(step.kv_len))]
+        self._states, self._tokens = np.concatenate(states), step.token_ids
+
+    def _sequence(self, step: StepInput, s: int) -> U64:
+        """Store the rows of sequence s, then the state of each from the whole of its history."""
+        rows = slice(step.row_start[s], step.row_start[s + 1])
+        history = np.arange(step.kv_len[s], dtype=np.int32)
+        positions = step.positions[rows]
+        assert len(positions) > 0
+        np.testing.assert_array_equal(positions, history[-len(positions) :])
+        slots = step.page_table[s][history // PAGE_SIZE] * PAGE_SIZE + history % PAGE_SIZE
+        mine = slots[-len(positions) :]
+        self._cache[mine, 0], self._cache[mine, 1] = step.token_ids[rows], positions
+        tokens, stored = self._cache[slots].T
+        np.testing.assert_array_equal(stored, history)
+        return np.cumsum(mix(tokens.astype(np.uint64)) * mix(history.astype(np.uint64)), dtype=np.uint64)[positions]
+
+    def logits(self, rows: IntArray) -> NDArray[np.float32]:
+        assert 0 < len(rows) <= LOGIT_ROWS
+        self._backend.calls.append("logits")
+        hashes = mix(self._states[rows][:, None] ^ mix(np.arange(VOCAB, dtype=np.uint64)))
+        self.last_logits = ((hashes >> np.uint64(40)).astype(np.float32) / np.float32(2**21)).astype(np.float32)
+        self.last_logits[self._tokens[rows] == NAN_TOKEN, 3] = np.nan
+        return self.last_logits
+
+    def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
+        logits = self.logits(rows)
+        self._backend.calls[-1] = "sample"
+        return np.array([sample_row(logits[i], how, i) for i in range(len(rows))], np.int32)
+
+
+def toy_model(context: int = 4096) -> Model:
+    """One layer, no weights."""
+    config = ModelConfig(
+        architecture="llama",
+        arch=ARCHS["llama"],
+        name="toy",
+        n_layers=1,
+        n_embd=4,
+        n_ff=4,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=4,
+        rope_dim=4,
+        rope_base=1e4,
+        rope_scaling=RopeScaling(),
+        norm_eps=1e-5,
+        vocab_size=VOCAB,
+        context_length=context,
+    )
+    return Model(
+        config=config,
+        embedding=None,
+        layers=(None,),  # type: ignore[arg-type]
+        output_norm=None,
+        head=None,
+        shape=AttentionShape(1, 1, 4, 0.5),
+        rope=Rope(np.ones(2, np.float32), neox=False),
+        nbytes=1000,
+    )
+
+
+def toy_engine(
+    *,
+    backend: ToyBackend | None = None,
+    pages: int = 1000,
+    seqs: int = 64,
+    budget: int = 512,
+    longest: int = 512,
+    clock: Callable[[], float] = lambda: 0.0,
+) -> Engine:
+    """An engine on the toy, with ``pages`` pages of 16 tokens, that checks itself at every step."""
+    config = EngineConfig(
+        max_model_len=longest,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=budget,
+        kv_cache_memory=pages * PAGE_BYTES,
+    )
+    return Engine(toy_model(), backend or ToyBackend(), config, clock=clock, check_every_step=True)
+
+
+def greedy(name: str, prompt: Iterable[int], max_tokens: int = 8) -> Request:
+    """A request without randomness."""
+    return Request(name, tuple(prompt), SamplingParams(temperature=0, max_tokens=max_tokens))
+
+
+def mixed_requests(count: int, rng: np.random.Generator, longest_prompt: int = 100) -> list[Request]:
+    """Requests of many lengths, greedy and sampled."""
+    requests = []
+    for i in range(count):
+        prompt = rng.integers(0, NAN_TOKEN, int(rng.integers(1, longest_prompt + 1))).tolist()
+        max_tokens = int(rng.integers(1, 25))
+        params = (
+            SamplingParams(temperature=0, max_tokens=max_tokens)
+            if i % 2
+            else SamplingParams(temperature=0.8, top_k=20, top_p=0.9, max_tokens=max_tokens)
+        )
+        requests.append(Request(f"r{i}", tuple(prompt), params, seed=i * 7919, sample=i % 3))
+    return requests
+
+
+@dataclass
+class Result:
+    """All outputs of one request put together."""
+
+    token_ids: list[int] = field(default_factory=list)
+    last: Output | None = None
+    outputs: list[Output] = field(default_factory=list)
+
+    @property
+    def end(self) -> tuple[str | None, int | None]:
+        """Why it ended: (finish_reason, stop_reason)."""
+        assert self.last is not None
+        assert self.last.finished
+        return self.last.finish_reason, self.last.stop_reason
+
+    @property
+    def error(self) -> str:
+        """The error it ended with."""
+        assert self.last is not None
+        assert self.last.error is not None
+        return self.last.error
+
+
+def collect(outputs: Iterable[Output], results: dict[str, Result]) -> None:
+    """Add the outputs of a step to what each request has so far."""
+    for output in outputs:
+        result = results.setdefault(output.request_id, Result())
+        assert result.last is None or not result.last.finished, "an output after the last one"
+        result.token_ids += output.new_token_ids
+        result.last = output
+        result.outputs.append(output)
+
+
+def drain(engine: Engine, results: dict[str, Result]) -> None:
+    """Step until nothing is left."""
+    while engine.has_work:
+        collect(engine.step(), results)
+
+
+def run(engine: Engine, requests: Iterable[Request] = ()) -> dict[str, Result]:
+    """Add the requests, then step until nothing is left; no page may be lost."""
+    results: dict[str, Result] = {}
+    for request in requests:
+        engine.add(request)
+    drain(engine, results)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, engine.num_pages)
+    return results
+
+
+def tokens(results: dict[str, Result]) -> dict[str, list[int]]:
+    """Request id -> its output tokens."""
+    return {name: result.token_ids for name, result in results.items()}
+
+
+def solo(requests: Iterable[Request]) -> dict[str, list[int]]:
+    """The tokens of each request run alone, whatever its id."""
+    engine = toy_engine()
+    return {request.request_id: tokens(run(engine, [replace(request)]))[request.request_id] for request in requests}
