@@ -30,7 +30,7 @@ from shoal.kernels.base import (
 
 F32 = NDArray[np.float32]
 GROUP = 32  # values that share an activation scale
-_FLOAT_FORMATS = frozenset({"F32", "F16", "BF16"})
+TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
 _ROW_BLOCK = (
     16  # rows of one matrix product: always this many, so that a row's bits do not depend on how many there are
 )
@@ -42,7 +42,8 @@ _ROW_BLOCK = (
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """x [rows, n] / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
     scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True) + eps)
-    return (x * scale * weight).astype(np.float32)
+    out: F32 = (x * scale * weight).astype(np.float32)
+    return out
 
 
 def linear(x: F32, weight: F32) -> F32:
@@ -59,8 +60,8 @@ def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
     groups = x.reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
     with np.errstate(divide="ignore"):
-        inverse = np.where(largest > 0, np.float32(127) / largest, np.float32(0)).astype(np.float32)
-    q = np.rint(groups * inverse[:, :, None]).astype(np.int8)
+        inverse = np.where(largest > TINY, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+    q: NDArray[np.int8] = np.rint(groups * inverse[:, :, None]).astype(np.int8)
     return q.reshape(x.shape), (largest * np.float32(1 / 127)).astype(np.float32)
 
 
@@ -68,8 +69,8 @@ def linear_q8(x: F32, weight: F32) -> F32:
     """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights."""
     q, scale = quantise_q8(x)
     rounded = q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)
-    product: NDArray[np.float64] = rounded.reshape(x.shape) @ weight.T.astype(np.float64)
-    return product.astype(np.float32)
+    product: F32 = (rounded.reshape(x.shape) @ weight.T.astype(np.float64)).astype(np.float32)
+    return product
 
 
 def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
@@ -96,7 +97,8 @@ def attend(q: F32, k: F32, v: F32, positions: IntArray, scale: float) -> F32:
     scores = np.where(hidden[:, None, :], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
-    return np.einsum("rhp,phd->rhd", weights, values).astype(np.float32)
+    out: F32 = np.einsum("rhp,phd->rhd", weights, values).astype(np.float32)
+    return out
 
 
 def swiglu(gate_up: F32) -> F32:

@@ -10,8 +10,14 @@ order. What a query gets depends on its own position alone: later positions of t
 
 from __future__ import annotations
 
+from typing import Any
+
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, shared
 from shoal.kernels.cpu.simd import (
+    Address,
+    Function,
+    Scalar,
+    Shape,
     add,
     div,
     exp,
@@ -43,6 +49,7 @@ from shoal.kernels.cpu.simd import (
     tile_zero,
 )
 
+Work = tuple[Address, int, int, int]  # step header, sequence, columns of a page, first column of the KV head
 PAGE = 16
 PIECE = 512
 QUERY_BLOCK = 16  # tokens of one task
@@ -86,12 +93,12 @@ _BEST, _DIMS, _DIMS_STRIDE = 64, 64 + 8 * 64, 4 * MAX_HEAD_DIM
 
 
 @inline
-def _padded(head_dim):
+def _padded(head_dim: int) -> Any:
     return (head_dim + 15) // 16 * 16
 
 
 @inline
-def _page_of(step, sequence, position):
+def _page_of(step: Address, sequence: int, position: int) -> Any:
     table = load_i64(step + PAGE_TABLE) + sequence * load_i64(step + PAGE_TABLE_STRIDE)
     return load_i32(table + 4 * (position // PAGE))
 
@@ -100,7 +107,7 @@ def _page_of(step, sequence, position):
 
 
 @inline
-def _rotate(args, x, position):
+def _rotate(args: Address, x: Address, position: int) -> None:
     """Turn one head in place."""
     pairs = load_i64(args + PAIRS)
     offset = 4 * position * load_i64(args + TABLE_WIDTH)
@@ -112,7 +119,7 @@ def _rotate(args, x, position):
 
 
 @inline
-def _rotate_neighbours(x, cos, sin, dims):
+def _rotate_neighbours(x: Address, cos: Address, sin: Address, dims: Address) -> None:
     """Pairs (2i, 2i + 1); the table holds c, c and -s, s for each."""
     whole = dims // 16 * 16
     for i in range(0, 4 * whole, 64):
@@ -125,7 +132,7 @@ def _rotate_neighbours(x, cos, sin, dims):
 
 
 @inline
-def _rotate_halves(x, y, cos, sin, pairs):
+def _rotate_halves(x: Address, y: Address, cos: Address, sin: Address, pairs: int) -> None:
     """Pairs (i, i + pairs); the table holds c and s once for each."""
     whole = pairs // 16 * 16
     for i in range(0, 4 * whole, 64):
@@ -139,7 +146,7 @@ def _rotate_halves(x, y, cos, sin, pairs):
 
 
 @inline
-def _store_kv(store, size, args, k, v, page, offset):
+def _store_kv(store: Function, size: int, args: Address, k: Address, v: Address, page: int, offset: int) -> None:
     """One head's k down a column of its K page, its v along a row of its V page."""
     head_dim = load_i64(args + HEAD_DIM)
     row = load_i64(args + V) + size * (page * PAGE + offset * _padded(head_dim))
@@ -150,7 +157,7 @@ def _store_kv(store, size, args, k, v, page, offset):
 
 
 @inline
-def _rope_row(store, size, args, row, sequence):
+def _rope_row(store: Function, size: int, args: Address, row: int, sequence: int) -> None:
     """Turn and scale the q heads of a row, turn its k heads, and put k and v in the cache."""
     step, head_dim = load_i64(args + STEP), load_i64(args + HEAD_DIM)
     heads, kv_heads = load_i64(args + HEADS), load_i64(args + KV_HEADS)
@@ -170,7 +177,7 @@ def _rope_row(store, size, args, row, sequence):
 
 
 @inline
-def _rope_store(store, size, args, chunk):
+def _rope_store(store: Function, size: int, args: Address, chunk: int) -> None:
     step = load_i64(args + STEP)
     rows, per_chunk = load_i64(step + ROWS), load_i64(step + ROWS_PER_CHUNK)
     starts, sequence = load_i64(step + ROW_START), 0
@@ -181,13 +188,13 @@ def _rope_store(store, size, args, chunk):
 
 
 @kernel
-def rope_store_f16(args, chunk):
+def rope_store_f16(args: Address, chunk: int) -> None:
     """Rotary positions, and k and v into float16 pages."""
     _rope_store(store_f16, 2, args, chunk)
 
 
 @kernel
-def rope_store_f32(args, chunk):
+def rope_store_f32(args: Address, chunk: int) -> None:
     """Rotary positions, and k and v into float32 pages."""
     _rope_store(store_f32, 4, args, chunk)
 
@@ -196,7 +203,7 @@ def rope_store_f32(args, chunk):
 
 
 @kernel
-def plan(args, chunk):
+def plan(args: Address, chunk: int) -> None:
     """List the attention tasks of the step: for each sequence and KV head, blocks of up to 16 tokens."""
     step, task = load_i64(args + STEP), load_i64(args + TASKS)
     count = 0
@@ -218,7 +225,7 @@ def plan(args, chunk):
 
 
 @inline
-def _scores(load, size, shape, q, q_stride, k, head_dim):
+def _scores(load: Function, size: int, shape: Shape, q: Address, q_stride: Address, k: Address, head_dim: int) -> Any:
     """q . k for 16 positions of a K page."""
     acc = tile_zero(shape)
     for d in range(head_dim):
@@ -227,7 +234,20 @@ def _scores(load, size, shape, q, q_stride, k, head_dim):
 
 
 @inline
-def _score_piece(load, size, shape, args, work, q, q_stride, first, last, seen, more, scores):
+def _score_piece(
+    load: Function,
+    size: int,
+    shape: Shape,
+    args: Address,
+    work: Work,
+    q: Address,
+    q_stride: Address,
+    first: int,
+    last: int,
+    seen: int,
+    more: int,
+    scores: Address,
+) -> Any:
     """Scores of positions first ... last - 1 into ``scores`` [queries, 512]; the largest of each query, lane by lane."""
     step, sequence, unit_stride, unit = work
     head_dim = load_i64(args + HEAD_DIM)
@@ -244,7 +264,7 @@ def _score_piece(load, size, shape, args, work, q, q_stride, first, last, seen, 
 
 
 @inline
-def _soften(scores, best, count):
+def _soften(scores: Address, best: Scalar, count: int) -> Any:
     """exp(score - best) in place for ``count`` positions (a multiple of 16); their sum."""
     total, peak = splat(0.0), splat(best)
     for i in range(0, 4 * count, 64):
@@ -255,7 +275,17 @@ def _soften(scores, best, count):
 
 
 @inline
-def _weigh(load, size, shape, args, work, first, last, column, scores):
+def _weigh(
+    load: Function,
+    size: int,
+    shape: Shape,
+    args: Address,
+    work: Work,
+    first: int,
+    last: int,
+    column: int,
+    scores: Address,
+) -> Any:
     """Sum of weight * v over positions first ... last - 1, for 16 dims from ``column``."""
     step, sequence, unit_stride, unit = work
     row = size * _padded(load_i64(args + HEAD_DIM))
@@ -269,13 +299,13 @@ def _weigh(load, size, shape, args, work, first, last, column, scores):
 
 
 @inline
-def _exp1(x):
+def _exp1(x: Scalar) -> Any:
     """exp of one float32."""
     return max_lanes(exp(splat(x)))
 
 
 @inline
-def _start(shape, state, columns):
+def _start(shape: Shape, state: Address, columns: int) -> None:
     """Nothing seen yet: maximum -infinity, sum 0, dims 0."""
     for t in range(len(shape)):
         store_f32(state + 8 * t, _MINUS_INFINITY)
@@ -285,7 +315,7 @@ def _start(shape, state, columns):
 
 
 @shared
-def _rescale(t, state, scores, best, count, columns):
+def _rescale(t: int, state: Address, scores: Address, best: Scalar, count: int, columns: int) -> None:
     """Take the maximum of a piece into query t's state: its scores become weights relative to the new maximum."""
     before = load_f32(state + 8 * t)
     peak = max(before, best)
@@ -299,7 +329,7 @@ def _rescale(t, state, scores, best, count, columns):
 
 
 @shared
-def _finish(t, state, out, head_dim):
+def _finish(t: int, state: Address, out: Address, head_dim: int) -> None:
     """dims / sum of query t."""
     dims, total = state + _DIMS + _DIMS_STRIDE * t, load_f32(state + 8 * t + 4)
     whole = head_dim // 16 * 16
@@ -310,7 +340,19 @@ def _finish(t, state, out, head_dim):
 
 
 @inline
-def _attend(load, size, shape, args, work, q, q_stride, out, out_stride, seen, more):
+def _attend(
+    load: Function,
+    size: int,
+    shape: Shape,
+    args: Address,
+    work: Work,
+    q: Address,
+    q_stride: Address,
+    out: Address,
+    out_stride: Address,
+    seen: int,
+    more: int,
+) -> None:
     """Attention of a tile of len(shape) queries."""
     head_dim = load_i64(args + HEAD_DIM)
     columns, end = _padded(head_dim), seen + (len(shape) - 1) * more
@@ -332,7 +374,19 @@ def _attend(load, size, shape, args, work, q, q_stride, out, out_stride, seen, m
 
 
 @inline
-def _tiles(load, size, args, work, q, q_stride, out, out_stride, count, seen, more):
+def _tiles(
+    load: Function,
+    size: int,
+    args: Address,
+    work: Work,
+    q: Address,
+    q_stride: Address,
+    out: Address,
+    out_stride: Address,
+    count: int,
+    seen: int,
+    more: int,
+) -> None:
     """Attention of ``count`` queries, in tiles."""
     while count > 0:
         if count >= 8:
@@ -354,7 +408,7 @@ def _tiles(load, size, args, work, q, q_stride, out, out_stride, count, seen, mo
 
 
 @inline
-def _task(load, size, args, chunk):
+def _task(load: Function, size: int, args: Address, chunk: int) -> None:
     """One task of the plan: the heads of one token, or neighbouring tokens head by head."""
     step, task = load_i64(args + STEP), load_i64(args + TASKS) + 16 * chunk
     sequence, kv_head, row, rows = load_i32(task), load_i32(task + 4), load_i32(task + 8), load_i32(task + 12)
@@ -374,13 +428,13 @@ def _task(load, size, args, chunk):
 
 
 @kernel
-def attention_f16(args, chunk):
+def attention_f16(args: Address, chunk: int) -> None:
     """One attention task over float16 pages."""
     _task(load_f16x16, 2, args, chunk)
 
 
 @kernel
-def attention_f32(args, chunk):
+def attention_f32(args: Address, chunk: int) -> None:
     """One attention task over float32 pages."""
     _task(load_f32x16, 4, args, chunk)
 

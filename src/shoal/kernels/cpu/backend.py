@@ -56,9 +56,7 @@ class CPUBackend:
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = (
-            threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        )
+        self.threads = threads or _usable_cores()
         self.pool = Pool(self.threads)
 
     def describe(self) -> str:
@@ -99,6 +97,12 @@ class CPUBackend:
     def close(self) -> None:
         """Stop the workers."""
         self.pool.close()
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _padded(width: int) -> int:

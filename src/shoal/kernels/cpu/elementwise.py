@@ -7,11 +7,15 @@ Every kernel here takes its rows from one, and hands on float32 rows, int8 rows,
 from __future__ import annotations
 
 from math import sqrt
+from typing import Any
 
 from numpy import float32
 
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
+    Address,
+    Function,
+    Register,
     add,
     div,
     exp,
@@ -61,7 +65,7 @@ TINY = float32(1e-30)  # a group whose largest value is below this is all zeros
 
 
 @inline
-def _span(args, chunk):
+def _span(args: Address, chunk: int) -> Any:
     """First and last + 1 row of a chunk."""
     space = load_i64(args + SPACE)
     rows, per_chunk = load_i64(space), load_i64(space + 8)
@@ -72,7 +76,7 @@ def _span(args, chunk):
 
 
 @inline
-def _quantise_group(a, b, q8, scale, total, halves):
+def _quantise_group(a: Register, b: Register, q8: Address, scale: Address, total: Address, halves: Address) -> None:
     """32 values as int8 in +-127 with one scale; also scale * sum of all, and of each half. NaN and infinity stay visible
     in the scale."""
     largest = largest_magnitude(maximum_i32(magnitude(a), magnitude(b)))
@@ -89,7 +93,7 @@ def _quantise_group(a, b, q8, scale, total, halves):
 
 
 @inline
-def _quantise_row(args, row, values):
+def _quantise_row(args: Address, row: int, values: Address) -> None:
     """A whole float32 row at ``values``."""
     width = load_i64(args + WIDTH)
     q8 = load_i64(args + Q8) + row * width
@@ -102,7 +106,7 @@ def _quantise_row(args, row, values):
 
 
 @kernel
-def quantise(args, chunk):
+def quantise(args: Address, chunk: int) -> None:
     """Float rows to int8 rows."""
     first, last = _span(args, chunk)
     for row in range(first, last):
@@ -113,7 +117,7 @@ def quantise(args, chunk):
 
 
 @inline
-def _sum_of_squares(x, width):
+def _sum_of_squares(x: Address, width: int) -> Any:
     acc = splat(0.0)
     for i in range(0, width - 15, 16):
         v = load_f32x16(x + 4 * i)
@@ -126,7 +130,7 @@ def _sum_of_squares(x, width):
 
 
 @kernel
-def norm(args, chunk):
+def norm(args: Address, chunk: int) -> None:
     """RMSNorm: rows / sqrt(mean square + eps) * weight. Always writes OUT; rounds it to Q8 too if that is wanted."""
     first, last = _span(args, chunk)
     width, weight, index = load_i64(args + WIDTH), load_i64(args + EXTRA), load_i64(args + INDEX)
@@ -143,7 +147,7 @@ def norm(args, chunk):
 
 
 @kernel
-def swiglu(args, chunk):
+def swiglu(args: Address, chunk: int) -> None:
     """silu(gate) * up for rows of gate | up. Always writes OUT; rounds it to Q8 too if that is wanted."""
     first, last = _span(args, chunk)
     width = load_i64(args + WIDTH)
@@ -160,7 +164,7 @@ def swiglu(args, chunk):
 
 
 @kernel
-def add_bias(args, chunk):
+def add_bias(args: Address, chunk: int) -> None:
     """Add one vector to every row of OUT."""
     first, last = _span(args, chunk)
     width, bias = load_i64(args + WIDTH), load_i64(args + EXTRA)
@@ -175,33 +179,33 @@ def add_bias(args, chunk):
 
 
 @inline
-def _nibble(w, c, r):
+def _nibble(w: Address, c: int, r: int) -> Any:
     """Column c (of a group at w) of a nibble vector."""
     q = (c % 32) // 4
     return load_u8(w + 64 * (q % 4) + 4 * r + c % 4) >> (q // 4 * 4) & 15
 
 
 @inline
-def _value_q4_0(w, c, r):
+def _value_q4_0(w: Address, c: int, r: int) -> Any:
     group = w + c // 32 * 288
     return load_f16(group + 256 + 2 * r) * float32(_nibble(group, c, r) - 8)
 
 
 @inline
-def _value_q4_1(w, c, r):
+def _value_q4_1(w: Address, c: int, r: int) -> Any:
     group = w + c // 32 * 320
     return load_f16(group + 256 + 2 * r) * float32(_nibble(group, c, r)) + load_f16(group + 288 + 2 * r)
 
 
 @inline
-def _value_q8_0(w, c, r):
+def _value_q8_0(w: Address, c: int, r: int) -> Any:
     group = w + c // 32 * 544
     q = load_u8(group + 64 * (c % 32 // 4) + 4 * r + c % 4)
     return load_f16(group + 512 + 2 * r) * float32(q - 128)
 
 
 @inline
-def _value_q4_k(w, c, r):
+def _value_q4_k(w: Address, c: int, r: int) -> Any:
     block = w + c // 256 * (64 + 8 * 288)
     group = block + 64 + c % 256 // 32 * 288
     scale = load_f16(block + 2 * r) * float32(load_u8(group + 256 + r))
@@ -210,7 +214,7 @@ def _value_q4_k(w, c, r):
 
 
 @inline
-def _value_q5_k(w, c, r):
+def _value_q5_k(w: Address, c: int, r: int) -> Any:
     block = w + c // 256 * (64 + 8 * 352)
     group = block + 64 + c % 256 // 32 * 352
     scale = load_f16(block + 2 * r) * float32(load_u8(group + 320 + r))
@@ -220,7 +224,7 @@ def _value_q5_k(w, c, r):
 
 
 @inline
-def _value_q6_k(w, c, r):
+def _value_q6_k(w: Address, c: int, r: int) -> Any:
     block = w + c // 256 * (32 + 8 * 416)
     group = block + 32 + c % 256 // 32 * 416
     half = c % 32 // 16
@@ -231,22 +235,22 @@ def _value_q6_k(w, c, r):
 
 
 @inline
-def _value_f32(w, c, r):
+def _value_f32(w: Address, c: int, r: int) -> Any:
     return load_f32(w + 64 * c + 4 * r)
 
 
 @inline
-def _value_f16(w, c, r):
+def _value_f16(w: Address, c: int, r: int) -> Any:
     return load_f16(w + 32 * c + 2 * r)
 
 
 @inline
-def _value_bf16(w, c, r):
+def _value_bf16(w: Address, c: int, r: int) -> Any:
     return load_bf16(w + 32 * c + 2 * r)
 
 
 @inline
-def _embed(value, args, chunk):
+def _embed(value: Function, args: Address, chunk: int) -> None:
     """The weight rows named by the step's token ids."""
     first, last = _span(args, chunk)
     tokens, width = load_i64(load_i64(args + INDEX)), load_i64(args + WIDTH)
@@ -259,55 +263,55 @@ def _embed(value, args, chunk):
 
 
 @kernel
-def embed_q4_0(args, chunk):
+def embed_q4_0(args: Address, chunk: int) -> None:
     """Rows of a Q4_0 matrix."""
     _embed(_value_q4_0, args, chunk)
 
 
 @kernel
-def embed_q4_1(args, chunk):
+def embed_q4_1(args: Address, chunk: int) -> None:
     """Rows of a Q4_1 matrix."""
     _embed(_value_q4_1, args, chunk)
 
 
 @kernel
-def embed_q8_0(args, chunk):
+def embed_q8_0(args: Address, chunk: int) -> None:
     """Rows of a Q8_0 matrix."""
     _embed(_value_q8_0, args, chunk)
 
 
 @kernel
-def embed_q4_k(args, chunk):
+def embed_q4_k(args: Address, chunk: int) -> None:
     """Rows of a Q4_K matrix."""
     _embed(_value_q4_k, args, chunk)
 
 
 @kernel
-def embed_q5_k(args, chunk):
+def embed_q5_k(args: Address, chunk: int) -> None:
     """Rows of a Q5_K matrix."""
     _embed(_value_q5_k, args, chunk)
 
 
 @kernel
-def embed_q6_k(args, chunk):
+def embed_q6_k(args: Address, chunk: int) -> None:
     """Rows of a Q6_K matrix."""
     _embed(_value_q6_k, args, chunk)
 
 
 @kernel
-def embed_f32(args, chunk):
+def embed_f32(args: Address, chunk: int) -> None:
     """Rows of an F32 matrix."""
     _embed(_value_f32, args, chunk)
 
 
 @kernel
-def embed_f16(args, chunk):
+def embed_f16(args: Address, chunk: int) -> None:
     """Rows of an F16 matrix."""
     _embed(_value_f16, args, chunk)
 
 
 @kernel
-def embed_bf16(args, chunk):
+def embed_bf16(args: Address, chunk: int) -> None:
     """Rows of a BF16 matrix."""
     _embed(_value_bf16, args, chunk)
 

@@ -105,4 +105,5 @@ class Lazy:
         return int(self.get().address)
 
     def __call__(self, *args: Any) -> Any:
+        """Call a `function`."""
         return self.get()(*args)

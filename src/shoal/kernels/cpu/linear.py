@@ -1,8 +1,8 @@
 """y = x W^T on packed weights: a strip of 16 rows at a time, every token of the step inside, so that each weight byte crosses
 memory once a step whatever the batch.
 
-Tokens go in tiles of 8, 4, 3, 2 and 1 (fewer where registers are few). Lane r of every sum belongs to weight row r, and columns are added
-one group after another, so a token's result is the same in any tile. Per group of 32 columns, with integer products p of
+Tokens go in tiles of 8, 4, 3, 2 and 1 (fewer where registers are few). Lane r of every sum belongs to weight row r, and columns
+are added one group after another, so a token's result is the same in any tile. Per group of 32 columns, with integer products p of
 unsigned weights and int8 activations a, scale s and sum S of a:
 
     y += p * (d s) + m (s S)        where a weight is d * q + m
@@ -10,9 +10,15 @@ unsigned weights and int8 activations a, scale s and sum S of a:
 
 from __future__ import annotations
 
+from typing import Any
+
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
+    Address,
+    Function,
+    Register,
+    Shape,
     bits,
     bits_up,
     dot_zero,
@@ -68,14 +74,14 @@ _SPLIT_BYTES = ISA == "avx2"  # 8-bit weights overflow int16 sums: take them as 
 
 
 @inline
-def _pair(acc, v, a, stride):
+def _pair(acc: Register, v: Register, a: Address, stride: Address) -> Any:
     """Quads j (low nibbles) and j + 4 (high nibbles) of a nibble vector."""
     acc = tile_dot(acc, bits(v, 0, 15), a, stride)
     return tile_dot(acc, bits(v, 4, 15), a + 16, stride)
 
 
 @inline
-def _dots4(shape, w, a, stride):
+def _dots4(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
     acc = dot_zero(shape)
     acc = _pair(acc, load_u8x64(w), a, stride)
     acc = _pair(acc, load_u8x64(w + 64), a + 4, stride)
@@ -85,19 +91,19 @@ def _dots4(shape, w, a, stride):
 
 
 @inline
-def _low5(v, plane, q):
+def _low5(v: Register, plane: Register, q: int) -> Any:
     """Quad q < 4 of 5-bit weights: low nibble and bit q of the plane."""
     return either(bits(v, 0, 15), bits_up(plane, 4 - q, 16))
 
 
 @inline
-def _high5(v, plane, q):
+def _high5(v: Register, plane: Register, q: int) -> Any:
     """Quad q + 4: high nibble and bit q + 4."""
     return either(bits(v, 4, 15), bits(plane, q, 16))
 
 
 @inline
-def _dots5(shape, w, a, stride):
+def _dots5(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
     plane = load_u8x64(w + 256)
     v0, v1, v2, v3 = load_u8x64(w), load_u8x64(w + 64), load_u8x64(w + 128), load_u8x64(w + 192)
     acc = tile_dot(dot_zero(shape), _low5(v0, plane, 0), a, stride)
@@ -111,7 +117,17 @@ def _dots5(shape, w, a, stride):
 
 
 @inline
-def _half6(shape, v0, v1, v2, v3, shift, plane, a, stride):
+def _half6(
+    shape: Shape,
+    v0: Register,
+    v1: Register,
+    v2: Register,
+    v3: Register,
+    shift: int,
+    plane: Register,
+    a: Address,
+    stride: Address,
+) -> Any:
     """16 columns of 6-bit weights: nibbles at ``shift`` of four vectors, two bits each of four quads."""
     acc = tile_dot(dot_zero(shape), either(bits(v0, shift, 15), bits_up(plane, 4, 48)), a, stride)
     one = tile_widen(tile_dot(acc, either(bits(v1, shift, 15), bits_up(plane, 2, 48)), a + 4, stride))
@@ -121,7 +137,7 @@ def _half6(shape, v0, v1, v2, v3, shift, plane, a, stride):
 
 
 @inline
-def _dots8(shape, w, a, stride):
+def _dots8(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
     acc = dot_zero(shape)
     acc = tile_dot(acc, load_u8x64(w), a, stride)
     acc = tile_dot(acc, load_u8x64(w + 64), a + 4, stride)
@@ -134,7 +150,7 @@ def _dots8(shape, w, a, stride):
 
 
 @inline
-def _nibbles8(shape, w, a, stride, shift):
+def _nibbles8(shape: Shape, w: Address, a: Address, stride: Address, shift: int) -> Any:
     """One nibble of 8-bit weights."""
     acc = dot_zero(shape)
     acc = tile_dot(acc, bits(load_u8x64(w), shift, 15), a, stride)
@@ -148,7 +164,7 @@ def _nibbles8(shape, w, a, stride, shift):
 
 
 @inline
-def _dots8_split(shape, w, a, stride):
+def _dots8_split(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
     return tile_shift_add(_nibbles8(shape, w, a, stride, 4), _nibbles8(shape, w, a, stride, 0), 4)
 
 
@@ -160,14 +176,27 @@ if _SPLIT_BYTES:
 
 
 @inline
-def _affine(acc, dots, d, m, scale, sums, g, sum_g, stride, sum_stride):
+def _affine(
+    acc: Register,
+    dots: Register,
+    d: Register,
+    m: Register,
+    scale: Address,
+    sums: Address,
+    g: int,
+    sum_g: int,
+    stride: Address,
+    sum_stride: Address,
+) -> Any:
     """acc + dots * (d * scale) + m * sum, for activation group g (and sum_g among the sums)."""
     acc = tile_scale(acc, dots, d, scale + 4 * g, stride)
     return tile_fma(acc, m, sums + 4 * sum_g, sum_stride)
 
 
 @inline
-def _strip_q4_0(shape, args, w, x, scale, sums, half_sums):
+def _strip_q4_0(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for g in range(load_i64(args + COLUMNS) // 32):
@@ -179,7 +208,9 @@ def _strip_q4_0(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_q4_1(shape, args, w, x, scale, sums, half_sums):
+def _strip_q4_1(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for g in range(load_i64(args + COLUMNS) // 32):
@@ -190,7 +221,9 @@ def _strip_q4_1(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_q8_0(shape, args, w, x, scale, sums, half_sums):
+def _strip_q8_0(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for g in range(load_i64(args + COLUMNS) // 32):
@@ -202,7 +235,9 @@ def _strip_q8_0(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_q4_k(shape, args, w, x, scale, sums, half_sums):
+def _strip_q4_k(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // 256):
@@ -217,7 +252,9 @@ def _strip_q4_k(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_q5_k(shape, args, w, x, scale, sums, half_sums):
+def _strip_q5_k(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // 256):
@@ -232,7 +269,9 @@ def _strip_q5_k(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_q6_k(shape, args, w, x, scale, sums, half_sums):
+def _strip_q6_k(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // 256):
@@ -251,7 +290,9 @@ def _strip_q6_k(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_f32(shape, args, w, x, scale, sums, half_sums):
+def _strip_f32(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride = load_i64(args + X_STRIDE)
     acc = tile_zero(shape)
     for k in range(load_i64(args + COLUMNS)):
@@ -260,7 +301,9 @@ def _strip_f32(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_f16(shape, args, w, x, scale, sums, half_sums):
+def _strip_f16(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride = load_i64(args + X_STRIDE)
     acc = tile_zero(shape)
     for k in range(load_i64(args + COLUMNS)):
@@ -269,7 +312,9 @@ def _strip_f16(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _strip_bf16(shape, args, w, x, scale, sums, half_sums):
+def _strip_bf16(
+    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
+) -> Any:
     stride = load_i64(args + X_STRIDE)
     acc = tile_zero(shape)
     for k in range(load_i64(args + COLUMNS)):
@@ -281,7 +326,7 @@ def _strip_bf16(shape, args, w, x, scale, sums, half_sums):
 
 
 @inline
-def _tile(strip, shape, args, index, t):
+def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> None:
     """Tokens t ... t + len(shape) - 1 of strip ``index``."""
     gs = load_i64(args + GROUP_STRIDE)
     w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
@@ -300,7 +345,7 @@ def _tile(strip, shape, args, index, t):
 
 
 @inline
-def _run(strip, args, chunk):
+def _run(strip: Function, args: Address, chunk: int) -> None:
     """The strips of one chunk, each over all tokens."""
     per_chunk, rows = load_i64(args + STRIPS_PER_CHUNK), load_i64(load_i64(args + ROWS))
     for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
@@ -321,55 +366,55 @@ def _run(strip, args, chunk):
 
 
 @kernel
-def linear_q4_0(args, chunk):
+def linear_q4_0(args: Address, chunk: int) -> None:
     """Strips of a Q4_0 matrix."""
     _run(_strip_q4_0, args, chunk)
 
 
 @kernel
-def linear_q4_1(args, chunk):
+def linear_q4_1(args: Address, chunk: int) -> None:
     """Strips of a Q4_1 matrix."""
     _run(_strip_q4_1, args, chunk)
 
 
 @kernel
-def linear_q8_0(args, chunk):
+def linear_q8_0(args: Address, chunk: int) -> None:
     """Strips of a Q8_0 matrix."""
     _run(_strip_q8_0, args, chunk)
 
 
 @kernel
-def linear_q4_k(args, chunk):
+def linear_q4_k(args: Address, chunk: int) -> None:
     """Strips of a Q4_K matrix."""
     _run(_strip_q4_k, args, chunk)
 
 
 @kernel
-def linear_q5_k(args, chunk):
+def linear_q5_k(args: Address, chunk: int) -> None:
     """Strips of a Q5_K matrix."""
     _run(_strip_q5_k, args, chunk)
 
 
 @kernel
-def linear_q6_k(args, chunk):
+def linear_q6_k(args: Address, chunk: int) -> None:
     """Strips of a Q6_K matrix."""
     _run(_strip_q6_k, args, chunk)
 
 
 @kernel
-def linear_f32(args, chunk):
+def linear_f32(args: Address, chunk: int) -> None:
     """Strips of an F32 matrix."""
     _run(_strip_f32, args, chunk)
 
 
 @kernel
-def linear_f16(args, chunk):
+def linear_f16(args: Address, chunk: int) -> None:
     """Strips of an F16 matrix."""
     _run(_strip_f16, args, chunk)
 
 
 @kernel
-def linear_bf16(args, chunk):
+def linear_bf16(args: Address, chunk: int) -> None:
     """Strips of a BF16 matrix."""
     _run(_strip_bf16, args, chunk)
 

@@ -27,7 +27,7 @@ from shoal.kernels.base import RawTensor
 
 STRIP = 16
 GROUP = 32
-Bytes = NDArray[np.uint8]
+Bytes = NDArray[Any]  # uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,8 @@ def _by_rows(x: NDArray[Any]) -> Bytes:
 
 def _join_nibbles(values: Bytes) -> Bytes:
     """[..., 32] values below 16 -> [..., 16]: low nibbles columns 0-15, high nibbles columns 16-31."""
-    return values[..., :16] | (values[..., 16:] << 4)
+    joined: Bytes = values[..., :16] | (values[..., 16:] << 4)
+    return joined
 
 
 def _join_bits(values: Bytes, width: int) -> Bytes:

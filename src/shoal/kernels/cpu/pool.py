@@ -14,6 +14,7 @@ out the operation cannot end, so what the table says about it is stable. Idle th
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels.cpu.jit import function, inline
 from shoal.kernels.cpu.simd import (
+    Address,
     atomic_add,
     atomic_load,
     atomic_store,
@@ -41,7 +43,7 @@ _SPINS_PER_YIELD = 2000
 
 
 @inline
-def _open(state, number):
+def _open(state: Address, number: int) -> None:
     """Open operation ``number`` (or the first after it that has work); the program ends after its last one."""
     base, length, program = load_i64(state + BASE), load_i64(state + LENGTH), load_i64(state + PROGRAM)
     while number - base < length:
@@ -56,7 +58,7 @@ def _open(state, number):
 
 
 @inline
-def _take(state, ticket):
+def _take(state: Address, ticket: int) -> None:
     """Do one chunk of the operation the ticket shows, if nobody was faster; whether one was done."""
     if not compare_swap(state + TICKET, ticket, ticket - 1):
         return
@@ -69,7 +71,7 @@ def _take(state, ticket):
 
 
 @function(types.void(types.int64, types.int64, types.int64))
-def run_program(state, program, length):
+def run_program(state: Address, program: Address, length: int) -> None:
     """Run a program to its end, together with whichever workers are awake."""
     base = (atomic_load(state + TICKET) >> 32) + 1
     atomic_store(state + PROGRAM, program)
@@ -90,7 +92,7 @@ def run_program(state, program, length):
 
 
 @function(types.void(types.int64, types.int64, types.int64))
-def work(state, parked, spins):
+def work(state: Address, parked: Address, spins: int) -> None:
     """A worker's turn: take chunks as they come; return once nothing came for ``spins`` looks, or at the end."""
     idle = 0
     while idle < spins and atomic_load(state + STOP) == 0:
@@ -107,7 +109,7 @@ def work(state, parked, spins):
 
 
 @function(types.int64(types.int64))
-def wake(parked):
+def wake(parked: Address) -> Any:
     """Claim a parked worker: whether it was parked."""
     return atomic_swap(parked, 0)
 

@@ -6,10 +6,14 @@ ties go to the lowest id; a histogram over the weights' exponents keeps that hea
 
 from __future__ import annotations
 
+from typing import Any
+
 from numpy import float32
 
 from shoal.kernels.cpu.jit import inline, kernel
 from shoal.kernels.cpu.simd import (
+    Address,
+    Scalar,
     div,
     equal_lanes,
     exp,
@@ -70,7 +74,7 @@ def scratch_bytes(vocab: int) -> int:
 
 
 @inline
-def philox(seed, sample, position):
+def philox(seed: int, sample: int, position: int) -> Any:
     """A number in [0, 1) from these three alone: Philox4x32-10 (Salmon et al. 2011)."""
     mask = 0xFFFFFFFF
     k0, k1 = seed & mask, (seed >> 32) & mask
@@ -83,7 +87,7 @@ def philox(seed, sample, position):
 
 
 @inline
-def _copy(logits, work, vocab):
+def _copy(logits: Address, work: Address, vocab: int) -> None:
     """The row's logits into scratch, the tail filled up with -infinity."""
     for i in range(0, vocab, 16):
         x = load_f32x16(logits + 4 * i)
@@ -91,7 +95,7 @@ def _copy(logits, work, vocab):
 
 
 @inline
-def _ban(args, row, work, vocab):
+def _ban(args: Address, row: int, work: Address, vocab: int) -> None:
     starts, ids = load_i64(args + BANNED_START) + 4 * row, load_i64(load_i64(args + BANNED))
     for i in range(load_i32(starts), load_i32(starts + 4)):
         token = load_i32(ids + 4 * i)
@@ -100,7 +104,7 @@ def _ban(args, row, work, vocab):
 
 
 @inline
-def _best(work, vocab):
+def _best(work: Address, vocab: int) -> Any:
     """The largest logit; NaN if any is."""
     best, size = splat(_MINUS_INFINITY), magnitude(splat(float32(0.0)))
     for i in range(0, 4 * vocab, 64):
@@ -111,7 +115,7 @@ def _best(work, vocab):
 
 
 @inline
-def _first_equal(work, vocab, value):
+def _first_equal(work: Address, vocab: int, value: Scalar) -> Any:
     """The lowest id whose logit is ``value``."""
     for i in range(0, vocab, 16):
         same = equal_lanes(load_f32x16(work + 4 * i), value)
@@ -124,14 +128,14 @@ def _first_equal(work, vocab, value):
 
 
 @inline
-def _to_weights(work, vocab, best, temperature):
+def _to_weights(work: Address, vocab: int, best: Scalar, temperature: Scalar) -> None:
     t, peak = splat(temperature), splat(best)
     for i in range(0, 4 * vocab, 64):
         store_f32x16(work + i, exp(div(sub(load_f32x16(work + i), peak), t)))
 
 
 @inline
-def _draw_all(work, vocab, least, u):
+def _draw_all(work: Address, vocab: int, least: Scalar, u: Scalar) -> Any:
     """Draw among all weights of at least ``least``, in id order."""
     total = 0.0
     for i in range(vocab):
@@ -150,7 +154,7 @@ def _draw_all(work, vocab, least, u):
 
 
 @inline
-def _count_bins(histogram, work, vocab, least):
+def _count_bins(histogram: Address, work: Address, vocab: int, least: Scalar) -> None:
     for b in range(_BINS):
         store_f64(histogram + 16 * b, 0.0)
         store_i64(histogram + 16 * b + 8, 0)
@@ -163,7 +167,7 @@ def _count_bins(histogram, work, vocab, least):
 
 
 @inline
-def _lowest_bin(histogram, top_k, top_p):
+def _lowest_bin(histogram: Address, top_k: int, top_p: Scalar) -> Any:
     """The highest bin such that it and those above hold all survivors."""
     total = 0.0
     for b in range(_BINS):
@@ -182,7 +186,7 @@ def _lowest_bin(histogram, top_k, top_p):
 
 
 @inline
-def _sink(heap, i, size):
+def _sink(heap: Address, i: int, size: int) -> None:
     """Restore the heap below node i."""
     key = load_i64(heap + 8 * i)
     while 2 * i + 1 < size:
@@ -197,7 +201,7 @@ def _sink(heap, i, size):
 
 
 @inline
-def _gather(heap, work, vocab, least, lowest):
+def _gather(heap: Address, work: Address, vocab: int, least: Scalar, lowest: int) -> Any:
     """Keys of the weights in bins from ``lowest`` up, as a heap: weight bits high, inverted id low. Their number."""
     size = 0
     for i in range(vocab):
@@ -211,7 +215,7 @@ def _gather(heap, work, vocab, least, lowest):
 
 
 @inline
-def _pop(heap, size):
+def _pop(heap: Address, size: int) -> Any:
     """Move the largest key behind the heap's end."""
     key = load_i64(heap)
     store_i64(heap, load_i64(heap + 8 * (size - 1)))
@@ -221,7 +225,7 @@ def _pop(heap, size):
 
 
 @inline
-def _survivors(heap, size, limit, enough):
+def _survivors(heap: Address, size: int, limit: int, enough: Scalar) -> Any:
     """Pop at most ``limit`` keys, until their mass is ``enough``; (how many, their mass). They lie behind the heap, best last."""
     count, mass = 0, 0.0
     while count < limit and mass < enough:
@@ -231,7 +235,7 @@ def _survivors(heap, size, limit, enough):
 
 
 @inline
-def _prefix(heap, size, count, enough):
+def _prefix(heap: Address, size: int, count: int, enough: Scalar) -> Any:
     """How many of the ``count`` best reach a mass of ``enough``, and that mass."""
     taken, mass = 0, 0.0
     while taken < count and (taken == 0 or mass < enough):
@@ -241,7 +245,9 @@ def _prefix(heap, size, count, enough):
 
 
 @inline
-def _draw_best(histogram, work, heap, vocab, least, top_k, top_p, u):
+def _draw_best(
+    histogram: Address, work: Address, heap: Address, vocab: int, least: Scalar, top_k: int, top_p: Scalar, u: Scalar
+) -> Any:
     """Draw among the survivors of top_k and then top_p, best first."""
     _count_bins(histogram, work, vocab, least)
     lowest, total = _lowest_bin(histogram, top_k, top_p)
@@ -262,7 +268,7 @@ def _draw_best(histogram, work, heap, vocab, least, top_k, top_p, u):
 
 
 @inline
-def _choose(args, row, memory):
+def _choose(args: Address, row: int, memory: Address) -> Any:
     """The token of one row, or -1."""
     vocab = load_i64(args + VOCAB)
     work = memory + _HISTOGRAM
@@ -289,7 +295,7 @@ def _choose(args, row, memory):
 
 
 @kernel
-def sample(args, chunk):
+def sample(args: Address, chunk: int) -> None:
     """Rows chunk, chunk + CHUNKS, ...: one token each."""
     memory = load_i64(args + SCRATCH) + chunk * load_i64(args + SCRATCH_STRIDE)
     for row in range(chunk, load_i64(load_i64(args + ROWS)), load_i64(args + CHUNKS)):

@@ -23,8 +23,14 @@ from numba.extending import intrinsic
 
 from shoal.kernels.cpu.isa import ISA
 
+# What the annotations of kernels mean by their types; Numba infers its own.
+Address = int
+Register = Any  # a vector, or a tile of vectors
+Scalar = Any  # a float32
+Shape = tuple[int, ...]  # its length is the size of a tile
+Function = Any  # a compiled helper, passed in
+
 Builder = Any
-LANES = 16
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 _HALF, _F32, _F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
@@ -41,7 +47,7 @@ _U8X64, _I16X32 = _vector(_I8, 64), _vector(_I16, 32)
 # --- types -----------------------------------------------------------------------------------------------------------
 
 
-class Vector(types.Type):
+class Vector(types.Type):  # type: ignore[misc]
     """A SIMD register value."""
 
     def __init__(self, name: str, llvm: ir.Type) -> None:
@@ -49,7 +55,7 @@ class Vector(types.Type):
         super().__init__(name=f"simd.{name}")
 
 
-class Tile(types.Type):
+class Tile(types.Type):  # type: ignore[misc]
     """``count`` vectors of one kind, one per token; kept in registers."""
 
     def __init__(self, vector: Vector, count: int) -> None:
@@ -58,13 +64,13 @@ class Tile(types.Type):
 
 
 @register_default(Vector)
-class _VectorModel(models.PrimitiveModel):
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, kind.llvm)
 
 
 @register_default(Tile)
-class _TileModel(models.PrimitiveModel):
+class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, manager: Any, kind: Tile) -> None:
         super().__init__(manager, kind, ir.ArrayType(kind.vector.llvm, kind.count))
 
@@ -498,13 +504,12 @@ def _dot_vnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
 
 
 def _dot_avx2(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
-    bytes32, words16 = _vector(_I8, 32), _vector(_I16, 16)
+    words16 = _vector(_I16, 16)
     a = b.bitcast(a, _U8X64)
     halves = [
         _call(b, "llvm.x86.avx2.pmadd.ub.sw", words16, _shuffle(b, w, w, half), _shuffle(b, a, a, half))
         for half in (list(range(32)), list(range(32, 64)))
     ]
-    assert halves[0].type == words16 and bytes32.count == 32
     return b.add(acc, _shuffle(b, halves[0], halves[1], list(range(32))))
 
 
