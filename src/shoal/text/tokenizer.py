@@ -1,0 +1,197 @@
+"""Tokenizer: text to token ids and back, with the ids of llama.cpp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from shoal.errors import RequestError, UnsupportedError
+from shoal.gguf.reader import GGUFFile, StringArray
+from shoal.text.bpe import ByteLevelBPE, letters_to_bytes
+from shoal.text.pretokenizers import pre_tokenizer_named
+from shoal.text.special import Span, SpecialTokens
+from shoal.text.spm import SPACE, SentencePieceBPE
+from shoal.text.stream import StreamDecoder
+from shoal.text.vocab import Kind, Vocabulary, per_token
+
+__all__ = ["StreamDecoder", "Tokenizer"]
+
+_MODELS = ("gpt2", "llama")
+_HIDDEN = (Kind.CONTROL, Kind.UNKNOWN)
+_VERBATIM = (*_HIDDEN, Kind.USER_DEFINED)
+
+
+class Tokenizer:
+    """The tokenizer of one GGUF file. Immutable after loading; every method may be called from several threads.
+
+    ``vocab_size``; ``bos_id`` and ``eos_id`` (None if the file has none); ``eog_ids``, the tokens that end a
+    generation, and ``eog_sources``, which says for each where that comes from (a metadata key, or the token's text);
+    ``longest_piece_bytes``, the most bytes of text that one token can stand for.
+    """
+
+    def __init__(
+        self, vocab: Vocabulary, encode_text: Callable[[str], list[int]], *, add_bos: bool, add_eos: bool, prefix: bool
+    ) -> None:
+        self.vocab_size = len(vocab.pieces)
+        self.bos_id = vocab.bos_id
+        self.eos_id = vocab.eos_id
+        self.eog_sources: Mapping[int, str] = MappingProxyType(dict(vocab.eog_sources))
+        self.eog_ids = frozenset(vocab.eog_sources)
+        texts: Iterable[str | bytes] = vocab.pieces if vocab.model == "gpt2" else map(str.encode, vocab.pieces)
+        self.longest_piece_bytes = max(map(len, texts))  # a byte-level piece has a letter for each byte
+        self._vocab = vocab
+        self._special = SpecialTokens(vocab.special_tokens())
+        self._encode_text = encode_text
+        self._first = [vocab.bos_id] if add_bos and vocab.bos_id is not None else []
+        self._last = [vocab.eos_id] if add_eos and vocab.eos_id is not None else []
+        self._prefix = prefix
+        self._hidden = vocab.ids_of(*_HIDDEN)
+
+    @classmethod
+    def from_gguf(cls, source: str | Path | GGUFFile) -> Tokenizer:
+        """The tokenizer of a model file or a vocabulary-only file.
+
+        Raises UnsupportedError for a kind of tokenizer (or ``tokenizer.ggml.pre``) that shoal does not have,
+        GGUFError where the file's tokenizer is malformed.
+        """
+        if not isinstance(source, GGUFFile):
+            with GGUFFile.open(source) as file:
+                return cls.from_gguf(file)
+        model = source.get("tokenizer.ggml.model", str)
+        if model not in _MODELS:
+            raise UnsupportedError(
+                f"tokenizer.ggml.model: {model[:80]!r} is not supported; known are {', '.join(_MODELS)}"
+            )
+        vocab = Vocabulary.from_gguf(source)
+        return _byte_level(cls, source, vocab) if model == "gpt2" else _sentencepiece(cls, source, vocab)
+
+    def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Token ids of ``text``.
+
+        ``add_special``: BOS and EOS where the file asks for them. ``parse_special``: the text of a control token
+        becomes that token; otherwise it is text like any other. Raises RequestError for a lone surrogate.
+        """
+        ids = self._encode(text, parse_special, ())
+        return [*self._first, *ids, *self._last] if add_special else ids
+
+    def encode_template(self, text: str, user_spans: Sequence[Span]) -> list[int]:
+        """Token ids of a rendered chat template; nothing is added.
+
+        As ``encode`` with ``parse_special``, except that no control token may touch one of ``user_spans``: the
+        (start, end) of what users wrote.
+        """
+        return self._encode(text, True, user_spans)
+
+    def control_spans(self, text: str) -> list[Span]:
+        """The (start, end) of every control token that is spelled in ``text``."""
+        return self._special.control_spans(text)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``skip_special`` leaves control tokens out.
+
+        Undoes ``encode``: where that puts a space in front, the first space goes. Raises RequestError for an id
+        out of range.
+        """
+        return self.decode_bytes(ids, skip_special).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int], skip_special: bool = False) -> bytes:
+        """As ``decode``, but the bytes as they are."""
+        ids = list(ids)
+        strip = self._prefix
+        if skip_special and self._first and ids[:1] == self._first:
+            ids, strip = ids[1:], False  # llama.cpp strips the space of the very first token only
+        pieces = list(map(self._shown_bytes if skip_special else self.token_bytes, ids))
+        if strip and pieces:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        return b"".join(pieces)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of text that a token stands for. Raises RequestError for an id out of range."""
+        if not 0 <= token_id < self.vocab_size:
+            raise RequestError(f"token id {token_id} is not in the vocabulary of {self.vocab_size}", "prompt_token_ids")
+        piece, kind = self._vocab.pieces[token_id], self._vocab.kinds[token_id]
+        if kind in _VERBATIM:
+            return piece.encode()
+        if kind == Kind.NORMAL:
+            return letters_to_bytes(piece) if self._vocab.model == "gpt2" else piece.replace(SPACE, " ").encode()
+        return _byte_of(piece) if kind == Kind.BYTE else b""
+
+    def stream(self, skip_special: bool = True) -> StreamDecoder:
+        """A decoder for tokens that continue a text: no leading space is taken away."""
+        return StreamDecoder(self._shown_bytes if skip_special else self.token_bytes)
+
+    def min_tokens_for(self, num_bytes: int) -> int:
+        """The fewest tokens that text of this many UTF-8 bytes can become; to refuse before encoding.
+
+        Bytes for which the vocabulary has no token are dropped by ``encode`` but counted here.
+        """
+        return -(-num_bytes // self.longest_piece_bytes)
+
+    def _encode(self, text: str, control: bool, user_spans: Sequence[Span]) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as problem:
+            reason = f"the character at {problem.start} is a lone surrogate (U+{ord(text[problem.start]):04X})"
+            raise RequestError(f"text is not valid Unicode: {reason}", "prompt") from None
+        ids: list[int] = []
+        after_special = True
+        for part in self._special.cut(text, control=control, user_spans=user_spans):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode_text(" " + part if self._prefix and after_special else part)
+            after_special = isinstance(part, int)
+        return ids
+
+    def _shown_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id in self._hidden else self.token_bytes(token_id)
+
+
+def _byte_level(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Tokenizer:
+    pre = pre_tokenizer_named(vocab.pre)
+    engine = ByteLevelBPE(vocab.ids, _merges(file), pre)
+    add_bos = _add(file, vocab, "bos", pre.add_bos)
+    return cls(vocab, engine.encode, add_bos=add_bos, add_eos=_add(file, vocab, "eos", False), prefix=False)
+
+
+def _sentencepiece(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Tokenizer:
+    engine = SentencePieceBPE(
+        vocab.pieces,
+        per_token(file, "scores", len(vocab.pieces), default=0).astype(np.float32),
+        control=vocab.ids_of(Kind.CONTROL, Kind.UNKNOWN),
+        byte_ids=vocab.ids_of(Kind.BYTE),
+        unknown=vocab.unknown_id or 0,
+    )
+    prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
+    add_bos, add_eos = _add(file, vocab, "bos", True), _add(file, vocab, "eos", False)
+    return cls(vocab, engine.encode, add_bos=add_bos, add_eos=add_eos, prefix=prefix)
+
+
+def _add(file: GGUFFile, vocab: Vocabulary, role: str, default: bool) -> bool:
+    key = f"tokenizer.ggml.add_{role}_token"
+    add = file.get(key, bool, default)
+    if add and (vocab.bos_id if role == "bos" else vocab.eos_id) is None:
+        raise file.error(key, f"true, but there is no tokenizer.ggml.{role}_token_id within the vocabulary")
+    return add
+
+
+def _merges(file: GGUFFile) -> list[tuple[str, str]]:
+    key = "tokenizer.ggml.merges"
+    merges = []
+    for i, line in enumerate(file.get(key, StringArray).tolist()):
+        space = line.find(" ", 1)
+        if not 0 < space < len(line) - 1:
+            raise file.error(key, f"merge {i} is {line[:40]!r}, must be two symbols with a space between")
+        merges.append((line[:space], line[space + 1 :]))
+    return merges
+
+
+def _byte_of(piece: str) -> bytes:
+    """The byte of a token such as <0x0A>; its own text where it is not spelled like that."""
+    try:
+        return bytes.fromhex(piece[3:5]) if len(piece) == 6 else piece.encode()
+    except ValueError:
+        return piece.encode()
