@@ -1,0 +1,115 @@
+"""The engine on a small random llama: the reference backend's attention, positions and pages instead of the toy's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shoal.engine.engine import Engine, Request
+from shoal.gguf.reader import GGUFFile
+from shoal.kernels.reference import ReferenceBackend
+from shoal.models.weights import Model, load_model
+from shoal.params import EngineConfig, SamplingParams
+from tests.engine.toy import Result, run, tokens
+from tests.support.gguf_builder import GGUFBuilder
+
+VOCAB, WIDTH, HEADS, KV_HEADS, FF, LAYERS = 96, 64, 4, 2, 96, 2
+PAGE_BYTES = LAYERS * 2 * KV_HEADS * (WIDTH // HEADS) * 2 * 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    path = write_llama(tmp_path_factory.mktemp("llama") / "random.gguf")
+    with GGUFFile.open(path) as file:
+        yield load_model(file, ReferenceBackend())
+
+
+def write_llama(path: Path) -> Path:
+    """Two layers with grouped-query attention, weights large enough that tokens depend on the whole context."""
+    builder, rng = GGUFBuilder(), np.random.default_rng(0)
+    keys = {
+        "embedding_length": WIDTH,
+        "block_count": LAYERS,
+        "feed_forward_length": FF,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV_HEADS,
+        "context_length": 512,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    builder.add("general.architecture", "llama")
+    for key, value in keys.items():
+        builder.add(f"llama.{key}", value)
+    kv = KV_HEADS * WIDTH // HEADS
+    builder.add_random_tensor("token_embd.weight", (VOCAB, WIDTH), "F32", rng, std=1.0)
+    builder.add_tensor("output_norm.weight", np.ones(WIDTH))
+    for i in range(LAYERS):
+        shapes = {
+            "attn_q": (WIDTH, WIDTH),
+            "attn_k": (kv, WIDTH),
+            "attn_v": (kv, WIDTH),
+            "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (FF, WIDTH),
+            "ffn_up": (FF, WIDTH),
+            "ffn_down": (WIDTH, FF),
+        }
+        for name, shape in shapes.items():
+            builder.add_random_tensor(f"blk.{i}.{name}.weight", shape, "F32", rng, std=0.25)
+        for name in ("attn_norm", "ffn_norm"):
+            builder.add_tensor(f"blk.{i}.{name}.weight", np.ones(WIDTH))
+    return builder.write(path)
+
+
+def engine(model: Model, *, pages: int = 100, budget: int = 512) -> Engine:
+    config = EngineConfig(max_num_batched_tokens=budget, kv_cache_memory=pages * PAGE_BYTES)
+    return Engine(model, ReferenceBackend(), config, check_every_step=True)
+
+
+def requests() -> list[Request]:
+    rng = np.random.default_rng(1)
+    made = []
+    for i, length in enumerate([1, 7, 17, 33, 60, 2, 16, 48]):
+        temperature = 0.9 if i % 2 else 0.0
+        params = SamplingParams(temperature=temperature, max_tokens=12)
+        made.append(Request(f"r{i}", tuple(rng.integers(0, VOCAB, length).tolist()), params, seed=i))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(model: Model) -> dict[str, list[int]]:
+    one = engine(model)
+    return {request.request_id: tokens(run(one, [request]))[request.request_id] for request in requests()}
+
+
+@pytest.mark.parametrize(("pages", "budget"), [(100, 512), (100, 16), (100, 5), (5, 64)])
+def test_batch_equals_solo(model: Model, alone: dict[str, list[int]], pages: int, budget: int) -> None:
+    many = engine(model, pages=pages, budget=budget)
+    assert tokens(run(many, requests()[::-1])) == alone
+    assert (many.stats().preemptions > 0) == (pages == 5)
+
+
+def test_decoding_agrees_with_scoring_the_whole_text_at_once(model: Model, alone: dict[str, list[int]]) -> None:
+    greedy = [request for request in requests() if request.params.greedy]
+    whole = [
+        replace(request, prompt_token_ids=request.prompt_token_ids + tuple(alone[request.request_id]), want_logits=True)
+        for request in greedy
+    ]
+    results = run(engine(model, budget=40), whole)
+    for request in greedy:
+        logits = logits_of(results[request.request_id])
+        expected = alone[request.request_id]
+        assert logits[len(request.prompt_token_ids) - 1 : -1].argmax(axis=1).tolist() == expected
+
+
+def test_logits_do_not_depend_on_chunks(model: Model) -> None:
+    request = replace(requests()[4], want_logits=True)
+    whole = logits_of(run(engine(model), [request])["r4"])
+    chunked = logits_of(run(engine(model, budget=7), [request])["r4"])
+    np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-4)
+
+
+def logits_of(result: Result) -> np.ndarray:
+    return np.concatenate([output.logits for output in result.outputs])
