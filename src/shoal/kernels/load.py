@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from shoal.errors import ParameterError
 from shoal.kernels.base import Backend
 
 
-def load_backend(device: str = "auto", threads: int | None = None) -> Backend:
+def load_backend(
+    device: str = "auto", threads: int | None = None, on_compile: Callable[[str], None] | None = None
+) -> Backend:
     """The backend for ``device`` (auto, cpu, reference); what it returns is what runs.
 
-    ``threads`` None means one for each core this process may use.
+    ``threads`` None means one for each core this process may use. ``on_compile`` hears the name of each kernel that was not in
+    the cache and had to be compiled.
     """
     if device == "reference":
         from shoal.kernels.reference import ReferenceBackend
@@ -17,6 +22,8 @@ def load_backend(device: str = "auto", threads: int | None = None) -> Backend:
         return ReferenceBackend()
     if device in ("auto", "cpu"):
         from shoal.kernels.cpu.backend import CPUBackend
+        from shoal.kernels.cpu.jit import Lazy
 
+        Lazy.on_compile = on_compile
         return CPUBackend(threads)
     raise ParameterError("device", device, "one of auto, cpu, reference")

@@ -39,7 +39,6 @@ from shoal.kernels.cpu.simd import (
     store_i64,
     sub,
     sum_lanes,
-    tile_add,
     tile_fma,
     tile_hide,
     tile_load,
@@ -50,6 +49,7 @@ from shoal.kernels.cpu.simd import (
 )
 
 Work = tuple[Address, int, int, int]  # step header, sequence, columns of a page, first column of the KV head
+Span = tuple[int, int, int, int]  # first position, last + 1; query t sees the first (third + t * fourth) positions
 PAGE = 16
 PIECE = 512
 QUERY_BLOCK = 16  # tokens of one task
@@ -225,12 +225,17 @@ def plan(args: Address, chunk: int) -> None:
 
 
 @inline
-def _scores(load: Function, size: int, shape: Shape, q: Address, q_stride: Address, k: Address, head_dim: int) -> Any:
-    """q . k for 16 positions of a K page."""
-    acc = tile_zero(shape)
-    for d in range(head_dim):
-        acc = tile_fma(acc, load(k + size * PAGE * d), q + 4 * d, q_stride)
-    return acc
+def _k_page(size: int, args: Address, work: Work, position: int) -> Any:
+    """Address of the K page that holds a position."""
+    step, sequence, unit_stride, unit = work
+    return load_i64(args + K) + size * PAGE * (_page_of(step, sequence, position) * unit_stride + unit)
+
+
+@inline
+def _v_page(size: int, args: Address, work: Work, position: int) -> Any:
+    """Address of the V page that holds a position."""
+    step, sequence, unit_stride, unit = work
+    return load_i64(args + V) + size * PAGE * (_page_of(step, sequence, position) * unit_stride + unit)
 
 
 @inline
@@ -242,30 +247,30 @@ def _score_piece(
     work: Work,
     q: Address,
     q_stride: Address,
-    first: int,
-    last: int,
-    seen: int,
-    more: int,
+    span: Span,
     scores: Address,
 ) -> Any:
-    """Scores of positions first ... last - 1 into ``scores`` [queries, 512]; the largest of each query, lane by lane."""
-    step, sequence, unit_stride, unit = work
-    head_dim = load_i64(args + HEAD_DIM)
+    """Scores of a span's positions into ``scores`` [queries, 512], two pages at a time so that sums overlap; the largest of
+    each query, lane by lane. What lies past a query's last position is -infinity (the second page may be all of that)."""
+    first, last, seen, more = span
     best = tile_splat(shape, _MINUS_INFINITY)
-    for position in range(first, last, PAGE):
-        page = _page_of(step, sequence, position)
-        k = load_i64(args + K) + size * PAGE * (page * unit_stride + unit)
-        tile = _scores(load, size, shape, q, q_stride, k, head_dim)
-        if position + PAGE > seen:
-            tile = tile_hide(tile, seen - position, more)
-        best = tile_maximum(tile, best)
-        tile_store(tile, scores + 4 * (position - first), _BLOCKED)
+    for position in range(first, last, 2 * PAGE):
+        k0 = _k_page(size, args, work, position)
+        k1 = _k_page(size, args, work, min(position + PAGE, last - 1))
+        a, b = tile_zero(shape), tile_zero(shape)
+        for d in range(load_i64(args + HEAD_DIM)):
+            a = tile_fma(a, load(k0 + size * PAGE * d), q + 4 * d, q_stride)
+            b = tile_fma(b, load(k1 + size * PAGE * d), q + 4 * d, q_stride)
+        a, b = tile_hide(a, seen - position, more), tile_hide(b, seen - position - PAGE, more)
+        best = tile_maximum(b, tile_maximum(a, best))
+        tile_store(a, scores + 4 * (position - first), _BLOCKED)
+        tile_store(b, scores + 4 * (position - first + PAGE), _BLOCKED)
     return best
 
 
 @inline
 def _soften(scores: Address, best: Scalar, count: int) -> Any:
-    """exp(score - best) in place for ``count`` positions (a multiple of 16); their sum."""
+    """exp(score - best) in place for ``count`` positions (a multiple of 32); their sum."""
     total, peak = splat(0.0), splat(best)
     for i in range(0, 4 * count, 64):
         e = exp(sub(load_f32x16(scores + i), peak))
@@ -276,26 +281,25 @@ def _soften(scores: Address, best: Scalar, count: int) -> Any:
 
 @inline
 def _weigh(
-    load: Function,
-    size: int,
-    shape: Shape,
-    args: Address,
-    work: Work,
-    first: int,
-    last: int,
-    column: int,
-    scores: Address,
-) -> Any:
-    """Sum of weight * v over positions first ... last - 1, for 16 dims from ``column``."""
-    step, sequence, unit_stride, unit = work
-    row = size * _padded(load_i64(args + HEAD_DIM))
-    acc = tile_zero(shape)
-    for position in range(first, last, PAGE):
-        page = _page_of(step, sequence, position)
-        v = load_i64(args + V) + size * PAGE * (page * unit_stride + unit) + size * column
-        for i in range(min(PAGE, last - position)):
-            acc = tile_fma(acc, load(v + i * row), scores + 4 * (position - first + i), _BLOCKED)
-    return acc
+    load: Function, size: int, shape: Shape, args: Address, work: Work, span: Span, dims: Address, scores: Address
+) -> None:
+    """Add weight * v over a span's positions to ``dims`` [queries, head_dim], 32 dims at a time so that sums overlap."""
+    first, last, _, _ = span
+    columns = _padded(load_i64(args + HEAD_DIM))
+    for c in range(0, columns, 32):
+        beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
+        left, right = (
+            tile_load(shape, dims + 4 * c, _DIMS_STRIDE),
+            tile_load(shape, dims + 4 * (c + beside), _DIMS_STRIDE),
+        )
+        for position in range(first, last, PAGE):
+            v = _v_page(size, args, work, position) + size * c
+            for i in range(min(PAGE, last - position)):
+                weights = scores + 4 * (position - first + i)
+                left = tile_fma(left, load(v + i * size * columns), weights, _BLOCKED)
+                right = tile_fma(right, load(v + size * (i * columns + beside)), weights, _BLOCKED)
+        tile_store(left, dims + 4 * c, _DIMS_STRIDE)
+        tile_store(right, dims + 4 * (c + beside), _DIMS_STRIDE)
 
 
 @inline
@@ -359,16 +363,13 @@ def _attend(
     scores, state = scratch(_SCORES), scratch(_STATE)
     _start(shape, state, columns)
     for first in range(0, end, PIECE):
-        last = min(first + PIECE, end)
-        best = _score_piece(load, size, shape, args, work, q, q_stride, first, last, seen, more, scores)
+        span = (first, min(first + PIECE, end), seen, more)
+        best = _score_piece(load, size, shape, args, work, q, q_stride, span, scores)
         tile_store(best, state + _BEST, 64)
         for t in range(len(shape)):
             best_t = max_lanes(load_f32x16(state + _BEST + 64 * t))
-            _rescale(t, state, scores, best_t, _padded(last - first), columns)
-        for c in range(0, columns, 16):
-            part = _weigh(load, size, shape, args, work, first, last, c, scores)
-            dims = state + _DIMS + 4 * c
-            tile_store(tile_add(tile_load(shape, dims, _DIMS_STRIDE), part), dims, _DIMS_STRIDE)
+            _rescale(t, state, scores, best_t, (span[1] - first + 31) // 32 * 32, columns)
+        _weigh(load, size, shape, args, work, span, state + _DIMS, scores)
     for t in range(len(shape)):
         _finish(t, state, out + t * out_stride, head_dim)
 
