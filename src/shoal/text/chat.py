@@ -1,0 +1,180 @@
+"""ChatTemplate: a conversation to a prompt, with the model's own Jinja template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, TypeAlias
+
+from shoal.errors import RequestError, TemplateError, UnsupportedError
+from shoal.gguf.reader import GGUFFile, StringArray
+from shoal.text.marking import Marker, all_words, strings_in
+from shoal.text.special import Span
+from shoal.text.template_process import TemplateProcess
+from shoal.text.tokenizer import Tokenizer
+from shoal.text.vocab import special_id
+
+__all__ = ["ChatTemplate", "Message"]
+
+Message: TypeAlias = Mapping[str, Any]
+
+MAX_SOURCE = 1 << 20  # characters
+_TIMEOUT = 5.0  # seconds for one rendering
+
+
+class ChatTemplate:
+    """A chat template, rendered as Hugging Face transformers does. May be used from several threads.
+
+    It runs in a process of its own (see ``shoal.text.sandbox``), which is killed when a rendering takes longer than
+    ``timeout`` seconds. ``bos_token`` and ``eos_token`` are what the template knows under these names.
+    """
+
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", timeout: float = _TIMEOUT) -> None:
+        if len(source) > MAX_SOURCE:
+            raise UnsupportedError(f"tokenizer.chat_template: {len(source)} characters, at most {MAX_SOURCE}")
+        self.source = source
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._process = TemplateProcess(timeout)
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile, source: str | None = None) -> ChatTemplate | None:
+        """The template that stands in the file, or ``source`` with the file's tokens; None where there is neither.
+
+        Raises GGUFError where the file's template is no string, UnsupportedError where it is over a million characters.
+        """
+        source = file.get("tokenizer.chat_template", str, None) if source is None else source
+        if source is None:
+            return None
+        return cls(source, bos_token=_token_text(file, "bos"), eos_token=_token_text(file, "eos"))
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+        """The prompt as text. ``variables`` are for the template (``tools``, ``enable_thinking``, ...).
+
+        Content given as a list of text parts goes to the template as a list, as transformers does; ``text_messages``
+        suits it to the template. Raises RequestError for no messages, or ones that are not text; TemplateError where
+        the template fails, refuses the conversation, takes too long or produces too much.
+        """
+        _check(messages, variables)
+        return self._render(messages, {**variables, "add_generation_prompt": add_generation_prompt})
+
+    def encode(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """The prompt as token ids. What users wrote is text, even where it spells a control token.
+
+        Apart from that the ids are those of the rendered prompt as a whole. BOS is there if the template writes it.
+        Text parts are joined where the template takes only strings. Raises as ``render``.
+        """
+        _check(messages, variables)
+        messages = self.text_messages(messages)
+        variables = {**variables, "add_generation_prompt": add_generation_prompt}
+        text, user_spans = self._render_traced(messages, variables, tokenizer.control_spans)
+        return tokenizer.encode_template(text, user_spans)
+
+    def text_messages(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, with lists of text parts joined by newlines if the template cannot take lists."""
+        if all(not _is_parts(message) for message in messages) or self._takes_parts:
+            return messages
+        return [
+            {**message, "content": _joined(message["content"])} if _is_parts(message) else message
+            for message in messages
+        ]
+
+    def close(self) -> None:
+        """End the template's process. It starts anew if the template is used again."""
+        self._process.close()
+
+    def _render(self, messages: Any, variables: Mapping[str, Any]) -> str:
+        # transformers gives templates these two even where the caller does not.
+        defaults = {"tools": None, "documents": None}
+        return self._process.render(self.source, {**defaults, **variables, **self._tokens, "messages": messages})
+
+    def _render_traced(
+        self, messages: Any, variables: Mapping[str, Any], control_spans: Callable[[str], list[Span]]
+    ) -> tuple[str, list[Span]]:
+        """The prompt, and the (start, end) of what users wrote in it.
+
+        Marks all words first. If the template then renders something else (it looks into the messages), only the
+        spellings of control tokens are marked, and that rendering is taken even where it differs: to the template,
+        too, such a spelling is then mere text.
+        """
+        user = {"messages": messages, "variables": variables}
+        marker = Marker([self.source, *self._tokens.values(), *strings_in(user)])
+        plain = self._render(messages, variables)
+        try:
+            text, spans = self._render_marked(marker, user, all_words, control_spans)
+        except TemplateError:
+            text = ""
+        if text == plain:
+            return text, spans
+        return self._render_marked(marker, user, control_spans, control_spans)
+
+    def _render_marked(
+        self,
+        marker: Marker,
+        user: Mapping[str, Any],
+        spans_of: Callable[[str], list[Span]],
+        keys_of: Callable[[str], list[Span]],
+    ) -> tuple[str, list[Span]]:
+        marked = marker.marked(user, spans_of, keys_of)
+        return marker.unmarked(self._render(marked["messages"], marked["variables"]))
+
+    @cached_property
+    def _takes_parts(self) -> bool:
+        """Whether the template writes the text of a content list (and not the list itself, or nothing)."""
+        probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
+        try:
+            rendered = self._render(probe, {"add_generation_prompt": True})
+        except TemplateError:
+            return False
+        return "probe" in rendered and "'type'" not in rendered
+
+
+def _token_text(file: GGUFFile, role: str) -> str:
+    tokens = file.get("tokenizer.ggml.tokens", StringArray, None)
+    token = None if tokens is None else special_id(file, role, len(tokens))
+    return "" if tokens is None or token is None else tokens[token]
+
+
+def _check(messages: Any, variables: Mapping[str, Any]) -> None:
+    if not isinstance(messages, (list, tuple)) or not messages:
+        shown = "an empty list" if isinstance(messages, (list, tuple)) else type(messages).__name__
+        raise RequestError(f"messages: got {shown}, must be a list of at least one message", "messages")
+    for i, message in enumerate(messages):
+        _check_message(f"messages[{i}]", message)
+    try:
+        json.dumps([messages, variables], ensure_ascii=False).encode()
+    except UnicodeEncodeError as problem:
+        found = f"lone surrogate (U+{ord(problem.object[problem.start]):04X})"
+        raise RequestError(f"messages: not valid Unicode: {found}", "messages") from None
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise RequestError(f"messages: not plain JSON data: {problem}", "messages") from None
+
+
+def _check_message(where: str, message: Any) -> None:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise RequestError(f"{where}: must be an object with a role, a string", "messages")
+    content = message.get("content")
+    if isinstance(content, list):
+        for j, part in enumerate(content):
+            _check_part(f"{where}.content[{j}]", part)
+    elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        kind = type(content).__name__
+        raise RequestError(f"{where}.content: got {kind}, must be a string or a list of text parts", "messages")
+
+
+def _check_part(where: str, part: Any) -> None:
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    if kind != "text":
+        raise RequestError(f"{where}: type {str(kind)[:40]!r} is not supported, only 'text' is", "messages")
+    if not isinstance(part.get("text"), str):
+        raise RequestError(f"{where}.text: must be a string", "messages")
+
+
+def _is_parts(message: Message) -> bool:
+    return isinstance(message.get("content"), list)
+
+
+def _joined(parts: Sequence[Mapping[str, str]]) -> str:
+    return "\n".join(part["text"] for part in parts)

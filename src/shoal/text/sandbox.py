@@ -1,0 +1,120 @@
+"""The process that chat templates run in: one request a line on stdin, one answer a line on stdout.
+
+A template comes out of a downloaded file and may do anything that Jinja allows: nested loops over 10^5 each,
+macros that call themselves, strings that double, filters that pad to 10^10. No hook inside the interpreter bounds
+all of that, so it is bounded from outside: the parent kills this process when time is up, and the system refuses
+it memory. Jinja's immutable sandbox keeps templates from attributes, files and code, and ``main`` takes away the
+right to write files.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from functools import lru_cache
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MAX_OUTPUT = 1 << 24  # characters
+MAX_MEMORY = 1 << 29  # bytes of address space
+_MAX_REASON = 500
+
+
+def render(source: str, variables: Mapping[str, Any]) -> str:
+    """The template's output. Raises whatever the template raises, jinja2.TemplateError where there is too much of it."""
+    parts = []
+    length = 0
+    for part in _compiled(source).generate(variables):
+        length += len(part)
+        if length > MAX_OUTPUT:
+            raise jinja2.TemplateError(f"more than {MAX_OUTPUT} characters of output")
+        parts.append(part)
+    return "".join(parts)
+
+
+def main() -> None:
+    """Answer ``{"source", "variables"}`` with ``{"text"}`` or ``{"error"}``, until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    _limit_resources()
+    _send("ready")
+    for line in sys.stdin.buffer:
+        _send(_answer(json.loads(line)))
+
+
+class _GenerationBlock(Extension):
+    """``{% generation %}`` marks the assistant's words for training; for a prompt it means nothing."""
+
+    tags = {"generation"}  # noqa: RUF012 (declared so by the base class)
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=4)
+def _compiled(source: str) -> jinja2.Template:
+    """A template with the names that Hugging Face transformers gives it."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(source)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """``json.dumps``; unlike Jinja's own filter it does not escape for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _answer(request: Mapping[str, Any]) -> Mapping[str, str]:
+    try:
+        return {"text": render(request["source"], request["variables"])}
+    except jinja2.TemplateError as problem:
+        return {"error": (problem.message or type(problem).__name__)[:_MAX_REASON]}
+    except (
+        Exception
+    ) as problem:  # whatever template code raises (TypeError, MemoryError, ...) is the template's failure
+        return {"error": f"{type(problem).__name__}: {problem}"[:_MAX_REASON]}
+
+
+def _send(answer: object) -> None:
+    sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _limit_resources() -> None:
+    """Memory and file writing, where the system has such limits; the parent's clock works everywhere."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+if __name__ == "__main__":
+    main()
