@@ -308,39 +308,41 @@ def _exp1(x: Scalar) -> Any:
     return max_lanes(exp(splat(x)))
 
 
-@inline
-def _start(shape: Shape, state: Address, columns: int) -> None:
+@shared
+def _start(queries: int, state: Address, columns: int) -> None:
     """Nothing seen yet: maximum -infinity, sum 0, dims 0."""
-    for t in range(len(shape)):
+    for t in range(queries):
         store_f32(state + 8 * t, _MINUS_INFINITY)
         store_f32(state + 8 * t + 4, 0.0)
-    for c in range(0, columns, 16):
-        tile_store(tile_zero(shape), state + _DIMS + 4 * c, _DIMS_STRIDE)
+        for i in range(0, 4 * columns, 64):
+            store_f32x16(state + _DIMS + _DIMS_STRIDE * t + i, splat(0.0))
 
 
 @shared
-def _rescale(t: int, state: Address, scores: Address, best: Scalar, count: int, columns: int) -> None:
-    """Take the maximum of a piece into query t's state: its scores become weights relative to the new maximum."""
-    before = load_f32(state + 8 * t)
-    peak = max(before, best)
-    total = _soften(scores + _BLOCKED * t, peak, count)
-    old = _exp1(before - peak)
-    store_f32(state + 8 * t, peak)
-    store_f32(state + 8 * t + 4, load_f32(state + 8 * t + 4) * old + total)
-    dims, factor = state + _DIMS + _DIMS_STRIDE * t, splat(old)
-    for c in range(0, 4 * columns, 64):
-        store_f32x16(dims + c, mul(load_f32x16(dims + c), factor))
+def _rescale(queries: int, state: Address, scores: Address, count: int, columns: int) -> None:
+    """Take the maxima of a piece into the state: its scores become weights relative to each query's new maximum."""
+    for t in range(queries):
+        before = load_f32(state + 8 * t)
+        peak = max(before, max_lanes(load_f32x16(state + _BEST + 64 * t)))
+        total = _soften(scores + _BLOCKED * t, peak, count)
+        old = _exp1(before - peak)
+        store_f32(state + 8 * t, peak)
+        store_f32(state + 8 * t + 4, load_f32(state + 8 * t + 4) * old + total)
+        dims, factor = state + _DIMS + _DIMS_STRIDE * t, splat(old)
+        for c in range(0, 4 * columns, 64):
+            store_f32x16(dims + c, mul(load_f32x16(dims + c), factor))
 
 
 @shared
-def _finish(t: int, state: Address, out: Address, head_dim: int) -> None:
-    """dims / sum of query t."""
-    dims, total = state + _DIMS + _DIMS_STRIDE * t, load_f32(state + 8 * t + 4)
+def _finish(queries: int, state: Address, out: Address, out_stride: Address, head_dim: int) -> None:
+    """dims / sum of every query."""
     whole = head_dim // 16 * 16
-    for i in range(0, 4 * whole, 64):
-        store_f32x16(out + i, div(load_f32x16(dims + i), splat(total)))
-    for i in range(4 * whole, 4 * head_dim, 4):
-        store_f32(out + i, load_f32(dims + i) / total)
+    for t in range(queries):
+        dims, total = state + _DIMS + _DIMS_STRIDE * t, load_f32(state + 8 * t + 4)
+        for i in range(0, 4 * whole, 64):
+            store_f32x16(out + t * out_stride + i, div(load_f32x16(dims + i), splat(total)))
+        for i in range(4 * whole, 4 * head_dim, 4):
+            store_f32(out + t * out_stride + i, load_f32(dims + i) / total)
 
 
 @inline
@@ -361,17 +363,14 @@ def _attend(
     head_dim = load_i64(args + HEAD_DIM)
     columns, end = _padded(head_dim), seen + (len(shape) - 1) * more
     scores, state = scratch(_SCORES), scratch(_STATE)
-    _start(shape, state, columns)
+    _start(len(shape), state, columns)
     for first in range(0, end, PIECE):
         span = (first, min(first + PIECE, end), seen, more)
         best = _score_piece(load, size, shape, args, work, q, q_stride, span, scores)
         tile_store(best, state + _BEST, 64)
-        for t in range(len(shape)):
-            best_t = max_lanes(load_f32x16(state + _BEST + 64 * t))
-            _rescale(t, state, scores, best_t, (span[1] - first + 31) // 32 * 32, columns)
+        _rescale(len(shape), state, scores, (span[1] - first + 31) // 32 * 32, columns)
         _weigh(load, size, shape, args, work, span, state + _DIMS, scores)
-    for t in range(len(shape)):
-        _finish(t, state, out + t * out_stride, head_dim)
+    _finish(len(shape), state, out, out_stride, head_dim)
 
 
 @inline

@@ -54,8 +54,8 @@ def _our_cache() -> Iterator[None]:
 
 
 def inline(function: Callable[..., Any]) -> Any:
-    """A helper that is compiled into whoever calls it."""
-    return njit(forceinline=True, **_OPTIONS)(function)
+    """A helper that becomes part of whoever calls it, before types are inferred: no code of its own is made."""
+    return njit(inline="always", **_OPTIONS)(function)
 
 
 def shared(function: Callable[..., Any]) -> Any:
