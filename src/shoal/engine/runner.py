@@ -26,6 +26,7 @@ class ModelRunner:
         )
         self._arrays = StepArrays(limits)
         self._vocab_size = model.config.vocab_size
+        self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
 
     def forward(self, batch: StepBatch) -> None:
         """Run all layers over the batch. Its hidden states stay for ``logits`` and the sampler."""

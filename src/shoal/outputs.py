@@ -1,0 +1,233 @@
+"""What a caller gets back: RequestOutput, and how one grows token by token (text, stop strings, log-probabilities)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoal.engine.engine import Metrics, Output, TokenLogprobs
+from shoal.params import SamplingParams
+from shoal.text.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """The natural log of a token's probability before temperature, its rank (1 is the likeliest), and its text."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer. Its text never holds a stop string, part of one, or half a character.
+
+    ``logprobs``: for each of ``token_ids`` the chosen token first, then the best ones; None if not asked for, as is
+    ``cumulative_logprob``. ``finish_reason``: "stop", "length", "abort" or "error"; None while it goes on.
+    ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def finished(self) -> bool:
+        """Whether nothing will be added."""
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What became of one request, or how far it is.
+
+    ``prompt`` is None where the prompt was given as ids or as messages. ``error`` says why ``outputs[0]`` has finish_reason
+    "error". ``metrics``: times on the engine's clock in seconds; None for a request that never reached it.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int = 0
+    metrics: Metrics | None = None
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, request_id: str, prompt: str | None, error: str) -> RequestOutput:
+        """The output of a request that was refused."""
+        answer = CompletionOutput(index=0, text="", token_ids=[], finish_reason="error")
+        return cls(request_id, prompt, [], [answer], finished=True, error=error)
+
+
+class StopFinder:
+    """Cuts text that arrives in pieces at the first stop string to be complete (the longest, where several are).
+
+    What might be the beginning of a stop string is held back. The result does not depend on where the pieces end, and the
+    work for a character is constant on average (Knuth, Morris and Pratt 1977, one automaton a string).
+    """
+
+    def __init__(self, stops: tuple[str, ...], *, include: bool = False) -> None:
+        self.found: str | None = None
+        self._stops = sorted(stops, key=len, reverse=True)
+        self._fallbacks = [_fallbacks(stop) for stop in self._stops]
+        self._matched = [0] * len(self._stops)  # how much of each stop string the text so far ends with
+        self._include = include
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Take in a piece; what may now be shown. After a stop string nothing more is."""
+        if self.found is not None:
+            return ""
+        text = self._held + piece
+        for end in range(len(self._held), len(text)):
+            self.found = self._advance(text[end])
+            if self.found is not None:
+                self._held = ""
+                return text[: end + 1 if self._include else end + 1 - len(self.found)]
+        shown = len(text) - max(self._matched, default=0)
+        self._held = text[shown:]
+        return text[:shown]
+
+    def flush(self) -> str:
+        """What is still held back, once it is known that nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+    def _advance(self, char: str) -> str | None:
+        """Follow every stop string by one character; the longest that is now complete."""
+        found = None
+        for index, stop in enumerate(self._stops):
+            fallbacks, matched = self._fallbacks[index], self._matched[index]
+            while matched and stop[matched] != char:
+                matched = fallbacks[matched - 1]
+            matched += stop[matched] == char
+            if matched == len(stop):
+                found = found or stop
+                matched = fallbacks[matched - 1]
+            self._matched[index] = matched
+        return found
+
+
+def _fallbacks(pattern: str) -> list[int]:
+    """For each prefix of ``pattern``, the length of its longest proper prefix that is also its suffix."""
+    table = [0] * len(pattern)
+    matched = 0
+    for i in range(1, len(pattern)):
+        while matched and pattern[i] != pattern[matched]:
+            matched = table[matched - 1]
+        matched += pattern[i] == pattern[matched]
+        table[i] = matched
+    return table
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One request on its way: takes the engine's Outputs, gives RequestOutputs.
+
+    ``sink`` is the list of the caller that waits for it: the generation puts itself there whenever it has changed.
+    Without ``tokenizer`` the text stays empty.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    tokenizer: Tokenizer | None
+    sink: list[Generation]
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    cumulative_logprob: float = 0.0
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    metrics: Metrics | None = None
+    _decoder: StreamDecoder | None = field(init=False)
+    _stops: StopFinder = field(init=False)
+
+    def __post_init__(self) -> None:
+        params, tokenizer = self.params, self.tokenizer
+        self._decoder = tokenizer.stream(skip_special=params.skip_special_tokens) if tokenizer else None
+        self._stops = StopFinder(tuple(params.stop or ()), include=params.include_stop_str_in_output)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing will be added, whatever the engine still says."""
+        return self.finish_reason is not None
+
+    def take(self, output: Output) -> None:
+        """Add what a step brought. Where that completes a stop string, the generation is finished and the engine not."""
+        self.metrics = output.metrics
+        for index, token in enumerate(output.new_token_ids):
+            self.token_ids.append(token)
+            if output.logprobs is not None:
+                self._take_logprobs(output.logprobs[index])
+            self._show(self._piece(token))
+        if output.finished:
+            self._finish(output)
+        elif self._stops.found is not None:
+            self.finish_reason, self.stop_reason = "stop", self._stops.found
+        self.sink.append(self)
+
+    def snapshot(self) -> RequestOutput:
+        """How far it is: an output of its own, that later steps do not change."""
+        with_logprobs = self.params.logprobs is not None
+        answer = CompletionOutput(
+            index=0,
+            text=self.text,
+            token_ids=self.token_ids.copy(),
+            cumulative_logprob=self.cumulative_logprob if with_logprobs else None,
+            logprobs=self.logprobs.copy() if with_logprobs else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+        return RequestOutput(
+            self.request_id,
+            self.prompt,
+            self.prompt_token_ids,
+            [answer],
+            finished=self.finished,
+            metrics=self.metrics,
+            error=self.error,
+        )
+
+    def _show(self, piece: str) -> None:
+        """Add text. Stop strings are looked for after the first ``min_tokens`` tokens."""
+        if len(self.token_ids) > self.params.min_tokens:
+            piece = self._stops.push(piece)
+        self.text += piece
+
+    def _piece(self, token: int) -> str:
+        """The characters that a token completes. Models may have more rows than tokens: those have no text."""
+        if self._decoder is None or self.tokenizer is None or token >= self.tokenizer.vocab_size:
+            return ""
+        return self._decoder.push(token)
+
+    def _finish(self, output: Output) -> None:
+        if self._decoder is not None:
+            self._show(self._decoder.flush())
+        self.text += self._stops.flush()
+        self.error = output.error
+        if self._stops.found is not None:
+            self.finish_reason, self.stop_reason = "stop", self._stops.found
+        else:
+            self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
+
+    def _take_logprobs(self, found: TokenLogprobs) -> None:
+        """The chosen token first, then the best ones that are not it."""
+        entry = {found.token_id: self._logprob(found.token_id, found.logprob, found.rank)}
+        for rank, (token, logprob) in enumerate(found.top, start=1):
+            if token != found.token_id:
+                entry[token] = self._logprob(token, logprob, rank)
+        self.logprobs.append(entry)
+        self.cumulative_logprob += found.logprob
+
+    def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
+        if self.tokenizer is None or token >= self.tokenizer.vocab_size:
+            return Logprob(logprob, rank, "")
+        return Logprob(logprob, rank, self.tokenizer.token_bytes(token).decode("utf-8", "replace"))
