@@ -1,0 +1,118 @@
+"""The shared flags: every one reaches EngineConfig, defaults come from it, and the model is found in either place."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from shoal.cli.options import engine_options, model_argument
+from shoal.errors import ParameterError
+from shoal.params import EngineConfig
+
+seen: list[Any] = []
+
+
+@click.command()
+@model_argument()
+@engine_options
+def probe(model: str, engine_config: EngineConfig) -> None:
+    seen[:] = [model, engine_config]
+
+
+@click.command()
+@model_argument(default=None)
+def needs_model(model: str) -> None:
+    seen[:] = [model]
+
+
+def run(command: click.Command, *arguments: str) -> Any:
+    return CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def config(*arguments: str) -> EngineConfig:
+    result = run(probe, *arguments)
+    assert result.exit_code == 0, result.output
+    found: EngineConfig = seen[1]
+    return found
+
+
+def test_no_flags_are_the_defaults() -> None:
+    assert config() == EngineConfig()
+
+
+def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.touch()
+    given = {
+        "max_model_len": "2k",
+        "max_num_seqs": "8",
+        "max_num_batched_tokens": "256",
+        "kv_cache_memory": "1GiB",
+        "kv_cache_dtype": "f32",
+        "threads": "2",
+        "device": "reference",
+        "seed": "-7",
+        "chat_template": str(template),
+    }
+    arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+    assert config(*arguments) == EngineConfig(
+        max_model_len=2048,
+        max_num_seqs=8,
+        max_num_batched_tokens=256,
+        kv_cache_memory=2**30,
+        kv_cache_dtype="f32",
+        threads=2,
+        device="reference",
+        seed=-7,
+        chat_template=template,
+    )
+    offered = {parameter.name for parameter in probe.params}
+    assert offered - {"model_argument", "model_flag"} == given.keys()
+    assert given.keys() <= {field.name for field in fields(EngineConfig)}
+
+
+def test_help_shows_the_defaults() -> None:
+    text = " ".join(run(probe, "--help").output.split())
+    for default in ("64", "512", "f16", "auto", "0", "(the usable cores)", "smollm2:135m"):
+        assert f"[default: {default}]" in text
+
+
+@pytest.mark.parametrize("flag", ["--max-num-seqs", "--max-model-len", "--max-num-batched-tokens", "--threads"])
+@pytest.mark.parametrize("value", ["0", "-1", "1e3", "many", "99999999999"])
+def test_numbers_that_are_none_or_too_large_are_refused(flag: str, value: str) -> None:
+    if value.lstrip("-").isdigit():
+        with pytest.raises(ParameterError, match=flag.strip("-").replace("-", "_")):
+            run(probe, flag, value)
+    else:
+        result = run(probe, flag, value)
+        assert result.exit_code == 2
+        assert f"{value!r} is not a whole number such as 4096 or 4k" in result.output
+
+
+def test_other_values_are_refused() -> None:
+    assert "'q8_0' is not one of 'f16', 'f32'" in run(probe, "--kv-cache-dtype", "q8_0").output
+    assert "does not exist" in run(probe, "--chat-template", "nosuch.jinja").output
+    assert "No such option" in run(probe, "--enable-prefix-caching").output
+    with pytest.raises(ParameterError, match="kv_cache_memory"):
+        run(probe, "--kv-cache-memory", "lots")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [((), "smollm2:135m"), (("a.gguf",), "a.gguf"), (("--model", "a.gguf"), "a.gguf"), (("a", "--model", "a"), "a")],
+)
+def test_the_model_is_an_argument_or_a_flag(arguments: tuple[str, ...], model: str) -> None:
+    assert run(probe, *arguments).exit_code == 0
+    assert seen[0] == model
+
+
+def test_a_model_may_be_required_and_is_given_once() -> None:
+    assert "which model?" in run(needs_model).output
+    assert run(needs_model, "m").exit_code == 0
+    assert seen == ["m"]
+    assert "two models given: 'a' and --model 'b'" in run(needs_model, "a", "--model", "b").output
