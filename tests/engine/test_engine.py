@@ -312,6 +312,17 @@ def test_logits_of_every_position_in_order_and_once(pages: int, budget: int) -> 
     assert (engine.stats().preemptions > 0) == (pages == 9)
 
 
+def test_logits_go_on_where_a_preemption_broke_off() -> None:
+    prompt = [n % 50 for n in range(32)]
+    engine = toy_engine(pages=4, budget=8)
+    result = run(engine, [greedy("first", [5] * 31, 6), wants_logits("logits", prompt)])["logits"]
+    assert result.outputs[-1].metrics.num_preemptions == 1
+    assert [len(output.logits) for output in result.outputs] == [1, 7, 7, 1, 8, 8]
+    np.testing.assert_array_equal(
+        logits_of(result), logits_of(run(toy_engine(), [wants_logits("logits", prompt)])["logits"])
+    )
+
+
 def test_logits_are_those_that_tokens_are_chosen_from() -> None:
     chosen = solo([greedy("r", [1, 2, 3], 10)])["r"]
     logits = logits_of(run(toy_engine(), [wants_logits("r", [1, 2, 3, *chosen])])["r"])

@@ -64,8 +64,10 @@ def test_more_sequences_than_rows_never_stand_still() -> None:
     scheduler = make(budget=2, seqs=8)
     for name in "abcd":
         scheduler.add(request(name, 1, 3), 0.0)
-    assert len(scheduler.schedule().sequences) == 2
-    assert [seq.request.request_id for seq in scheduler.waiting] == ["c", "d"]
+    for _ in range(3):
+        assert shares(step(scheduler)[0]) == [("a", 1), ("b", 1)]
+        assert [seq.request.request_id for seq in scheduler.waiting] == ["c", "d"]
+    assert shares(step(scheduler)[0]) == [("c", 1), ("d", 1)]
 
 
 def test_the_last_admitted_is_preempted_and_keeps_its_tokens() -> None:
@@ -73,18 +75,19 @@ def test_the_last_admitted_is_preempted_and_keeps_its_tokens() -> None:
     scheduler.add(request("a", 4, 5), 0.0)
     victim = scheduler.add(request("b", 2, 3), 0.0)
     scheduler.add(request("c", 1, 1), 0.0)
+    scheduler.add(request("d", 8, 1), 0.0)
     step(scheduler)
     assert [seq.request.request_id for seq in scheduler.running] == ["a", "b"]
     step(scheduler)  # a takes the page that c left, b finds none
     assert victim.status is Status.WAITING
-    assert scheduler.waiting[0] is victim
+    assert [seq.request.request_id for seq in scheduler.waiting] == ["b", "d"]
     assert (victim.num_tokens, victim.num_computed, victim.pages) == (3, 0, [])
     assert victim.metrics.num_preemptions == scheduler.counters.preemptions == 1
     while scheduler.running or scheduler.waiting:
         step(scheduler)
     assert victim.token_ids == [0, 1, 7, 7, 7]
-    assert scheduler.counters.generation_tokens == 5 + 3 + 1
-    assert scheduler.counters.prompt_tokens == 4 + 2 + 1
+    assert scheduler.counters.generation_tokens == 5 + 3 + 1 + 1
+    assert scheduler.counters.prompt_tokens == 4 + 2 + 1 + 8
 
 
 def test_a_dropped_step_is_scheduled_again() -> None:

@@ -83,8 +83,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.counters = Counters()
-        # Each running sequence needs at least a row a step, or the last ones would hold pages and stand still.
-        self._max_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
 
     def add(self, request: Request, now: float) -> Sequence:
         """Put a request at the end of the line. Raises RequestError, with both numbers, if it can never fit."""
@@ -123,7 +121,8 @@ class Scheduler:
     def check(self) -> None:
         """Assert that pages and sequences fit together."""
         self.pool.check(seq.pages for seq in self.running)
-        assert len(self.running) <= self._max_running
+        # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
+        assert len(self.running) <= min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
         assert all(seq.status is Status.WAITING and not seq.pages for seq in self.waiting)
         for seq in self.running:
             assert seq.status is Status.RUNNING
@@ -167,7 +166,7 @@ class Scheduler:
     def _admit_waiting(self, batch: StepBatch) -> None:
         """First come, first served: the first one that does not fit holds up the rest."""
         budget = self.limits.max_num_batched_tokens
-        while self.waiting and len(self.running) < self._max_running and batch.num_rows < budget:
+        while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
             seq = self.waiting[0]
             # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
             if self._pages_for(seq.num_tokens) > self.pool.num_free:
