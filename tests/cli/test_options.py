@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shoal.cli.options import engine_options, model_argument
+from shoal.cli.options import engine_options, model_argument, model_option
 from shoal.errors import ParameterError
 from shoal.params import EngineConfig
 
@@ -116,3 +116,17 @@ def test_a_model_may_be_required_and_is_given_once() -> None:
     assert run(needs_model, "m").exit_code == 0
     assert seen == ["m"]
     assert "two models given: 'a' and --model 'b'" in run(needs_model, "a", "--model", "b").output
+
+
+def test_the_model_may_be_a_flag_alone() -> None:
+    @click.command()
+    @click.argument("text")
+    @model_option()
+    def command(text: str, model: str) -> None:
+        seen[:] = [text, model]
+
+    assert run(command, "words").exit_code == 0
+    assert seen == ["words", "smollm2:135m"]
+    assert run(command, "words", "--model", "m").exit_code == 0
+    assert seen == ["words", "m"]
+    assert "[default: smollm2:135m]" in " ".join(run(command, "--help").output.split())
