@@ -196,9 +196,25 @@ def test_malformed_vocabularies_name_the_field(tmp_path: Path, changes: dict[str
     assert caught.value.field == field
 
 
-def test_wrong_scores_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(GGUFError, match="scores"):
-        Tokenizer.from_gguf(tiny.sentencepiece(tmp_path / "v.gguf", scores=[1.0, 2.0]))
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"scores": [1.0, 2.0]}, "tokenizer.ggml.scores"),
+        ({"scores": [float("nan")] * 300}, "tokenizer.ggml.scores"),
+        ({"scores": ["a"] * 300}, "tokenizer.ggml.scores"),
+        (
+            {"token_type": [2, 3, 3] + [1] * 14 + [6] * 256},
+            "tokenizer.ggml.tokens",
+        ),  # bytes that are not spelled as bytes
+        ({"token_type": [2, 3, 3] + [6] * 200 + [1] * 70}, "tokenizer.ggml.tokens"),  # not all of the bytes
+    ],
+)
+def test_malformed_sentencepiece_vocabularies_name_the_field(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(GGUFError) as caught:
+        Tokenizer.from_gguf(tiny.sentencepiece(tmp_path / "v.gguf", **changes))
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("which", ["bpe", "spm"])

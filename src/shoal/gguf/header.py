@@ -127,7 +127,10 @@ class StringArray(Sequence[str]):
 
     def tolist(self) -> list[str]:
         """All strings. Raises GGUFError at the first that is not UTF-8."""
-        return self[:]
+        try:
+            return list(map(bytes.decode, self.bytes_list()))
+        except UnicodeDecodeError:
+            return self[:]  # says which one it is
 
     def bytes_list(self) -> list[bytes]:
         """All strings as the bytes that stand in the file."""

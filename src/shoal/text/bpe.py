@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from tokenizers import Tokenizer, models
 
@@ -43,20 +44,17 @@ class ByteLevelBPE:
 
     def __init__(self, ids: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: PreTokenizer) -> None:
         self._vocab_size = len(ids)
-        symbols = dict(ids)
         merges = list(dict.fromkeys(merges))  # the first of two equal merges counts
-        for symbol in self._missing(ids, merges):
-            symbols.setdefault(symbol, len(symbols))
-        extra = [symbol for symbol in symbols if symbols[symbol] >= self._vocab_size]
-        self._extra = {symbols[symbol]: _ascii_ids(symbol, ids) for symbol in extra}
+        extra = dict(enumerate(self._missing(ids, merges), start=self._vocab_size))
+        symbols = {**ids, **{symbol: token for token, symbol in extra.items()}}
+        self._extra = {token: _ascii_ids(symbol, ids) for token, symbol in extra.items()}
         self._engine = Tokenizer(models.BPE(symbols, merges, ignore_merges=pre.whole_words))
         self._engine.pre_tokenizer = pre.build()
 
     @staticmethod
-    def _missing(ids: Mapping[str, int], merges: Iterable[tuple[str, str]]) -> list[str]:
-        bytes_missing = [letter for letter in _LETTERS.values() if letter not in ids]
-        merged = (symbol for left, right in merges for symbol in (left, right, left + right))
-        return bytes_missing + [symbol for symbol in merged if symbol not in ids]
+    def _missing(ids: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[str]:
+        symbols = {*_LETTERS.values(), *chain.from_iterable(merges), *map("".join, merges)}
+        return sorted(symbols - ids.keys())
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, in order."""

@@ -6,7 +6,8 @@ vocabulary of the GGUF file is written as one (sentencepiece_model.proto; the fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ SPACE = "\u2581"  # the mark that stands for a space inside pieces
 
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 _BPE = 2
+_TAIL_SIZE = 7  # bytes of a piece's score and type
 
 
 class SentencePieceBPE:
@@ -38,7 +40,7 @@ class SentencePieceBPE:
         for kind, ids in ((_CONTROL, control), (_BYTE, byte_ids), (_UNKNOWN, {unknown})):
             for token in ids:
                 kinds[token] = kind
-        model = b"".join(_piece_messages(pieces, scores, kinds))
+        model = _piece_messages(pieces, scores, kinds)
         model += _trainer_spec(unknown, byte_fallback=len(byte_ids) == 256) + _normalizer_spec()
         self._engine = SentencePieceProcessor()
         self._engine.LoadFromSerializedProto(model)
@@ -49,22 +51,22 @@ class SentencePieceBPE:
         return ids
 
 
-def _piece_messages(pieces: Sequence[str], scores: NDArray[np.float32], kinds: Sequence[int]) -> Iterator[bytes]:
-    """Each token as ModelProto.pieces (1): piece (1), score (2), type (3)."""
-    score_bytes = scores.astype("<f4").tobytes()
-    heads = [_varint(size) for size in range(256)]
-    tails = [b"\x18" + bytes((kind,)) for kind in range(_BYTE + 1)]
-    for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)):
-        text = piece.encode()
-        size = len(text)
-        body = b"\x0a%b%b\x15%b%b" % (
-            heads[size] if size < 256 else _varint(size),
-            text,
-            score_bytes[4 * i : 4 * i + 4],
-            tails[kind],
-        )
-        size = len(body)
-        yield b"\x0a%b%b" % (heads[size] if size < 256 else _varint(size), body)
+def _piece_messages(pieces: Sequence[str], scores: NDArray[np.float32], kinds: Sequence[int]) -> bytes:
+    """Each token as ModelProto.pieces (1): piece (1), score (2), type (3). Written so that no loop runs in Python."""
+    texts = list(map(str.encode, pieces))
+    sizes = list(map(len, texts))
+    heads = {size: _piece_head(size) for size in set(sizes)}
+    tails = np.empty(len(pieces), dtype=[("score", "u1"), ("value", "<f4"), ("type", "u1"), ("kind", "u1")])
+    tails["score"], tails["value"] = 0x15, scores
+    tails["type"], tails["kind"] = 0x18, kinds
+    tail_bytes = tails.view(f"V{_TAIL_SIZE}").tolist()
+    return b"".join(chain.from_iterable(zip(map(heads.__getitem__, sizes), texts, tail_bytes, strict=True)))
+
+
+def _piece_head(size: int) -> bytes:
+    """What stands before the text of a piece of ``size`` bytes: the lengths of the message and of the text."""
+    inner = b"\x0a" + _varint(size)
+    return b"\x0a" + _varint(len(inner) + size + _TAIL_SIZE) + inner
 
 
 def _trainer_spec(unknown: int, *, byte_fallback: bool) -> bytes:

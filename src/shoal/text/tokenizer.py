@@ -158,13 +158,19 @@ def _byte_level(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Toke
 
 
 def _sentencepiece(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Tokenizer:
-    engine = SentencePieceBPE(
-        vocab.pieces,
-        per_token(file, "scores", len(vocab.pieces), default=0).astype(np.float32),
-        control=vocab.ids_of(Kind.CONTROL, Kind.UNKNOWN),
-        byte_ids=vocab.ids_of(Kind.BYTE),
-        unknown=vocab.unknown_id or 0,
-    )
+    scores = per_token(file, "scores", len(vocab.pieces), default=0).astype(np.float32)
+    if np.isnan(scores).any():
+        raise file.error("tokenizer.ggml.scores", f"token {int(np.isnan(scores).argmax())} has the score NaN")
+    try:
+        engine = SentencePieceBPE(
+            vocab.pieces,
+            scores,
+            control=vocab.ids_of(Kind.CONTROL, Kind.UNKNOWN),
+            byte_ids=vocab.ids_of(Kind.BYTE),
+            unknown=vocab.unknown_id or 0,
+        )
+    except RuntimeError as problem:  # what sentencepiece raises for a vocabulary that it cannot make sense of
+        raise file.error("tokenizer.ggml.tokens", str(problem)) from problem
     prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
     add_bos, add_eos = _add(file, vocab, "bos", True), _add(file, vocab, "eos", False)
     return cls(vocab, engine.encode, add_bos=add_bos, add_eos=add_eos, prefix=prefix)

@@ -95,7 +95,7 @@ class Vocabulary:
     pre: str
     pieces: list[str]
     ids: dict[str, int]
-    kinds: list[int]
+    kinds: bytearray
     bos_id: int | None
     eos_id: int | None
     unknown_id: int | None
@@ -110,7 +110,7 @@ class Vocabulary:
         if not pieces:
             raise file.error(_KEY + "tokens", "empty")
         ids = _index(file, pieces)
-        kinds = per_token(file, "token_type", len(pieces), default=Kind.NORMAL).tolist()
+        kinds = _kinds(file, len(pieces))
         bos_id, eos_id, unknown_id = (special_id(file, role, len(pieces)) for role in ("bos", "eos", "unknown"))
         eog_sources = _resolve_ends(file, ids, kinds, eos_id)
         return cls(
@@ -128,7 +128,7 @@ class Vocabulary:
 
     def ids_of(self, *kinds: Kind) -> frozenset[int]:
         """All tokens of these kinds."""
-        return frozenset(token for token, kind in enumerate(self.kinds) if kind in kinds)
+        return frozenset(np.flatnonzero(np.isin(np.frombuffer(self.kinds, np.uint8), kinds)).tolist())
 
     def special_tokens(self) -> Iterator[SpecialToken]:
         """The tokens that text is cut at before it is merged."""
@@ -157,6 +157,12 @@ def per_token(file: GGUFFile, name: str, vocab_size: int, default: float) -> NDA
     return values[:vocab_size]
 
 
+def _kinds(file: GGUFFile, vocab_size: int) -> bytearray:
+    values = per_token(file, "token_type", vocab_size, default=Kind.NORMAL)
+    known = np.isin(values, list(Kind))
+    return bytearray(np.where(known, values, Kind.UNDEFINED).astype(np.uint8).tobytes())
+
+
 def _index(file: GGUFFile, pieces: list[str]) -> dict[str, int]:
     ids = {piece: token for token, piece in enumerate(pieces)}
     if len(ids) != len(pieces):
@@ -165,7 +171,7 @@ def _index(file: GGUFFile, pieces: list[str]) -> dict[str, int]:
     return ids
 
 
-def _resolve_ends(file: GGUFFile, ids: Mapping[str, int], kinds: list[int], eos_id: int | None) -> Mapping[int, str]:
+def _resolve_ends(file: GGUFFile, ids: Mapping[str, int], kinds: bytearray, eos_id: int | None) -> Mapping[int, str]:
     """Which tokens end a generation, and why. Corrects ``kinds`` in place."""
     ends: dict[int, str] = {}
     for key, token in _ends_by_key(file, len(ids), eos_id):
@@ -201,7 +207,7 @@ def _found_by_text(file: GGUFFile, ids: Mapping[str, int]) -> Iterator[tuple[str
     yield from ((text, ids[text], True) for text in _END_TEXTS if text in ids)
 
 
-def _rstrip_ids(file: GGUFFile, pieces: list[str], kinds: list[int]) -> frozenset[int]:
+def _rstrip_ids(file: GGUFFile, pieces: list[str], kinds: bytearray) -> frozenset[int]:
     """Phi-3's special tokens swallow the white space after them; GGUF cannot say so, llama.cpp goes by the name."""
     name = file.get("general.name", str, "").lower()
     if "phi-3" not in name and "phi3" not in name:
