@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +193,12 @@ class LLM:
                     yield generation.snapshot()
         finally:
             self._drop(started)
+
+    @overload
+    def logits(self, ids: Sequence[int]) -> Logits: ...
+
+    @overload
+    def logits(self, ids: Sequence[Sequence[int]]) -> list[Logits]: ...
 
     def logits(self, ids: Sequence[int] | Sequence[Sequence[int]]) -> Logits | list[Logits]:
         """Logits after every token: float32 [n, vocab] for one list of ids, a list of those for a list of lists.

@@ -22,6 +22,11 @@ INTERRUPTED = 130
 
 VERBS = {
     "pull": "shoal.cli.pull:pull",
+    "inspect": "shoal.cli.inspect:inspect",
+    "complete": "shoal.cli.complete:complete",
+    "chat": "shoal.cli.chat:chat",
+    "tokenize": "shoal.cli.tokenize:tokenize",
+    "perplexity": "shoal.cli.perplexity:perplexity",
     "list": "shoal.cli.models:list_",
     "rm": "shoal.cli.models:rm",
     "collect-env": "shoal.cli.collect_env:collect_env",

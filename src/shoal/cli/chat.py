@@ -1,0 +1,120 @@
+"""``shoal chat``: a conversation on the terminal."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import click
+
+from shoal.cli.options import engine_options, model_argument
+from shoal.cli.sampling import decoded, sampling_options, write_answer
+from shoal.errors import RequestError, TemplateError
+from shoal.outputs import RequestOutput
+from shoal.params import EngineConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from shoal.llm import LLM
+
+_HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
+
+
+@click.command()
+@model_argument()
+@click.option("--system", metavar="TEXT", help="System message at the start of the conversation.")
+@sampling_options
+@engine_options
+def chat(model: str, system: str | None, params: SamplingParams, engine_config: EngineConfig) -> int:
+    """Talk with a model. Each line is a message; answers go to stdout as they come.
+
+    /reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer and not the program.
+    The exit code is 2 if a message could not be answered and stdin is not a terminal.
+    """
+    from shoal.llm import LLM
+
+    with LLM(model, config=engine_config) as llm:
+        if llm.chat_template is None:
+            raise RequestError(f"{llm.path.name} has no chat template; give one with --chat-template")
+        conversation = Conversation(llm, params, system)
+        interactive = sys.stdin.isatty()
+        if interactive:
+            click.echo(_HELP, err=True)
+        for line in _typed_lines() if interactive else _piped_lines():
+            if line.strip() == "/exit":
+                break
+            if line.strip() == "/reset":
+                conversation.reset()
+            elif line.strip():
+                conversation.say(line)
+    return 2 if conversation.failures and not interactive else 0
+
+
+class Conversation:
+    """The messages so far. ``failures`` counts those that could not be answered; they are forgotten."""
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+        self.failures = 0
+        self._llm = llm
+        self._params = params
+        self._start = [{"role": "system", "content": system}] if system else []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all but the system message."""
+        self.messages = list(self._start)
+
+    def say(self, text: str) -> None:
+        """Write the answer to a message. An answer that is stopped stays in the conversation as far as it came."""
+        messages = [*self.messages, {"role": "user", "content": text}]
+        try:
+            answer = write_answer(self._answer(messages))
+        except (RequestError, TemplateError) as error:
+            self.failures += 1
+            click.echo(f"shoal: {error}", err=True)
+            return
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+
+    def _answer(self, messages: list[dict[str, str]]) -> Iterator[RequestOutput]:
+        """The answer as it grows, up to a Ctrl-C."""
+        with _interrupts() as stopped:
+            request_id = self._llm.submit({"messages": messages}, self._params)
+            try:
+                while not stopped() and self._llm.has_work:
+                    yield from self._llm.step()
+            finally:
+                self._llm.abort(request_id)
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Note a Ctrl-C instead of raising it, so that a step that is running is completed: was there one?"""
+    seen = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.set())
+    try:
+        yield seen.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines from the terminal. Ctrl-C drops the line, Ctrl-D ends."""
+    with suppress(ImportError):  # where the system has it, input() gets a history and arrow keys
+        importlib.import_module("readline")
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            click.echo()
+        except EOFError:
+            click.echo()
+            return
+
+
+def _piped_lines() -> Iterator[str]:
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        yield decoded(line, f"stdin line {number}").removesuffix("\n")

@@ -1,0 +1,213 @@
+"""``shoal inspect``: what is in a model file, whether shoal runs it, and how it would."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from shoal.cli.options import engine_options, model_argument
+from shoal.errors import GGUFError, MemoryLimitError, UnsupportedError
+from shoal.params import EngineConfig, SamplingParams
+
+if TYPE_CHECKING:
+    from shoal.gguf.reader import GGUFFile
+
+_TEMPLATE_LINES = 3
+_LENGTHS = (512, 2048, 8192, 32768)
+_TEMPLATE_WIDTH = 100
+
+
+@click.command()
+@model_argument(default=None)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--check-tensors", is_flag=True, help="Read all weights and look for NaN and Inf.")
+@engine_options
+def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: EngineConfig) -> int:
+    """Print what a model file holds, how much memory it takes, and whether shoal runs it. No weights are loaded.
+
+    The exit code is 2 if --check-tensors finds something.
+    """
+    from shoal import hub
+    from shoal.gguf.reader import GGUFFile
+
+    with GGUFFile.open(hub.resolve(model)) as file:
+        facts = model_facts(file, engine_config)
+        problems = [str(error) for error in file.check_tensors()] if check_tensors else []
+    if check_tensors:
+        facts["bad_tensors"] = problems
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    return 2 if problems else 0
+
+
+def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+    """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
+    return {
+        "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
+        "architecture": file.get("general.architecture", str, ""),
+        "name": file.get("general.name", str, ""),
+        **_support(file, config),
+        "hyper_parameters": _hyper_parameters(file),
+        "tensors": _tensors(file),
+        "tokenizer": _tokenizer(file),
+        "chat_template": _template(file),
+    }
+
+
+def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+    """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
+    from shoal.engine.engine import plan_memory
+    from shoal.kernels.load import load_backend
+    from shoal.models.weights import check_supported
+
+    backend = load_backend(config.device, config.threads)
+    try:
+        facts: dict[str, Any] = {"backend": backend.describe()}
+        try:
+            model = check_supported(file, backend)
+            plan = plan_memory(model, sum(info.nbytes for info in file.tensors.values()), config)
+        except (UnsupportedError, GGUFError, MemoryLimitError) as error:
+            return {"supported": False, "reason": str(error), **facts}
+    finally:
+        backend.close()
+    lengths = [length for length in _LENGTHS if length < plan.max_model_len] + [plan.max_model_len]
+    facts["memory"] = {
+        "weights": plan.weights_bytes,
+        "kv_per_token": plan.kv_bytes_per_token,
+        "kv_cache": plan.kv_bytes,
+        "pages": plan.num_pages,
+        "tokens": plan.num_tokens,
+        "sequences_that_fit": {str(length): plan.num_tokens // length for length in lengths},
+    }
+    return {
+        "supported": True,
+        "reason": None,
+        **facts,
+        "defaults": _defaults(config, plan.max_model_len, plan.kv_bytes),
+    }
+
+
+def _defaults(config: EngineConfig, max_model_len: int, kv_bytes: int) -> dict[str, Any]:
+    """What holds where nothing else is said."""
+    return {
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "kv_cache_memory": kv_bytes,
+        "kv_cache_dtype": config.kv_cache_dtype,
+        "max_tokens": f"{SamplingParams().max_tokens} in Python, the rest of the context in complete and chat",
+        "seed": config.seed,
+    }
+
+
+def _hyper_parameters(file: GGUFFile) -> dict[str, Any]:
+    """The architecture's own keys; of an array its length."""
+    prefix = file.get("general.architecture", str, "") + "."
+    return {
+        key.removeprefix(prefix): value if isinstance(value, (bool, int, float, str)) else f"array of {len(value)}"
+        for key, value in file.metadata.items()
+        if key.startswith(prefix)
+    }
+
+
+def _tensors(file: GGUFFile) -> dict[str, Any]:
+    counts = Counter(info.format.name for info in file.tensors.values())
+    sizes: Counter[str] = Counter()
+    for info in file.tensors.values():
+        sizes[info.format.name] += info.nbytes
+    types = {name: {"count": counts[name], "bytes": sizes[name]} for name, _ in sizes.most_common()}
+    return {"count": counts.total(), "bytes": sizes.total(), "types": types}
+
+
+def _tokenizer(file: GGUFFile) -> dict[str, Any]:
+    from shoal.text.tokenizer import Tokenizer
+
+    model = file.get("tokenizer.ggml.model", str, None)
+    facts = {"model": model, "pre": file.get("tokenizer.ggml.pre", str, None)}
+    try:
+        tokenizer = Tokenizer.from_gguf(file)
+    except (UnsupportedError, GGUFError) as error:
+        return {**facts, "error": str(error)}
+
+    def shown(token: int | None) -> dict[str, Any] | None:
+        return None if token is None else {"id": token, "text": tokenizer.decode([token])}
+
+    return {
+        **facts,
+        "size": tokenizer.vocab_size,
+        "bos": shown(tokenizer.bos_id),
+        "eos": shown(tokenizer.eos_id),
+        "end_of_generation": [
+            {"id": token, "text": tokenizer.decode([token]), "source": source}
+            for token, source in sorted(tokenizer.eog_sources.items())
+        ],
+    }
+
+
+def _template(file: GGUFFile) -> dict[str, Any]:
+    source = file.get("tokenizer.chat_template", str, "")
+    return {"present": bool(source), "characters": len(source), "start": source.splitlines()[:_TEMPLATE_LINES]}
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    """The facts for people: a heading a group, a line a fact."""
+    file, tensors = facts["file"], facts["tensors"]
+    yield f"{file['path']}  ({_size(file['bytes'])}, GGUF v{file['gguf_version']})"
+    yield f"architecture   {facts['architecture']}  {facts['name']}"
+    yield "supported      yes" if facts["supported"] else f"supported      no: {facts['reason']}"
+    yield f"backend        {facts['backend']}"
+    yield from _group("hyper-parameters", facts["hyper_parameters"])
+    rows = {name: f"{row['count']:4} tensors  {_size(row['bytes'])}" for name, row in tensors["types"].items()}
+    yield from _group(f"tensors: {tensors['count']}, {_size(tensors['bytes'])}", rows)
+    yield from _tokenizer_lines(facts["tokenizer"])
+    yield from _template_lines(facts["chat_template"])
+    if facts["supported"]:
+        yield from _memory_lines(facts["memory"])
+        yield from _group("defaults in force", facts["defaults"])
+    for problem in facts.get("bad_tensors", ()):
+        yield f"bad tensor: {problem}"
+    if facts.get("bad_tensors") == []:
+        yield "\nall weights are finite"
+
+
+def _group(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\n{title}"
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        yield f"  {name:{width}}  {value}"
+
+
+def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> Iterator[str]:
+    if "error" in tokenizer:
+        yield from _group("tokenizer", {"not usable": tokenizer["error"]})
+        return
+    rows = {"kind": f"{tokenizer['model']}, pre-tokenizer {tokenizer['pre']}", "tokens": tokenizer["size"]}
+    for role in ("bos", "eos"):
+        token = tokenizer[role]
+        rows[role] = f"{token['id']} {token['text']!r}" if token else "none"
+    yield from _group("tokenizer", rows)
+    for end in tokenizer["end_of_generation"]:
+        yield f"  ends a generation: {end['id']} {end['text']!r} ({end['source']})"
+
+
+def _template_lines(template: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\nchat template: {template['characters']} characters" if template["present"] else "\nchat template: none"
+    for line in template["start"]:
+        yield f"  {line[:_TEMPLATE_WIDTH]}{'...' if len(line) > _TEMPLATE_WIDTH else ''}"
+
+
+def _memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
+    rows = {
+        "weights": _size(memory["weights"]),
+        "KV cache": f"{_size(memory['kv_cache'])} in {memory['pages']} pages, {memory['kv_per_token']} bytes a token",
+    }
+    for length, count in memory["sequences_that_fit"].items():
+        rows[f"of {length} tokens"] = f"{count} sequences fit"
+    yield from _group("memory", rows)
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / (1 << 20):.1f} MiB"

@@ -1,0 +1,78 @@
+"""The flags that say how tokens are chosen, and how answers and files of text get in and out."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shoal.cli.options import Command, integer
+from shoal.errors import RequestError
+from shoal.outputs import RequestOutput
+from shoal.params import SamplingParams
+
+_UNTIL_FULL = "up to the end of the context"
+_SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
+    "max_tokens": {"type": integer, "help": "Most tokens to generate.", "default": None, "show_default": _UNTIL_FULL},
+    "temperature": {"type": float, "help": "0 always takes the most likely token."},
+    "top_p": {"type": float, "help": "Keep the most likely tokens with this much probability together; 1 is off."},
+    "top_k": {"type": int, "help": "Keep this many of the most likely tokens; 0 is off."},
+    "min_p": {"type": float, "help": "Drop tokens less likely than this share of the most likely one; 0 is off."},
+    "min_tokens": {"type": integer, "help": "Do not end before this many tokens."},
+    "stop": {"type": str, "multiple": True, "help": "End before this text. May be given several times."},
+    "ignore_eos": {"is_flag": True, "help": "Go on past end-of-generation tokens."},
+}
+
+
+def sampling_options(command: Command) -> Command:
+    """Add the sampling flags; the command gets them as ``params``, a SamplingParams.
+
+    A value that SamplingParams refuses is a ParameterError before the command starts. Seeds come from ``--seed``.
+    """
+
+    @functools.wraps(command)
+    def with_params(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in _SAMPLING_FLAGS}
+        return command(*args, params=SamplingParams(**values), **kwargs)
+
+    defaults = SamplingParams()
+    decorated: Command = with_params
+    for name, settings in reversed(_SAMPLING_FLAGS.items()):
+        shown = {"default": getattr(defaults, name), "show_default": True, **settings}
+        decorated = click.option(f"--{name.replace('_', '-')}", **shown)(decorated)
+    return decorated
+
+
+def read_text(path: Path | None) -> str:
+    """All of a UTF-8 file, or of stdin for None. Raises RequestError where it is not UTF-8."""
+    data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    return decoded(data, "stdin" if path is None else str(path))
+
+
+def decoded(data: bytes, name: str) -> str:
+    """``data`` as text, byte for byte. Raises RequestError where it is not UTF-8."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name}: not UTF-8 at byte {error.start}: {error.reason}") from None
+
+
+def write_answer(outputs: Iterable[RequestOutput]) -> str:
+    """Write the text of one request to stdout as it grows, then end the line; the text.
+
+    Raises RequestError where the request has failed.
+    """
+    text = ""
+    for output in outputs:
+        if output.error is not None:
+            raise RequestError(output.error)
+        grown = output.outputs[0].text
+        click.echo(grown[len(text) :], nl=False)
+        text = grown
+    if not text.endswith("\n"):
+        click.echo()
+    return text
