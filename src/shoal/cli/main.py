@@ -27,6 +27,7 @@ VERBS = {
     "chat": "shoal.cli.chat:chat",
     "tokenize": "shoal.cli.tokenize:tokenize",
     "perplexity": "shoal.cli.perplexity:perplexity",
+    "run-batch": "shoal.cli.run_batch:run_batch",
     "list": "shoal.cli.models:list_",
     "rm": "shoal.cli.models:rm",
     "collect-env": "shoal.cli.collect_env:collect_env",

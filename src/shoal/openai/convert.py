@@ -1,0 +1,361 @@
+"""From a request body to what LLM.submit takes, and from a RequestOutput to a response body.
+
+A field is used, refused by name, or listed in ``IGNORED``; none is dropped silently. null means "not given".
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai.schema import (
+    APIError,
+    ChatAnswer,
+    ChatBody,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    CompletionBody,
+    FinishReason,
+    Message,
+    PromptTokensDetails,
+    RequestBody,
+    TextChoice,
+    TextCompletion,
+    TextLogprobs,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+)
+from shoal.params import SamplingParams
+
+if TYPE_CHECKING:
+    from shoal.llm import CompletionOutput, Logprob, RequestOutput
+
+DEFAULT_COMPLETION_TOKENS = 16
+_LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
+
+# Fields of OpenAI's that say nothing about the answer itself.
+IGNORED = frozenset(
+    (
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    )
+)
+
+# Fields of OpenAI's and vLLM's that shoal does not support yet, each with the values that ask for nothing.
+_UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (True,),
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "stream": (False,),
+    "stream_options": (),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "verbosity": (),
+    "web_search_options": (),
+}
+
+_Body = TypeVar("_Body", ChatBody, CompletionBody)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
+
+    ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
+    names none.
+    """
+
+    kind: Literal["chat", "completion"]
+    model: str | None
+    prompt: str | dict[str, Any]
+    params: SamplingParams
+
+
+# From a body to a request ---------------------------------------------------------------------------------------------
+
+
+def parse_chat(body: Any) -> Call:
+    """A body of /v1/chat/completions, decoded from JSON. Raises APIError that names the field at fault."""
+    chat = _typed(body, ChatBody)
+    if not chat.messages:
+        raise APIError("messages: the conversation is empty; it needs at least 1 message", "messages")
+    if chat.top_logprobs and not chat.logprobs:
+        raise APIError("top_logprobs: needs logprobs to be true", "top_logprobs")
+    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(chat.messages)]
+    names = {"logprobs": "top_logprobs"}
+    if chat.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    params = _params(
+        chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
+    )
+    return Call("chat", chat.model, {"messages": messages}, params)
+
+
+def parse_completion(body: Any) -> Call:
+    """A body of /v1/completions, decoded from JSON. Raises APIError that names the field at fault."""
+    completion = _typed(body, CompletionBody)
+    max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
+    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs)
+    return Call("completion", completion.model, _prompt(completion.prompt), params)
+
+
+PARSERS: dict[str, Callable[[Any], Call]] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completion,
+}
+
+
+def check_model(model: str | None, served: Collection[str]) -> None:
+    """Raise APIError (404) where a body names a model that is not ``served``."""
+    if model is not None and model not in served:
+        raise APIError(
+            f"model: {model!r} is not served here; there is {', '.join(sorted(served))}",
+            "model",
+            status=404,
+            kind="model_not_found",
+        )
+
+
+def refusal(call: Call, error: RequestError | ParameterError | TemplateError) -> APIError:
+    """What ``LLM.submit`` had against a request, in the words of its body."""
+    own = "messages" if call.kind == "chat" else "prompt"
+    field = own if isinstance(error, TemplateError) else error.field
+    return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
+
+
+def _typed(body: Any, kind: type[_Body]) -> _Body:
+    """``body`` as a struct, after everything that shoal does not use has been looked at."""
+    if not isinstance(body, dict):
+        raise APIError("the body must be a JSON object")
+    given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
+    _refuse_unsupported(given)
+    _refuse_unsendable(given)
+    used = {name: value for name, value in given.items() if name not in _UNSUPPORTED}
+    if isinstance(used.get("messages"), list):
+        used["messages"] = [_without_nulls(message) for message in used["messages"]]
+    try:
+        return msgspec.convert(used, kind)
+    except msgspec.ValidationError as error:
+        raise _type_error(str(error)) from None
+
+
+def _refuse_unsupported(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if name in _UNSUPPORTED and not any(_same(value, off) for off in _UNSUPPORTED[name]):
+            raise APIError(f"{name}: this version of shoal does not support it yet", name)
+
+
+def _same(value: object, off: object) -> bool:
+    return value == off and isinstance(value, bool) == isinstance(off, bool)
+
+
+def _refuse_unsendable(given: dict[str, Any]) -> None:
+    """Refuse numbers that are not finite and text that is not UTF-8, wherever they stand in a field."""
+    for name, field in given.items():
+        waiting = [name, field]
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, dict):
+                waiting.extend(value)
+                waiting.extend(value.values())
+            elif isinstance(value, list):
+                waiting.extend(value)
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise APIError(f"{name}: {value} is not a finite number", name)
+            elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+                raise APIError(f"{name}: holds a lone surrogate, which no text has", name)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _without_nulls(value: Any) -> Any:
+    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
+
+
+_TYPE_ERROR = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
+_FIELD_ERROR = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
+
+
+def _type_error(message: str) -> APIError:
+    """msgspec's words ("Expected `int`, got `str` - at `$.seed`") as an error that names the field."""
+    match = _TYPE_ERROR.fullmatch(message)
+    assert match is not None, "every text matches"
+    what, path = match["what"], match["path"] or ""
+    field = _FIELD_ERROR.fullmatch(what)
+    if field:
+        path = f"{path}.{field[2]}" if path else field[2]
+        what = "this field is required" if field[1].startswith("missing") else "no such field"
+    return APIError(f"{path}: {what.replace('`', '')}", path)
+
+
+def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
+    """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    try:
+        return SamplingParams(**shared, **chosen)
+    except ParameterError as error:
+        name = names.get(error.field, error.field)
+        raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+def _chat_max_tokens(chat: ChatBody) -> int | None:
+    if chat.max_completion_tokens is None:
+        return chat.max_tokens
+    if chat.max_tokens not in (None, chat.max_completion_tokens):
+        reason = f"{chat.max_tokens} contradicts max_completion_tokens {chat.max_completion_tokens}"
+        raise APIError(f"max_tokens: {reason}", "max_tokens")
+    return chat.max_completion_tokens
+
+
+def _message(message: Message, place: str) -> dict[str, str]:
+    """A message as chat templates take it: one text, and the roles they know."""
+    role = "system" if message.role == "developer" else message.role
+    rendered = {"role": role, "content": _content(message.content, f"{place}.content")}
+    return rendered if message.name is None else rendered | {"name": message.name}
+
+
+def _content(content: str | list[dict[str, Any]], place: str) -> str:
+    """The text of a message; text parts are joined by line ends, as vLLM does."""
+    if isinstance(content, str):
+        return content
+    if not content:
+        raise APIError(f"{place}: has no parts", place)
+    return "\n".join(_text_of(part, f"{place}[{index}]") for index, part in enumerate(content))
+
+
+def _text_of(part: dict[str, Any], place: str) -> str:
+    kind, text = part.get("type"), part.get("text")
+    if kind != "text":
+        raise APIError(f"{place}.type: {kind!r} is not supported; a part must be of type 'text'", f"{place}.type")
+    if not isinstance(text, str) or part.keys() != {"type", "text"}:
+        raise APIError(f'{place}: must be {{"type": "text", "text": "..."}}', place)
+    return text
+
+
+def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
+    """A text, or token ids; a list of one prompt stands for that prompt."""
+    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
+        if len(prompt) > 1:
+            raise APIError(f"prompt: a list of {len(prompt)} prompts; give each a request of its own", "prompt")
+        prompt = prompt[0]
+    if not prompt:
+        raise APIError("prompt: is empty; it needs at least 1 token", "prompt")
+    if isinstance(prompt, str):
+        return prompt
+    if not all(type(token) is int for token in prompt):
+        raise APIError("prompt: must be a text or a list of token ids", "prompt")
+    return {"prompt_token_ids": prompt}
+
+
+# From an output to a response -----------------------------------------------------------------------------------------
+
+
+def answer(
+    call: Call, output: RequestOutput, *, response_id: str, model: str, token_bytes: Callable[[int], bytes]
+) -> ChatCompletion | TextCompletion:
+    """The response body of a finished request. ``token_bytes`` gives the text of a token as bytes.
+
+    ``output`` must have ended with "stop" or "length".
+    """
+    given = output.outputs[0]
+    reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
+    created, usage = int(time.time()), _usage(output)
+    if call.kind == "chat":
+        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, token_bytes)
+        choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
+        return ChatCompletion(f"chatcmpl-{response_id}", created, model, [choice], usage)
+    text_choice = TextChoice(0, given.text, _text_logprobs(given, token_bytes), reason)
+    return TextCompletion(f"cmpl-{response_id}", created, model, [text_choice], usage)
+
+
+def _usage(output: RequestOutput) -> Usage:
+    prompt, completion = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
+
+
+def _chat_logprobs(given: CompletionOutput, k: int, token_bytes: Callable[[int], bytes]) -> ChatLogprobs | None:
+    if given.logprobs is None:
+        return None
+
+    def entry(token: int, found: Logprob) -> TopLogprob:
+        data = token_bytes(token)
+        return TopLogprob(data.decode("utf-8", "replace"), _finite(found.logprob), list(data))
+
+    content = []
+    for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
+        best = sorted(candidates.items(), key=lambda item: item[1].rank)[:k]
+        own = entry(chosen, candidates[chosen])
+        content.append(TokenLogprob(own.token, own.logprob, own.bytes, [entry(*item) for item in best]))
+    return ChatLogprobs(content)
+
+
+def _text_logprobs(given: CompletionOutput, token_bytes: Callable[[int], bytes]) -> TextLogprobs | None:
+    if given.logprobs is None:
+        return None
+    logprobs = TextLogprobs([], [], [], [])
+    offset = 0
+    for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
+        logprobs.tokens.append(_spelled(token_bytes(chosen)))
+        logprobs.token_logprobs.append(_finite(candidates[chosen].logprob))
+        best = {_spelled(token_bytes(token)): _finite(found.logprob) for token, found in candidates.items()}
+        logprobs.top_logprobs.append(best)
+        logprobs.text_offset.append(offset)
+        offset += len(token_bytes(chosen).decode("utf-8", "replace"))
+    return logprobs
+
+
+def _spelled(token: bytes) -> str:
+    """The text of a token; one that is a piece of a character in the spelling of OpenAI: ``bytes:\\xe2\\x80``."""
+    try:
+        return token.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, _LEAST_LOGPROB)

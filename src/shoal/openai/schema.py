@@ -1,0 +1,223 @@
+"""The bodies of /v1/chat/completions and /v1/completions, in and out, and the error object.
+
+Field names and shapes are those of OpenAI's API reference; sampling fields that OpenAI does not have are vLLM's.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+
+from shoal.errors import ShoalError
+
+_MAX_MESSAGE = 500
+
+
+class APIError(ShoalError):
+    """A request that is refused, as the client will read it: HTTP ``status``, and ``param``, the field at fault."""
+
+    def __init__(
+        self, message: str, param: str | None = None, *, status: int = 400, kind: str = "invalid_request_error"
+    ) -> None:
+        super().__init__(_sendable(message))
+        self.status = status
+        self.kind = kind
+        self.param = None if param is None else _sendable(param)
+
+    def body(self, line: int | None = None) -> ErrorBody:
+        """The error object; ``line`` where the request stood in a file."""
+        place = msgspec.UNSET if line is None else line
+        return ErrorBody(ErrorInfo(str(self), self.kind, self.param, self.status, place))
+
+
+def _sendable(text: str) -> str:
+    """What a client sent, fit to be sent back: valid UTF-8 and not long."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 3] + "..."
+
+
+def parse_json(data: bytes) -> Any:
+    """Any JSON value. NaN, Infinity, 1e999 and lone surrogates pass, so that they can be refused where they stand.
+
+    Raises APIError for what is not JSON and for nesting too deep to follow.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except RecursionError:
+        raise APIError("the JSON is nested too deeply") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise APIError("the JSON is nested too deeply") from None
+    except UnicodeDecodeError as error:
+        raise APIError(f"not valid UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise APIError(f"not valid JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise APIError("not valid JSON: a number has thousands of digits") from None
+
+
+# Requests -------------------------------------------------------------------------------------------------------------
+
+
+class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What both endpoints take. Meaning and ranges are those of SamplingParams."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] = []
+    stop_token_ids: list[int] = []
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+
+
+class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One message of a conversation. ``content`` is a text or a list of parts."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, Any]]
+    name: str | None = None
+
+
+class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """A body of /v1/chat/completions. Without a limit the answer may fill the context."""
+
+    messages: list[Message]
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+
+class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
+    """A body of /v1/completions. ``prompt``: a text, a list of token ids, or a list with one of those."""
+
+    prompt: str | list[Any]
+    logprobs: int | None = None
+
+
+# Responses ------------------------------------------------------------------------------------------------------------
+
+FinishReason = Literal["stop", "length"]
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """``cached_tokens`` of the prompt were not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Tokens of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(msgspec.Struct):
+    """A token that could have been chosen."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(msgspec.Struct):
+    """The token that was chosen, and the likeliest ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """Log-probabilities in the shape of /v1/chat/completions."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class ChatAnswer(msgspec.Struct):
+    """The message of the model."""
+
+    content: str
+    role: Literal["assistant"] = "assistant"
+    refusal: None = None
+
+
+class ChatChoice(msgspec.Struct):
+    """One answer to a conversation."""
+
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class ChatCompletion(msgspec.Struct):
+    """The response of /v1/chat/completions. ``created`` in seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    object: Literal["chat.completion"] = "chat.completion"
+
+
+class TextLogprobs(msgspec.Struct):
+    """Log-probabilities in the shape of /v1/completions: parallel lists; ``text_offset`` in characters."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class TextChoice(msgspec.Struct):
+    """One continuation of a prompt."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason
+
+
+class TextCompletion(msgspec.Struct):
+    """The response of /v1/completions. ``created`` in seconds since 1970."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage
+    object: Literal["text_completion"] = "text_completion"
+
+
+class ErrorInfo(msgspec.Struct):
+    """Why a request was refused. ``code`` is the HTTP status; ``line`` counts from 1 in a batch file."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+    line: int | msgspec.UnsetType = msgspec.UNSET
+
+
+class ErrorBody(msgspec.Struct):
+    """The response of a request that was refused."""
+
+    error: ErrorInfo

@@ -1,0 +1,367 @@
+"""Bodies to requests: every field is used, refused by name, or known to be harmless. Outputs to bodies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.llm import CompletionOutput, Logprob, RequestOutput
+from shoal.openai import convert
+from shoal.openai.convert import Call, answer, check_model, parse_chat, parse_completion, refusal
+from shoal.openai.schema import APIError
+from shoal.params import SamplingParams
+from tests.openai.test_schema import VALUES
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> Call:
+    return parse_chat({"messages": USER, **fields})
+
+
+def completion(**fields: Any) -> Call:
+    return parse_completion({"prompt": "hi", **fields})
+
+
+def refused(parse: Any, body: Any) -> APIError:
+    with pytest.raises(APIError) as caught:
+        parse(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+# Fields that are used -------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_openai() -> None:
+    assert chat() == Call("chat", None, {"messages": USER}, SamplingParams(max_tokens=None))
+    assert completion() == Call("completion", None, "hi", SamplingParams(max_tokens=16))
+
+
+def test_every_sampling_field_arrives() -> None:
+    shared: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "min_tokens": 2,
+        "max_tokens": 9,
+        "seed": 3,
+        "stop": ["a", "b"],
+        "stop_token_ids": [4],
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+    }
+    assert completion(**shared, logprobs=5).params == SamplingParams(**shared, logprobs=5)
+    assert chat(**shared, logprobs=True, top_logprobs=5).params == SamplingParams(**shared, logprobs=5)
+
+
+def test_stop_may_be_one_string_and_integers_may_stand_for_floats() -> None:
+    params = completion(stop="END", temperature=1, top_p=1).params
+    assert params.stop == ("END",)
+    assert params.temperature == 1.0
+
+
+def test_a_chat_is_limited_by_either_name() -> None:
+    assert chat(max_tokens=5).params.max_tokens == 5
+    assert chat(max_completion_tokens=6).params.max_tokens == 6
+    assert chat(max_completion_tokens=6, max_tokens=6).params.max_tokens == 6
+    assert refused(parse_chat, {"messages": USER, "max_completion_tokens": 6, "max_tokens": 5}).param == "max_tokens"
+
+
+def test_logprobs_of_a_chat() -> None:
+    assert chat(logprobs=True).params.logprobs == 0
+    assert chat(logprobs=False).params.logprobs is None
+    assert refused(parse_chat, {"messages": USER, "top_logprobs": 2}).param == "top_logprobs"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("text", "text"),
+        (["text"], "text"),
+        ([1, 2], {"prompt_token_ids": [1, 2]}),
+        ([[1, 2]], {"prompt_token_ids": [1, 2]}),
+    ],
+)
+def test_forms_of_a_prompt(prompt: Any, expected: Any) -> None:
+    assert completion(prompt=prompt).prompt == expected
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [1, True], [1.5], [{}], 5])
+def test_a_prompt_that_is_none(prompt: Any) -> None:
+    assert refused(parse_completion, {"prompt": prompt}).param == "prompt"
+
+
+def test_messages_become_what_templates_take() -> None:
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    call = parse_chat(
+        {
+            "messages": [
+                {"role": "developer", "content": "rule"},
+                {"role": "user", "content": parts, "name": "Ann"},
+                {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None},
+            ]
+        }
+    )
+    assert call.prompt == {
+        "messages": [
+            {"role": "system", "content": "rule"},
+            {"role": "user", "content": "one\ntwo", "name": "Ann"},
+            {"role": "assistant", "content": "yes"},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        (None, "messages"),
+        ("hi", "messages"),
+        ([], "messages"),
+        (["hi"], "messages[0]"),
+        ([*USER, {"role": "user"}], "messages[1].content"),
+        ([*USER, {"content": "x"}], "messages[1].role"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": 5}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}], "messages[0].content[0]"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
+            "messages[0].content[0].type",
+        ),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": "\ud800"}], "messages"),
+    ],
+)
+def test_messages_that_are_refused(messages: Any, param: str) -> None:
+    assert refused(parse_chat, {"messages": messages}).param == param
+
+
+# Fields that are refused or ignored -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("n", True),
+        ("best_of", 4),
+        ("echo", True),
+        ("suffix", "x"),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -1),
+        ("repetition_penalty", 1.1),
+        ("logit_bias", {"5": 1}),
+        ("bad_words", ["x"]),
+        ("prompt_logprobs", 1),
+        ("stream", True),
+        ("stream_options", {"include_usage": True}),
+        ("tools", [{"type": "function"}]),
+        ("tool_choice", "required"),
+        ("functions", [{}]),
+        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "json_schema", "json_schema": {}}),
+        ("guided_json", {}),
+        ("audio", {"voice": "a"}),
+        ("modalities", ["text", "audio"]),
+        ("chat_template", "{{ 1 }}"),
+        ("reasoning_effort", "low"),
+        ("made_up", 1),
+        ("made_up", False),
+    ],
+)
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+def test_what_is_not_supported_is_refused_by_name(parse: Any, field: str, value: Any) -> None:
+    error = refused(parse, {"messages": USER, field: value} if parse is parse_chat else {"prompt": "hi", field: value})
+    assert error.param == field
+    assert field in str(error)
+
+
+@pytest.mark.parametrize("field", sorted(convert._UNSUPPORTED))
+def test_what_is_not_supported_may_be_null_or_off(field: str) -> None:
+    for value in (None, *convert._UNSUPPORTED[field]):
+        assert completion(**{field: value}) == completion()
+        assert chat(**{field: value}) == chat()
+
+
+@pytest.mark.parametrize("field", sorted(convert.IGNORED))
+def test_harmless_fields_change_nothing(field: str) -> None:
+    assert completion(**{field: {"a": ["b"]}}) == completion()
+    assert chat(**{field: "anything"}) == chat()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("temperature", 10**400),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("min_p", 2),
+        ("top_k", -2),
+        ("top_k", 1.5),
+        ("max_tokens", 0),
+        ("max_tokens", -1),
+        ("max_tokens", 2**63),
+        ("max_tokens", 10**30),
+        ("min_tokens", 17),
+        ("seed", 2**64),
+        ("seed", "x"),
+        ("stop", ["x"] * 100_000),
+        ("stop", [""]),
+        ("stop", 5),
+        ("stop", ["\ud800"]),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", "x"),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("ignore_eos", 1),
+        ("model", 5),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(field: str, value: Any) -> None:
+    error = refused(parse_completion, {"prompt": "hi", field: value})
+    assert error.param == field
+    assert str(error).startswith(f"{field}: ")
+
+
+def test_a_parameter_is_called_what_the_body_calls_it() -> None:
+    assert refused(parse_chat, {"messages": USER, "max_completion_tokens": 0}).param == "max_completion_tokens"
+    error = refused(parse_chat, {"messages": USER, "logprobs": True, "top_logprobs": 21})
+    assert error.param == "top_logprobs"
+    assert str(error).startswith("top_logprobs: ")
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 5])
+def test_a_body_must_be_an_object(body: Any) -> None:
+    assert refused(parse_chat, body).param is None
+
+
+@given(st.dictionaries(st.sampled_from(["prompt", "messages", "stop", "seed", "n", "zzz"]) | st.text(), VALUES))
+def test_any_object_is_a_call_or_a_refusal(body: dict[str, Any]) -> None:
+    for parse in (parse_chat, parse_completion):
+        try:
+            call = parse(body)
+        except APIError as error:
+            msgspec.json.encode(error.body())
+        else:
+            assert call.prompt
+
+
+def test_a_body_may_name_a_served_model_or_none() -> None:
+    check_model(None, ["a"])
+    check_model("a", ["a", "b"])
+    with pytest.raises(APIError, match="'c' is not served here; there is a, b") as caught:
+        check_model("c", ["a", "b"])
+    assert (caught.value.status, caught.value.kind, caught.value.param) == (404, "model_not_found", "model")
+
+
+def test_what_the_model_refuses_names_the_field_of_the_body() -> None:
+    too_long = RequestError("too long", "prompt_token_ids")
+    assert refusal(chat(), too_long).param == "messages"
+    assert refusal(completion(), too_long).param == "prompt"
+    assert refusal(chat(), TemplateError("no")).param == "messages"
+    assert refusal(chat(), ParameterError("seed", 1, "2")).param == "seed"
+    assert refusal(chat(), RequestError("full")).param is None
+
+
+# Responses ------------------------------------------------------------------------------------------------------------
+
+TOKENS = {1: b"He", 2: b"\xe2\x82", 3: b"\xac", 4: b"!"}
+
+
+def output(*, finish_reason: str = "stop", logprobs: list[dict[int, Logprob]] | None = None) -> RequestOutput:
+    given = CompletionOutput(0, "He\u20ac", [1, 2, 3], logprobs=logprobs, finish_reason=finish_reason)
+    return RequestOutput("r", None, [7, 8], [given], finished=True)
+
+
+def as_json(call: Call, out: RequestOutput) -> Any:
+    body = answer(call, out, response_id="x", model="m", token_bytes=TOKENS.__getitem__)
+    return json.loads(msgspec.json.encode(body))
+
+
+def test_the_body_of_a_chat() -> None:
+    body = as_json(chat(), output())
+    assert body.pop("created") > 1.7e9
+    assert body == {
+        "id": "chatcmpl-x",
+        "object": "chat.completion",
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "He\u20ac", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 2,
+            "completion_tokens": 3,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+    }
+
+
+def test_the_body_of_a_completion() -> None:
+    body = as_json(completion(), output(finish_reason="length"))
+    assert (body["id"], body["object"]) == ("cmpl-x", "text_completion")
+    assert body["choices"] == [{"index": 0, "text": "He\u20ac", "logprobs": None, "finish_reason": "length"}]
+
+
+LOGPROBS = [
+    {1: Logprob(-0.5, 1, "He"), 4: Logprob(-1.0, 2, "!")},
+    {2: Logprob(-3.0, 9, "?"), 4: Logprob(-0.25, 1, "!"), 1: Logprob(-1.5, 2, "He")},
+    {3: Logprob(float("-inf"), 3, "?"), 4: Logprob(0.0, 1, "!"), 1: Logprob(-8.0, 2, "He")},
+]
+
+
+def test_logprobs_of_a_chat_hold_the_best_k() -> None:
+    body = as_json(chat(logprobs=True, top_logprobs=2), output(logprobs=LOGPROBS))
+    first, second, third = body["choices"][0]["logprobs"]["content"]
+    assert first == {
+        "token": "He",
+        "logprob": -0.5,
+        "bytes": [72, 101],
+        "top_logprobs": [
+            {"token": "He", "logprob": -0.5, "bytes": [72, 101]},
+            {"token": "!", "logprob": -1.0, "bytes": [33]},
+        ],
+    }
+    assert (second["token"], second["bytes"]) == ("\ufffd", [0xE2, 0x82])
+    assert [top["token"] for top in second["top_logprobs"]] == ["!", "He"]
+    assert third["logprob"] == -9999.0
+
+
+def test_logprobs_of_a_chat_without_top() -> None:
+    content = as_json(chat(logprobs=True), output(logprobs=LOGPROBS))["choices"][0]["logprobs"]["content"]
+    assert [entry["top_logprobs"] for entry in content] == [[], [], []]
+
+
+def test_logprobs_of_a_completion_are_parallel_lists() -> None:
+    assert as_json(completion(logprobs=2), output(logprobs=LOGPROBS))["choices"][0]["logprobs"] == {
+        "tokens": ["He", "bytes:\\xe2\\x82", "bytes:\\xac"],
+        "token_logprobs": [-0.5, -3.0, -9999.0],
+        "top_logprobs": [
+            {"He": -0.5, "!": -1.0},
+            {"bytes:\\xe2\\x82": -3.0, "!": -0.25, "He": -1.5},
+            {"bytes:\\xac": -9999.0, "!": 0.0, "He": -8.0},
+        ],
+        "text_offset": [0, 2, 3],
+    }
