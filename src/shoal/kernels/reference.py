@@ -65,11 +65,17 @@ def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
     return q.reshape(x.shape), (largest * np.float32(1 / 127)).astype(np.float32)
 
 
-def linear_q8(x: F32, weight: F32) -> F32:
-    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights."""
-    q, scale = quantise_q8(x)
-    rounded = q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)
-    product: F32 = (rounded.reshape(x.shape) @ weight.T.astype(np.float64)).astype(np.float32)
+def linear_q8(x: F32, weight: F32, passes: int = 1) -> F32:
+    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights.
+
+    With two ``passes`` what the first rounding leaves over is rounded and multiplied too.
+    """
+    left, rounded = x, np.zeros(x.shape)
+    for _ in range(passes):
+        q, scale = quantise_q8(left)
+        step = (q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)).reshape(x.shape)
+        left, rounded = (left - step).astype(np.float32), rounded + step
+    product: F32 = (rounded @ weight.T.astype(np.float64)).astype(np.float32)
     return product
 
 

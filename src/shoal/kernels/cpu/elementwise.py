@@ -40,6 +40,7 @@ from shoal.kernels.cpu.simd import (
     sub,
     sum_lanes,
     sum_lanes_i32,
+    to_f32,
 )
 
 # Arguments, int64 each. Every kernel here begins with the same ones.
@@ -50,15 +51,16 @@ from shoal.kernels.cpu.simd import (
     WIDTH,  # values of an output row
     OUT,  # float32 rows; 0: not wanted
     OUT_STRIDE,
-    Q8,  # int8 rows [rows, width]; 0: not wanted
-    SCALES,  # float32 [rows, width / 32]
-    SUMS,  # float32 [rows, width / 32]
-    HALF_SUMS,  # float32 [rows, width / 16]
+    Q8,  # int8 [rows, passes, width]; 0: not wanted
+    PASSES,  # 1, or 2: what the first leaves over is rounded again
+    SCALES,  # float32 [rows, passes, width / 32]
+    SUMS,  # float32 [rows, passes, width / 32]
+    HALF_SUMS,  # float32 [rows, passes, width / 16]
     EXTRA,  # norm: weight. embed: first strip. bias: the bias
     EXTRA2,  # norm: address of eps. embed: strip bytes
     INDEX,  # norm: address of int32 row numbers, 0: rows as they are. embed: address of the address of token ids
-) = (8 * i for i in range(13))
-ROW_FIELDS = 13
+) = (8 * i for i in range(14))
+ROW_FIELDS = 14
 
 _STEP = float32(1 / 127)
 TINY = float32(1e-30)  # a group whose largest value is below this is all zeros
@@ -76,9 +78,9 @@ def _span(args: Address, chunk: int) -> Any:
 
 
 @inline
-def _quantise_group(a: Register, b: Register, q8: Address, scale: Address, total: Address, halves: Address) -> None:
+def _quantise_group(a: Register, b: Register, q8: Address, scale: Address, total: Address, halves: Address) -> Any:
     """32 values as int8 in +-127 with one scale; also scale * sum of all, and of each half. NaN and infinity stay visible
-    in the scale."""
+    in the scale. Returns what rounding left over."""
     largest = largest_magnitude(maximum_i32(magnitude(a), magnitude(b)))
     step = largest * _STEP
     inverse = splat(127.0 / largest if largest > TINY else 0.0)
@@ -90,19 +92,21 @@ def _quantise_group(a: Register, b: Register, q8: Address, scale: Address, total
     store_f32(total, step * float32(sum_a + sum_b))
     store_f32(halves, step * float32(sum_a))
     store_f32(halves + 4, step * float32(sum_b))
+    back = splat(-step)
+    return fma(to_f32(qa), back, a), fma(to_f32(qb), back, b)
 
 
 @inline
 def _quantise_row(args: Address, row: int, values: Address) -> None:
     """A whole float32 row at ``values``."""
-    width = load_i64(args + WIDTH)
-    q8 = load_i64(args + Q8) + row * width
+    width, passes = load_i64(args + WIDTH), load_i64(args + PASSES)
     groups = width // 32
-    scales, sums = load_i64(args + SCALES) + 4 * row * groups, load_i64(args + SUMS) + 4 * row * groups
-    halves = load_i64(args + HALF_SUMS) + 8 * row * groups
     for g in range(groups):
         a, b = load_f32x16(values + 128 * g), load_f32x16(values + 128 * g + 64)
-        _quantise_group(a, b, q8 + 32 * g, scales + 4 * g, sums + 4 * g, halves + 8 * g)
+        for p in range(row * passes, (row + 1) * passes):
+            q8, at = load_i64(args + Q8) + p * width + 32 * g, 4 * (p * groups + g)
+            scale, total = load_i64(args + SCALES) + at, load_i64(args + SUMS) + at
+            a, b = _quantise_group(a, b, q8, scale, total, load_i64(args + HALF_SUMS) + 2 * at)
 
 
 @kernel

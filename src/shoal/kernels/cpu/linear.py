@@ -54,16 +54,17 @@ from shoal.kernels.cpu.simd import (
     ROWS,  # address of the number of tokens
     X,  # float input, or int8 input [tokens, columns]
     X_STRIDE,  # bytes from one token to the next
-    SCALES,  # float32 [tokens, groups]: activation scales
-    SUMS,  # float32 [tokens, groups]: scale * sum of 32 activations
-    HALF_SUMS,  # float32 [tokens, 2 groups]: scale * sum of 16 activations
+    PASSES,  # int8 inputs that add up to one token's: 1, or 2 where the rounding error is multiplied too
+    SCALES,  # float32 [tokens, passes, groups]: activation scales
+    SUMS,  # float32 [tokens, passes, groups]: scale * sum of 32 activations
+    HALF_SUMS,  # float32 [tokens, passes, 2 groups]: scale * sum of 16 activations
     GROUP_STRIDE,  # bytes from one token's SCALES (and SUMS) to the next
     OUT,  # float32 output of this part's first row
     OUT_STRIDE,
     OUT_ROWS,  # weight rows of this part
     ADD,  # 1: add to what is there
-) = (8 * i for i in range(16))
-LINEAR_FIELDS = 16
+) = (8 * i for i in range(17))
+LINEAR_FIELDS = 17
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
 _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
@@ -328,11 +329,14 @@ def _strip_bf16(
 @inline
 def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> None:
     """Tokens t ... t + len(shape) - 1 of strip ``index``."""
-    gs = load_i64(args + GROUP_STRIDE)
+    gs, columns = load_i64(args + GROUP_STRIDE), load_i64(args + COLUMNS)
     w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
     x = load_i64(args + X) + t * load_i64(args + X_STRIDE)
-    scale, sums = load_i64(args + SCALES) + t * gs, load_i64(args + SUMS) + t * gs
-    acc = strip(shape, args, w, x, scale, sums, load_i64(args + HALF_SUMS) + 2 * t * gs)
+    acc = tile_zero(shape)
+    for p in range(load_i64(args + PASSES)):
+        at = t * gs + p * (columns // 32 * 4)
+        scale, sums, halves = load_i64(args + SCALES), load_i64(args + SUMS), load_i64(args + HALF_SUMS)
+        acc = tile_add(acc, strip(shape, args, w, x + p * columns, scale + at, sums + at, halves + 2 * at))
     stride = load_i64(args + OUT_STRIDE)
     out = load_i64(args + OUT) + t * stride + 64 * index
     if load_i64(args + ADD) != 0:
