@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import click
@@ -56,6 +55,7 @@ def environment() -> dict[str, Any]:
     import psutil
 
     from shoal import __version__
+    from shoal.bench.machine import cpu_name
     from shoal.hub import models_folder
 
     memory = psutil.virtual_memory()
@@ -63,7 +63,7 @@ def environment() -> dict[str, Any]:
         "shoal": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
         "threads": psutil.cpu_count(),
         "usable_threads": _usable_threads(),
@@ -86,16 +86,6 @@ def _cpu_backend() -> dict[str, Any]:
         "cpu_flags": [flag for flag in _FLAGS if flag in features],
         "kernel_cache_folder": str(cache_folder()),
     }
-
-
-def _cpu_name() -> str:
-    """The CPU's marketing name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 def _usable_threads() -> int:

@@ -28,6 +28,7 @@ VERBS = {
     "tokenize": "shoal.cli.tokenize:tokenize",
     "perplexity": "shoal.cli.perplexity:perplexity",
     "run-batch": "shoal.cli.run_batch:run_batch",
+    "bench": "shoal.cli.bench:bench",
     "list": "shoal.cli.models:list_",
     "rm": "shoal.cli.models:rm",
     "collect-env": "shoal.cli.collect_env:collect_env",

@@ -1,0 +1,22 @@
+"""A tiny model for the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shoal.llm import LLM
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", fmt="Q4_1")
+
+
+@pytest.fixture
+def llm(tiny: Path) -> Iterator[LLM]:
+    with LLM(tiny, device="reference", max_num_seqs=4, max_num_batched_tokens=16) as opened:
+        yield opened

@@ -1,0 +1,38 @@
+"""Throughput: counts, rates, vLLM's keys and words."""
+
+from __future__ import annotations
+
+import pytest
+
+from shoal.bench.throughput import ThroughputResult, measure_throughput
+from shoal.bench.workload import fixed_length, random_prompts
+from shoal.llm import LLM
+
+VLLM_KEYS = ["elapsed_time", "num_requests", "total_num_tokens", "requests_per_second", "tokens_per_second"]
+
+
+def test_rates_follow_from_counts() -> None:
+    result = ThroughputResult(elapsed_time=2.0, num_requests=10, num_prompt_tokens=60, num_output_tokens=40)
+    assert result.as_json() == dict(zip(VLLM_KEYS, [2.0, 10, 100, 5.0, 50.0], strict=True))
+    assert str(result).splitlines() == [
+        "Throughput: 5.00 requests/s, 50.00 total tokens/s, 20.00 output tokens/s",
+        "Total num prompt tokens:  60",
+        "Total num output tokens:  40",
+    ]
+
+
+def test_one_at_a_time_is_compared() -> None:
+    result = ThroughputResult(2.0, 10, 60, 40, sequential_time=7.0)
+    assert list(result.as_json()) == [*VLLM_KEYS, "sequential_time", "speedup"]
+    assert result.as_json()["speedup"] == 3.5
+    assert str(result).endswith("One at a time: 7.00 s, together 2.00 s: 3.50x")
+
+
+@pytest.mark.parametrize("compare", [False, True])
+def test_measured_requests_are_counted_once(llm: LLM, compare: bool) -> None:
+    prompts = random_prompts(llm, 5, 7)
+    result = measure_throughput(llm, prompts, fixed_length(3), compare_sequential=compare)
+    assert (result.num_requests, result.num_prompt_tokens, result.num_output_tokens) == (5, 35, 15)
+    assert result.elapsed_time > 0
+    assert (result.sequential_time is not None) == compare
+    assert llm.engine.stats().generation_tokens == 3 * (1 + 5 + 5 * compare)  # the first one warms up

@@ -1,0 +1,86 @@
+"""``shoal bench`` as a user runs it: flags, words, JSON files, refusals."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Shoal
+from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+def test_throughput(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    flags = ["--num-prompts", 5, "--input-len", 6, "--output-len", 4, "--device", "reference", "--compare-sequential"]
+    done = shoal("bench", "throughput", tiny, *map(str, flags), "--output-json", "out.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Throughput: ")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["num_requests"], found["total_num_tokens"]) == (5, 5 * 10)
+    assert found["tokens_per_second"] == pytest.approx(50 / found["elapsed_time"])
+    assert found["speedup"] == pytest.approx(found["sequential_time"] / found["elapsed_time"])
+
+
+def test_throughput_of_a_file(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "abc"}\n{"prompt": "defgh"}\n')
+    flags = ["--dataset-name", "custom", "--dataset-path", prompts, "--output-len", "2", "--device", "reference"]
+    done = shoal("bench", "throughput", "--model", tiny, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["Total num prompt tokens:  8", "Total num output tokens:  4"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_latency(shoal: Shoal, tiny: Path, tmp_path: Path, device: str) -> None:
+    flags = ["--batch-size", 2, "--input-len", 5, "--output-len", 3, "--num-iters-warmup", 1, "--num-iters", 4]
+    done = shoal("bench", "latency", tiny, *map(str, flags), "--device", device, "--output-json", "out.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Avg latency: ")
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found["latencies"]) == 4
+    assert list(found["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
+    assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 4)
+
+
+def test_the_tokenizer_may_be_left_out(shoal: Shoal, tiny: Path) -> None:
+    flags = ["--num-iters-warmup", "0", "--num-iters", "1", "--output-len", "2", "--device", "reference"]
+    done = shoal("bench", "latency", tiny, *flags, "--disable-detokenize")
+    assert done.returncode == 0, done.stderr
+
+
+def test_peers_without_the_peer_says_how_to_get_it(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    python.chmod(0o755)
+    done = shoal("bench", "peers", tiny, "--peer-python", python)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"{python} -m pip install llama-cpp-python" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["throughput", "--dataset-name", "custom"], "--dataset-path FILE go together"),
+        (["throughput", "--num-prompts", "0"], "--num-prompts"),
+        (["throughput", "--input-len", "600"], "max_model_len"),
+        (["latency", "--batch-size", "-1"], "--batch-size"),
+        (["peers", "--batch", "1,0"], "numbers from 1 to 256"),
+        (["peers", "--batch", ""], "numbers from 1 to 256"),
+        (["peers", "--prefill-len", "8,x"], "'8,x'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(shoal: Shoal, tiny: Path, arguments: list[str], message: str) -> None:
+    verb, *flags = arguments
+    device = [] if verb == "peers" else ["--device", "reference"]
+    done = shoal("bench", verb, tiny, *flags, *device)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert message in done.stderr
