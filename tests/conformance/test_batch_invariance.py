@@ -1,0 +1,165 @@
+"""Batch equals solo, bit for bit: the tokens of a request do not depend on who else runs, in which order, in what chunks,
+on how many threads, or on losing its pages half-way. Through the public API alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal.llm import LLM
+from shoal.params import SamplingParams
+from tests.support.gguf_builder import GGUFBuilder
+
+NUM_REQUESTS = 64
+LENGTHS = (1, 7, 17, 33, 600)  # these are among the prompts: one token, partial tails, and the longest
+VARIANTS: dict[str, dict[str, Any]] = {
+    "chunks of 16": {"max_num_batched_tokens": 16},
+    "chunks of 64": {"max_num_batched_tokens": 64},
+    "chunks of 512": {"max_num_batched_tokens": 512},
+    "one thread": {"threads": 1},
+    "two threads": {"threads": 2},
+    "few at a time": {"max_num_seqs": 3},
+}
+FORMATS = {
+    "token_embd": "Q8_0",
+    "attn_q": "Q4_K",
+    "attn_k": "Q4_K",
+    "attn_v": "Q6_K",
+    "attn_output": "Q5_K",
+    "ffn_gate": "Q4_1",
+    "ffn_up": "Q4_1",
+    "ffn_down": "Q4_0",
+}
+VOCAB, WIDTH, LAYERS = 320, 256, 2
+
+Request = tuple[dict[str, list[int]], SamplingParams]
+
+
+def mixed_requests(vocab: int) -> list[Request]:
+    """Prompts of 1 to 600 tokens, half of them greedy, half sampled in different ways with seeds."""
+    rng = np.random.default_rng(7)
+    lengths = [*LENGTHS, *(int(2 ** rng.uniform(0, 8)) for _ in range(NUM_REQUESTS - len(LENGTHS)))]
+    requests = []
+    for i, length in enumerate(lengths):
+        ids = rng.integers(3, vocab, length).tolist()
+        params = SamplingParams(
+            temperature=0.0 if i % 2 else 0.9,
+            top_k=(0, 40)[i // 2 % 2],
+            top_p=(1.0, 0.9)[i // 4 % 2],
+            min_p=(0.0, 0.05)[i // 8 % 2],
+            seed=1000 + i,
+            max_tokens=8 + i % 5,
+            ignore_eos=True,
+        )
+        requests.append(({"prompt_token_ids": ids}, params))
+    return requests
+
+
+def generate(llm: LLM, requests: Sequence[Request]) -> list[list[int]]:
+    prompts, params = zip(*requests, strict=True)
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert all(output.error is None for output in outputs)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def write_mixed_model(path: Path) -> Path:
+    """A llama of two layers with random weights in six formats, and two query heads for each KV head."""
+    builder, rng = GGUFBuilder(), np.random.default_rng(3)
+    builder.add("general.architecture", "llama")
+    numbers = {
+        "embedding_length": WIDTH,
+        "block_count": LAYERS,
+        "feed_forward_length": 2 * WIDTH,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "context_length": 1024,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }
+    for key, value in numbers.items():
+        builder.add(f"llama.{key}", value)
+    shapes = {
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (WIDTH // 2, WIDTH),
+        "attn_v": (WIDTH // 2, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_gate": (2 * WIDTH, WIDTH),
+        "ffn_up": (2 * WIDTH, WIDTH),
+        "ffn_down": (WIDTH, 2 * WIDTH),
+    }
+    builder.add_random_tensor("token_embd.weight", (VOCAB, WIDTH), FORMATS["token_embd"], rng, std=0.3)
+    builder.add_tensor("output_norm.weight", np.ones(WIDTH))
+    for i in range(LAYERS):
+        for name, shape in shapes.items():
+            builder.add_random_tensor(f"blk.{i}.{name}.weight", shape, FORMATS[name], rng, std=0.1)
+        for norm in ("attn_norm", "ffn_norm"):
+            builder.add_tensor(f"blk.{i}.{norm}.weight", np.ones(WIDTH))
+    return builder.write(path)
+
+
+class Case:
+    """A model, its requests, and the tokens of each request when it runs alone."""
+
+    def __init__(self, path: Path, vocab: int) -> None:
+        self.path = path
+        self.requests = mixed_requests(vocab)
+        with self.open() as llm:
+            self.solo = [generate(llm, [request])[0] for request in self.requests]
+
+    def open(self, **flags: Any) -> LLM:
+        return LLM(self.path, **{"device": "cpu", "max_model_len": 1024, "skip_tokenizer_init": True, **flags})
+
+
+@pytest.fixture(scope="module", params=["random weights", "SmolLM2"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    if request.param == "SmolLM2":
+        return Case(request.getfixturevalue("smollm2_path"), vocab=49152)
+    return Case(write_mixed_model(tmp_path_factory.mktemp("mixed") / "mixed.gguf"), VOCAB)
+
+
+def test_requests_differ_and_so_do_their_tokens(case: Case) -> None:
+    """What the other tests compare is not the same token over and over."""
+    assert {len(prompt["prompt_token_ids"]) for prompt, _ in case.requests} >= set(LENGTHS)
+    assert len({tuple(tokens) for tokens in case.solo}) > NUM_REQUESTS * 0.9
+    assert len({token for tokens in case.solo for token in tokens}) > 50
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_at_once_gives_the_tokens_of_each_alone(case: Case, variant: str) -> None:
+    with case.open(**VARIANTS[variant]) as llm:
+        assert generate(llm, case.requests) == case.solo
+
+
+def test_any_order_gives_the_same_tokens(case: Case) -> None:
+    order = np.random.default_rng(5).permutation(NUM_REQUESTS).tolist()
+    with case.open() as llm:
+        tokens = generate(llm, [case.requests[i] for i in order])
+    assert tokens == [case.solo[i] for i in order]
+
+
+def test_late_arrivals_change_nothing(case: Case) -> None:
+    """Every request joins one step after the one before, in the middle of the others."""
+    tokens: dict[str, list[int]] = {}
+    with case.open() as llm:
+        for i, (prompt, params) in enumerate(case.requests):
+            llm.submit(prompt, params, request_id=str(i))
+            for output in llm.step():
+                tokens[output.request_id] = output.outputs[0].token_ids
+        while llm.has_work:
+            for output in llm.step():
+                tokens[output.request_id] = output.outputs[0].token_ids
+    assert [tokens[str(i)] for i in range(NUM_REQUESTS)] == case.solo
+
+
+def test_preemption_changes_nothing(case: Case) -> None:
+    with case.open() as llm:
+        page = llm.engine.memory_plan.kv_bytes // llm.engine.num_pages
+    with case.open(kv_cache_memory=40 * page) as llm:  # 640 tokens for all of them
+        assert generate(llm, case.requests) == case.solo
+        stats = llm.engine.stats()
+    assert stats.preemptions > 0
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, 40)
