@@ -30,10 +30,10 @@ class JobFiles:
         """``errors`` None is RESULTS.errors.jsonl beside the results, or stdout where they go there."""
         if errors is None:
             errors = results if results == STANDARD_STREAM else results.with_name(results.name + ".errors.jsonl")
-        return cls(requests, results, errors)
+        return cls(requests, results, results if _same_file(errors, results) else errors)
 
     def check(self, *, overwrite: bool) -> None:
-        """Raise ParameterError for files that are not there, are one and the same, or hold what would be lost."""
+        """Raise ParameterError for files that are not there, that hold what would be lost, or an output that is the input."""
         if self.requests != STANDARD_STREAM and (self.requests.is_dir() or not self.requests.exists()):
             raise ParameterError("input file", str(self.requests), "a file that exists")
         outputs = {"output file": self.results, "error file": self.errors}
@@ -44,8 +44,6 @@ class JobFiles:
                 raise ParameterError(name, str(path), "in a folder that exists")
             if not overwrite and path.is_file() and path.stat().st_size > 0:
                 raise ParameterError(name, str(path), "empty or not there yet (--overwrite replaces it)")
-        if self.errors != self.results and _same_file(self.errors, self.results):
-            raise ParameterError("error file", str(self.errors), "another file than the output")
 
     @contextmanager
     def writers(self) -> Iterator[tuple[RecordWriter, RecordWriter]]:
