@@ -36,8 +36,9 @@ def plan(model: Path, **settings: Any) -> Plan:
         "prefill_lens": (9,),
         "rounds": 2,
         "threads": 1,
+        "device": "reference",
     }
-    return Plan(model=model, peer_python=sys.executable, device="reference", **(small | settings))
+    return Plan(model=model, peer_python=sys.executable, **(small | settings))
 
 
 @pytest.fixture(autouse=True)

@@ -54,7 +54,7 @@ def measure_machine(threads: int, device: str = "auto") -> Machine:
         cores=os.cpu_count() or 1,
         memory=psutil.virtual_memory().total,
         threads=threads,
-        read_bandwidth=measure_read_bandwidth(threads),
+        read_bandwidth=measure_read_bandwidth(threads, READ_BYTES),
         mac_rate=mac_rate,
     )
 
@@ -69,7 +69,7 @@ def cpu_name() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
-def measure_read_bandwidth(threads: int, num_bytes: int = READ_BYTES) -> float:
+def measure_read_bandwidth(threads: int, num_bytes: int) -> float:
     """Bytes a second that ``threads`` threads read from memory together: the best of a few passes of NumPy's OR."""
     parts = np.array_split(np.ones(num_bytes // 8, np.uint64), threads)
     with ThreadPoolExecutor(threads) as pool:
