@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shoal import hub
 from shoal.engine.engine import Engine, Output, Request
-from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.errors import ParameterError, RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
 from shoal.models.weights import load_model
@@ -343,7 +343,7 @@ class LLM:
 
     def _load(self, file: GGUFFile) -> None:
         if not self.config.skip_tokenizer_init:
-            self.tokenizer = Tokenizer.from_gguf(file)
+            self.tokenizer = _tokenizer(file)
             self.chat_template = _chat_template(file, self.config.chat_template)
         model = load_model(file, self._backend)
         self.vocab_size = model.config.vocab_size
@@ -358,6 +358,13 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
+
+
+def _tokenizer(file: GGUFFile) -> Tokenizer:
+    try:
+        return Tokenizer.from_gguf(file)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}; skip_tokenizer_init=True runs the model on token ids alone") from error
 
 
 def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -40,27 +40,33 @@ def chat(model: str, system: str | None, params: SamplingParams, engine_config: 
     with LLM(model, config=engine_config) as llm:
         if llm.chat_template is None:
             raise RequestError(f"{llm.path.name} has no chat template; give one with --chat-template")
-        conversation = Conversation(llm, params, system)
         interactive = sys.stdin.isatty()
         if interactive:
             click.echo(_HELP, err=True)
-        for line in _typed_lines() if interactive else _piped_lines():
-            if line.strip() == "/exit":
-                break
-            if line.strip() == "/reset":
-                conversation.reset()
-            elif line.strip():
-                conversation.say(line)
+        keyboard = Keyboard()
+        conversation = Conversation(llm, params, system, lambda: keyboard.stopped)
+        with keyboard.listening() if interactive else nullcontext():
+            for line in keyboard.lines() if interactive else _piped_lines():
+                if line.strip() == "/exit":
+                    break
+                if line.strip() == "/reset":
+                    conversation.reset()
+                elif line.strip():
+                    conversation.say(line)
     return 2 if conversation.failures and not interactive else 0
 
 
 class Conversation:
-    """The messages so far. ``failures`` counts those that could not be answered; they are forgotten."""
+    """The messages so far. ``failures`` counts those that could not be answered; they are forgotten.
 
-    def __init__(self, llm: LLM, params: SamplingParams, system: str | None) -> None:
+    ``stopped`` is asked before each step whether to leave the answer as it is.
+    """
+
+    def __init__(self, llm: LLM, params: SamplingParams, system: str | None, stopped: Callable[[], bool]) -> None:
         self.failures = 0
         self._llm = llm
         self._params = params
+        self._stopped = stopped
         self._start = [{"role": "system", "content": system}] if system else []
         self.reset()
 
@@ -80,39 +86,58 @@ class Conversation:
         self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _answer(self, messages: list[dict[str, str]]) -> Iterator[RequestOutput]:
-        """The answer as it grows, up to a Ctrl-C."""
-        with _interrupts() as stopped:
-            request_id = self._llm.submit({"messages": messages}, self._params)
-            try:
-                while not stopped() and self._llm.has_work:
-                    yield from self._llm.step()
-            finally:
-                self._llm.abort(request_id)
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Note a Ctrl-C instead of raising it, so that a step that is running is completed: was there one?"""
-    seen = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.set())
-    try:
-        yield seen.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _typed_lines() -> Iterator[str]:
-    """Lines from the terminal. Ctrl-C drops the line, Ctrl-D ends."""
-    with suppress(ImportError):  # where the system has it, input() gets a history and arrow keys
-        importlib.import_module("readline")
-    while True:
+        request_id = self._llm.submit({"messages": messages}, self._params)
         try:
-            yield input("> ")
-        except KeyboardInterrupt:
-            click.echo()
-        except EOFError:
-            click.echo()
-            return
+            while self._llm.has_work and not self._stopped():
+                yield from self._llm.step()
+        finally:
+            self._llm.abort(request_id)
+
+
+class Keyboard:
+    """Lines from a terminal. Ctrl-C drops the line that is being typed; at other times it only sets ``stopped``.
+
+    So nothing is ever torn apart by it: a step that is running is completed.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._typing = False
+
+    def lines(self) -> Iterator[str]:
+        """Lines up to Ctrl-D."""
+        with suppress(ImportError):  # where the system has it, input() gets a history and arrow keys
+            importlib.import_module("readline")
+        while True:
+            try:
+                yield self._line()
+            except KeyboardInterrupt:
+                click.echo()
+            except EOFError:
+                click.echo()
+                return
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take over Ctrl-C."""
+        before = signal.signal(signal.SIGINT, self._interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _line(self) -> str:
+        self.stopped = False
+        self._typing = True
+        try:
+            return input("> ")
+        finally:
+            self._typing = False
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._typing:
+            raise KeyboardInterrupt
+        self.stopped = True
 
 
 def _piped_lines() -> Iterator[str]:

@@ -1,0 +1,113 @@
+"""``shoal inspect``, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shoal.llm import LLM
+from tests.cli.conftest import Shoal
+from tests.support.gguf_builder import GGUFBuilder
+from tests.support.tiny_model import END_ID, VOCAB_SIZE, write_tiny_model
+
+FLAGS = ("--device", "reference", "--max-num-seqs", "4")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny.gguf", fmt="Q8_0")
+
+
+def facts(shoal: Shoal, *arguments: str | Path) -> dict[str, Any]:
+    done = shoal("inspect", *arguments, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_json_holds_all_facts(shoal: Shoal, model: Path) -> None:
+    found = facts(shoal, model, *FLAGS)
+    assert (found["supported"], found["reason"], found["architecture"]) == (True, None, "llama")
+    assert found["hyper_parameters"]["block_count"] == 2
+    assert found["file"] == {"path": str(model), "bytes": model.stat().st_size, "gguf_version": 3}
+    types = found["tensors"]["types"]
+    assert {name: row["count"] for name, row in types.items()} == {"Q8_0": 15, "F32": 5}
+    assert sum(row["bytes"] for row in types.values()) == found["tensors"]["bytes"]
+    tokenizer = found["tokenizer"]
+    assert (tokenizer["model"], tokenizer["size"], tokenizer["eos"]["id"]) == ("gpt2", VOCAB_SIZE, END_ID)
+    ends = {end["id"]: end["source"] for end in tokenizer["end_of_generation"]}
+    assert ends[END_ID] == "tokenizer.ggml.eos_token_id"
+    assert found["chat_template"]["present"]
+    assert found["backend"].startswith("reference")
+
+
+def test_the_memory_plan_is_the_one_that_an_engine_makes(shoal: Shoal, model: Path) -> None:
+    found = facts(shoal, model, *FLAGS, "--kv-cache-memory", "1MiB")
+    with LLM(model, device="reference", max_num_seqs=4, kv_cache_memory="1MiB") as llm:
+        plan = llm.engine.memory_plan
+    memory = found["memory"]
+    assert (memory["pages"], memory["kv_cache"], memory["weights"]) == (
+        plan.num_pages,
+        plan.kv_bytes,
+        plan.weights_bytes,
+    )
+    assert memory["sequences_that_fit"] == {"512": plan.num_tokens // 512}
+    assert found["defaults"]["kv_cache_memory"] == plan.kv_bytes
+    assert (found["defaults"]["max_num_seqs"], found["defaults"]["max_model_len"]) == (4, 512)
+
+
+def test_words_for_people(shoal: Shoal, model: Path) -> None:
+    done = shoal("inspect", model, *FLAGS)
+    assert done.returncode == 0
+    for words in ("supported      yes", "sequences fit", "ends a generation: 258", "<|im_start|>", "max_num_seqs"):
+        assert words in done.stdout
+
+
+def test_an_unsupported_model_says_why(shoal: Shoal, tmp_path: Path) -> None:
+    builder = GGUFBuilder()
+    builder.add("general.architecture", "mamba")
+    builder.add("mamba.block_count", 3)
+    builder.add_tensor("token_embd.weight", np.zeros((4, 4)))
+    path = builder.write(tmp_path / "mamba.gguf")
+    found = facts(shoal, path, *FLAGS)
+    assert found["supported"] is False
+    assert "'mamba' is not supported; known: llama" in found["reason"]
+    assert found["hyper_parameters"] == {"block_count": 3}
+    assert "error" in found["tokenizer"]
+    assert found["chat_template"]["present"] is False
+    done = shoal("inspect", path, *FLAGS)
+    assert "supported      no: general.architecture: 'mamba'" in done.stdout
+    assert "not usable" in done.stdout
+
+
+def test_gemma_prints_the_reason(shoal: Shoal, gemma3_path: Path) -> None:
+    found = facts(shoal, gemma3_path, *FLAGS)
+    assert found["supported"] is False
+    assert "gemma3" in found["reason"]
+    assert found["tokenizer"]["size"] == 262144
+
+
+def test_check_tensors_finds_what_is_not_finite(shoal: Shoal, tmp_path: Path) -> None:
+    good = write_tiny_model(tmp_path / "good.gguf")
+    assert facts(shoal, good, *FLAGS, "--check-tensors")["bad_tensors"] == []
+    data = bytearray(good.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()  # the last value of the last norm
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(data)
+    done = shoal("inspect", bad, *FLAGS, "--check-tensors")
+    assert done.returncode == 2
+    assert "bad tensor" in done.stdout
+    assert "blk.1.ffn_norm.weight" in done.stdout
+
+
+def test_a_broken_file_is_one_line_and_exit_code_2(shoal: Shoal, tmp_path: Path) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF\x03\x00\x00\x00")
+    done = shoal("inspect", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"shoal: {path}: ")
+    assert done.stderr.count("\n") == 1
