@@ -254,9 +254,7 @@ class Engine:
         self._steps += 1
         try:
             result = self._result(batch)
-        except (
-            Exception
-        ) as error:  # whatever the arithmetic raises is the fate of this step's requests, not the engine's
+        except Exception as error:  # whatever the arithmetic raises ends this step's requests, not the engine
             _log.exception("a step of %d rows failed", batch.num_rows)
             return self._scheduler.fail(batch, f"{type(error).__name__}: {error}", self._clock())
         return self._scheduler.commit(batch, result, self._clock())
