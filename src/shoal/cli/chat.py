@@ -15,11 +15,11 @@ import click
 from shoal.cli.options import engine_options, model_argument
 from shoal.cli.sampling import decoded, sampling_options, write_answer
 from shoal.errors import RequestError, TemplateError
-from shoal.outputs import RequestOutput
 from shoal.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from shoal.llm import LLM
+    from shoal.outputs import RequestOutput
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 

@@ -6,14 +6,16 @@ import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shoal.cli.options import Command, integer
 from shoal.errors import RequestError
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
+
+if TYPE_CHECKING:
+    from shoal.outputs import RequestOutput
 
 _UNTIL_FULL = "up to the end of the context"
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
