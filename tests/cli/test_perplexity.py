@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.cli.perplexity import score_text, token_nll
+from shoal.bench.perplexity import score_text, token_nll
 from shoal.errors import RequestError
 from shoal.llm import LLM
 from tests.cli.conftest import Shoal

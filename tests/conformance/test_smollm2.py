@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from shoal.cli.perplexity import Score, score_text
+from shoal.bench.perplexity import Score, score_text
 from shoal.llm import LLM
 from shoal.params import SamplingParams
 
