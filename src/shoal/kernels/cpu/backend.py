@@ -36,7 +36,7 @@ from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import LAYOUTS, PackedMatrix, pack_matrix
 from shoal.kernels.cpu.pool import Pool, program
 
-_CHUNKS_PER_THREAD = 16  # small chunks: a thread that is interrupted holds up little
+_CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
 # The head's input is rounded twice: its error goes straight into the logits, and only sampled rows pay for it.
 _HEAD_PASSES = 2
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
