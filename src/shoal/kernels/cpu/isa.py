@@ -16,30 +16,31 @@ from numba import config
 
 from shoal.errors import ParameterError
 
-CHOICES = ("avx512vnni", "avx2", "portable")
-
 
 def cpu_features() -> frozenset[str]:
     """Names of the features LLVM sees on this CPU."""
     return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
 
 
-def _choose() -> str:
-    forced = os.environ.get("SHOAL_ISA", "")
-    features = cpu_features()
-    possible = ["portable"]
+def possible() -> list[str]:
+    """What this CPU can run, best first."""
+    features, names = cpu_features(), ["portable"]
     if {"avx2", "fma", "f16c"} <= features:
-        possible.insert(0, "avx2")
+        names.insert(0, "avx2")
         if {"avx512f", "avx512bw", "avx512vl", "avx512vnni"} <= features:
-            possible.insert(0, "avx512vnni")
-    if not forced:
-        return possible[0]
-    if forced not in possible:
-        raise ParameterError("SHOAL_ISA", forced, "one of " + ", ".join(possible) + " on this machine")
-    return forced
+            names.insert(0, "avx512vnni")
+    return names
 
 
-ISA = _choose()
+def choose() -> str:
+    """The best, or what ``SHOAL_ISA`` says. Raises ParameterError if that cannot run here."""
+    forced = os.environ.get("SHOAL_ISA", "")
+    if forced and forced not in possible():
+        raise ParameterError("SHOAL_ISA", forced, "one of " + ", ".join(possible()) + " on this machine")
+    return forced or possible()[0]
+
+
+ISA = choose()
 
 # With a lesser instruction set the compiler must not use the greater one either, or the comparison would mean nothing.
 if ISA == "avx2" and "avx512f" in cpu_features() and not config.CPU_NAME:

@@ -1,0 +1,56 @@
+"""Every instruction set gives the same bits: the same operations in processes that are forced to use one each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from shoal.errors import ParameterError
+from shoal.kernels.cpu import isa
+
+PROGRAM = """
+import hashlib
+import numpy as np
+from shoal.gguf.quants import format_named
+from shoal.kernels.base import RawTensor
+from shoal.kernels.cpu.backend import CPUBackend
+from tests.kernels.runner import multiply, rowwise
+from tests.support.gguf_builder import random_rows
+
+backend = CPUBackend(2)
+digest = hashlib.sha256()
+rng = np.random.default_rng(3)
+for name in ("Q4_1", "Q8_0", "Q6_K", "F16"):
+    fmt = format_named(name)
+    raw = RawTensor("w", fmt, (40, 256), random_rows(fmt, (40, 256), rng, 0.05))
+    for rows in (1, 6, 13):
+        x = rng.standard_normal((rows, 256)).astype(np.float32)
+        digest.update(multiply(backend, backend.matrix([raw]), x, passes=2).tobytes())
+x = rng.standard_normal((5, 192)).astype(np.float32) * 9
+digest.update(rowwise(backend, x, lambda ops, r: ops.swiglu(r)).tobytes())
+weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))
+digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, weight, 1e-5)).tobytes())
+print(digest.hexdigest())
+"""
+
+
+def _digest(name: str) -> str:
+    environment = {**os.environ, "SHOAL_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_instruction_set_gives_the_same_bits() -> None:
+    assert len({_digest(name) for name in isa.possible()}) == 1
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_ISA", "mmx")
+    with pytest.raises(ParameterError, match="SHOAL_ISA.*mmx.*portable"):
+        isa.choose()
