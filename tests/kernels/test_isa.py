@@ -52,5 +52,5 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_ISA", "mmx")
-    with pytest.raises(ParameterError, match="SHOAL_ISA.*mmx.*portable"):
+    with pytest.raises(ParameterError, match=r"SHOAL_ISA.*mmx.*portable"):
         isa.choose()
