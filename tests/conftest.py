@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 # Machines that run tests are busy at times: what hypothesis may find is not how long an example takes.
 settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shoal")
+
+# A shell that runs the tests in the background has SIGINT ignored, and every process started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NO_GOLDEN = "golden data is absent"
 

@@ -78,15 +78,14 @@ def kernel(body: Callable[[int, int], None]) -> Lazy:
 
 
 class Lazy:
-    """Compiled when first used, so that a program pays only for the kernels it runs; reports what had to be compiled."""
+    """Compiled when first used, so that a program pays only for the kernels it runs; ``on_compile`` hears what was not in
+    the cache."""
 
     on_compile: Callable[[str], None] | None = None
-    compiled: list[str] = []  # noqa: RUF012 - one list for the process: what was not in the cache
 
     def __init__(self, body: Callable[..., Any], build: Callable[[], Any]) -> None:
         self.name = body.__name__
         self.__doc__ = body.__doc__
-        self.python = body
         self._build = build
         self._made: Any = None
 

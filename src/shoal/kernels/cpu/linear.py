@@ -33,6 +33,7 @@ from shoal.kernels.cpu.simd import (
     mul,
     splat,
     tile_add,
+    tile_add_i32,
     tile_dot,
     tile_fma,
     tile_load,
@@ -114,7 +115,7 @@ def _dots5(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
     acc = tile_dot(dot_zero(shape), _high5(v0, plane, 0), a + 16, stride)
     acc = tile_dot(acc, _high5(v1, plane, 1), a + 20, stride)
     acc = tile_dot(acc, _high5(v2, plane, 2), a + 24, stride)
-    return tile_shift_add(first, tile_widen(tile_dot(acc, _high5(v3, plane, 3), a + 28, stride)), 0)
+    return tile_add_i32(first, tile_widen(tile_dot(acc, _high5(v3, plane, 3), a + 28, stride)))
 
 
 @inline
@@ -134,7 +135,7 @@ def _half6(
     one = tile_widen(tile_dot(acc, either(bits(v1, shift, 15), bits_up(plane, 2, 48)), a + 4, stride))
     acc = tile_dot(dot_zero(shape), either(bits(v2, shift, 15), bits(plane, 0, 48)), a + 8, stride)
     two = tile_widen(tile_dot(acc, either(bits(v3, shift, 15), bits(plane, 2, 48)), a + 12, stride))
-    return tile_shift_add(one, two, 0)
+    return tile_add_i32(one, two)
 
 
 @inline

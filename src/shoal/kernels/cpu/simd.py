@@ -292,12 +292,6 @@ def store_f32x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None
 
 
 @_operation(types.void)
-def store_f16x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
-    """Round 16 float32 to float16 and write them."""
-    _store(b, b.fptrunc(value, _vector(_HALF, 16)), address)
-
-
-@_operation(types.void)
 def store_i8x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
     """Write 16 int32 in -128 ... 127 as bytes."""
     _store(b, b.trunc(value, _vector(_I8, 16)), address)
@@ -492,13 +486,6 @@ def dot_zero(b: Builder, args: Any, shape: ir.Value) -> ir.Value:
     return _each(b, _tile_of(DOT, args[0]), lambda t: _const(0, DOT.llvm))
 
 
-@_operation(lambda shape, *_: _tile_of(i32x16, shape))
-def tile_broadcast_i32(b: Builder, args: Any, shape: ir.Value, address: ir.Value, stride: ir.Value) -> ir.Value:
-    """Vector t holds the int32 at address + t * stride in every lane."""
-    tile = _tile_of(i32x16, args[0])
-    return _each(b, tile, lambda t: _splat(b, _load(b, _at(b, address, stride, t), _I32), 16))
-
-
 def _dot_vnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     return _call(b, "llvm.x86.avx512.vpdpbusd.512", _I32X16, acc, b.bitcast(w, _I32X16), a)
 
@@ -598,15 +585,6 @@ def tile_fma(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Valu
         return _fma(b, w, activation, b.extract_value(acc, t))
 
     return _each(b, args[0], one)
-
-
-@_operation(f32x16)
-def tile_get(b: Builder, args: Any, tile: ir.Value, index: ir.Value) -> ir.Value:
-    """Vector ``index`` (a run-time number) of a tile."""
-    out = b.extract_value(tile, 0)
-    for t in range(1, args[0].count):
-        out = b.select(b.icmp_signed("==", index, ir.Constant(_I64, t)), b.extract_value(tile, t), out)
-    return out
 
 
 @_operation(lambda tile, *_: tile)
