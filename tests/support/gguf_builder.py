@@ -39,7 +39,7 @@ _CODES = {
 }
 
 # Where a second scale is a minimum, the value that centres the numbers on zero, in units of the first scale.
-_MIN_PER_SCALE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q4_K": 7.5, "Q5_K": 15.5}
+_MIN_PER_SCALE = {"Q4_1": -7.5, "Q5_1": -15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
 
 
 @dataclass
@@ -84,21 +84,26 @@ class GGUFBuilder:
         name = key.encode() if isinstance(key, str) else key
         self._metadata.append(string(name) + struct.pack("<I", type_id) + data)
 
-    def add_tensor(self, name: str, data: NDArray[Any], fmt: str = "F32") -> None:
-        """Add a tensor: uint8 [..., row_bytes] rows of format ``fmt``, or float [...] to be stored as F32 or F16."""
+    def add_tensor(self, name: str, data: NDArray[Any], fmt: str = "F32", scale: float = 1.0) -> None:
+        """Add a tensor: uint8 [..., row_bytes] rows of format ``fmt``, or float [...] to be stored as F32 or F16.
+
+        ``scale`` is written behind the rows of formats that have one there (I2_S).
+        """
         f = format_named(fmt)
         if data.dtype != np.uint8:
             data = data.astype({"F32": "<f4", "F16": "<f2"}[fmt])
             shape = data.shape
         else:
             shape = (*data.shape[:-1], data.shape[-1] // f.block_bytes * f.block_size)
-        self.add_raw_tensor(name, shape[::-1], f.type_id, data.tobytes())
+        tail = struct.pack("<f", scale).ljust(f.tail_bytes, b"\0") if f.tail_bytes else b""
+        self.add_raw_tensor(name, shape[::-1], f.type_id, data.tobytes() + tail)
 
     def add_random_tensor(
         self, name: str, shape: tuple[int, ...], fmt: str, rng: np.random.Generator, std: float = 0.02
     ) -> None:
         """Add a tensor of random numbers of about this standard deviation; ``shape`` is rows, columns."""
-        self.add_tensor(name, random_rows(format_named(fmt), shape, rng, std), fmt)
+        f = format_named(fmt)
+        self.add_tensor(name, random_rows(f, shape, rng, std), fmt, random_scale(f, std))
 
     def add_raw_tensor(
         self,
@@ -173,14 +178,47 @@ def string(data: bytes) -> bytes:
 def random_rows(
     fmt: QuantFormat, shape: tuple[int, ...], rng: np.random.Generator, std: float = 0.02
 ) -> NDArray[np.uint8]:
-    """Random rows of a format that shoal can decode: uint8 [..., row_bytes], numbers of standard deviation ``std``."""
+    """Random rows of a format that shoal can decode: uint8 [..., row_bytes], numbers of standard deviation ``std``.
+
+    Of I2_S they have it once they are multiplied by ``random_scale``.
+    """
     if fmt.block_size == 1:
         return _random_floats(fmt, shape, rng, std)
-    blocks = rng.integers(0, 256, (*shape[:-1], shape[-1] // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
-    _set_scales(fmt, blocks, np.ones(blocks.shape[:-1]))
+    blocks = _random_blocks(fmt, (*shape[:-1], shape[-1] // fmt.block_size), rng)
+    rows = blocks.reshape(-1, fmt.block_bytes)
+    _set_random_scales(fmt, rows, np.ones(len(rows)), rng)
     unit = float(dequantise(fmt, blocks).std())
-    _set_scales(fmt, blocks, rng.uniform(0.5, 1.5, blocks.shape[:-1]) * (std / unit))
+    _set_random_scales(fmt, rows, rng.uniform(0.5, 1.5, len(rows)) * (std / unit), rng)
     return blocks.reshape(*shape[:-1], -1)
+
+
+def random_scale(fmt: QuantFormat, std: float = 0.02) -> float:
+    """The scale of a whole tensor with which ``random_rows`` have the standard deviation ``std``; 1 where there is none."""
+    return float(np.float32(std / np.sqrt(2 / 3))) if fmt.tail_bytes else 1.0
+
+
+def set_scales(
+    fmt: QuantFormat,
+    blocks: NDArray[np.uint8],
+    first: NDArray[np.float64] | float,
+    second: NDArray[np.float64] | float,
+) -> None:
+    """Write the floating-point scales of [blocks, block_bytes] where their format keeps them."""
+    if fmt.name == "IQ1_M":
+        _set_split_scale(blocks, np.broadcast_to(first, len(blocks)))
+    kind = "<f4" if fmt.name == "Q8_K" else "<f2"
+    for offset, values in zip(fmt.scale_offsets, (first, second), strict=False):
+        field = np.broadcast_to(values, len(blocks)).astype(kind)[:, None].view(np.uint8)
+        blocks[:, offset : offset + field.shape[1]] = field
+
+
+def _random_blocks(fmt: QuantFormat, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Any bytes, but for the formats that have four codes and use three."""
+    if fmt.name not in ("TQ2_0", "I2_S"):
+        return rng.integers(0, 256, (*shape, fmt.block_bytes), dtype=np.uint8)
+    digits = rng.integers(0, 3, (*shape, fmt.block_bytes, 4), dtype=np.uint8)
+    packed: NDArray[np.uint8] = (digits << np.arange(0, 8, 2, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+    return packed
 
 
 def _random_floats(fmt: QuantFormat, shape: tuple[int, ...], rng: np.random.Generator, std: float) -> NDArray[np.uint8]:
@@ -190,10 +228,29 @@ def _random_floats(fmt: QuantFormat, shape: tuple[int, ...], rng: np.random.Gene
     return values.astype({"F32": "<f4", "F16": "<f2"}[fmt.name]).view(np.uint8)
 
 
-def _set_scales(fmt: QuantFormat, blocks: NDArray[np.uint8], scales: NDArray[np.float64]) -> None:
-    factors = (1.0, _MIN_PER_SCALE.get(fmt.name, 0.0))
-    for offset, factor in zip(fmt.scale_offsets, factors, strict=False):
-        blocks[..., offset : offset + 2] = (scales * factor).astype("<f2")[..., None].view(np.uint8)
+def _set_random_scales(
+    fmt: QuantFormat, blocks: NDArray[np.uint8], scales: NDArray[np.float64], rng: np.random.Generator
+) -> None:
+    if fmt.name == "MXFP4":
+        blocks[:, 0] = _random_exponents(scales, rng)
+    else:
+        set_scales(fmt, blocks, scales, scales * _MIN_PER_SCALE.get(fmt.name, 0.0))
+
+
+def _random_exponents(scales: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The power of two below or above each scale, so that the mean of the squares is right. Exponent 128 is 1."""
+    below = np.floor(np.log2(scales))
+    above = rng.random(len(scales)) < ((scales / 2**below) ** 2 - 1) / 3
+    exponents: NDArray[np.uint8] = (128 + below).astype(np.uint8) + above
+    return exponents
+
+
+def _set_split_scale(blocks: NDArray[np.uint8], scales: NDArray[np.float64]) -> None:
+    """IQ1_M keeps four bits of its scale in the top nibbles of bytes 49, 51, 53 and 55, the lowest first."""
+    bits = scales.astype("<f2").view("<u2")
+    for i in range(4):
+        nibble = (bits >> (4 * i) & 15).astype(np.uint8)
+        blocks[:, 49 + 2 * i] = blocks[:, 49 + 2 * i] & 0x0F | nibble << 4
 
 
 def _aligned(size: int, alignment: int) -> int:

@@ -1,19 +1,22 @@
 """How GGUF stores numbers: the table of tensor formats, and their exact decoding to float32 in NumPy.
 
 Layouts are those of ggml (`ggml-common.h`); decoding keeps the order of float32 operations of the `gguf` package, so
-that both give the same bits.
+that both give the same bits. Formats whose numbers come from large tables are left to that package.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import UnsupportedError
+from shoal.gguf.bits import bit_fields, i2_s_digits, iq1_m_scale, k_scales, q3_k_scales, single_bits
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -27,7 +30,7 @@ class QuantFormat:
 
     ``scale_offsets``: where in a block its floating-point scales lie (of a float format: its values), () where a format
     has none that can be read on their own.
-    ``tail_bytes``: bytes that follow the last row of a tensor (I2_S keeps its one scale there).
+    ``tail_bytes``: bytes that follow the last row of a tensor; they begin with one float32, the scale of all its numbers.
     """
 
     name: str
@@ -56,7 +59,7 @@ _TABLE = (
     QuantFormat("Q4_K", 12, 256, 144, (0, 2)),
     QuantFormat("Q5_K", 13, 256, 176, (0, 2)),
     QuantFormat("Q6_K", 14, 256, 210, (208,)),
-    QuantFormat("Q8_K", 15, 256, 292),
+    QuantFormat("Q8_K", 15, 256, 292, (0,)),
     QuantFormat("IQ2_XXS", 16, 256, 66, (0,)),
     QuantFormat("IQ2_XS", 17, 256, 74, (0,)),
     QuantFormat("IQ3_XXS", 18, 256, 98, (0,)),
@@ -106,9 +109,10 @@ def format_named(name: str) -> QuantFormat:
         raise UnsupportedError(f"tensor format {name!r}: not one of {', '.join(_BY_NAME)}") from None
 
 
-def dequantise(fmt: QuantFormat, data: Bytes) -> Floats:
+def dequantise(fmt: QuantFormat, data: Bytes, scale: float = 1.0) -> Floats:
     """The numbers of some rows: uint8 [..., row_bytes] -> float32 [..., columns], with the bits of the `gguf` package.
 
+    ``scale`` is that of the whole tensor, in formats that have one (I2_S); others take no notice of it.
     Raises UnsupportedError for a format without a decoder, ValueError for rows that are no whole number of blocks.
     """
     decode = _DECODERS.get(fmt.name)
@@ -118,27 +122,42 @@ def dequantise(fmt: QuantFormat, data: Bytes) -> Floats:
         raise ValueError(f"rows of {data.shape[-1]} bytes, not a multiple of {fmt.name}'s {fmt.block_bytes}")
     blocks = np.ascontiguousarray(data).reshape(-1, fmt.block_bytes)
     out = np.empty((len(blocks), fmt.block_size), dtype=np.float32)
-    with np.errstate(invalid="ignore"):  # an infinite scale times 0 is NaN, here as in the file
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinite scale times 0 is NaN, here as in the file
         for start in range(0, len(blocks), _CHUNK_BLOCKS):
             out[start : start + _CHUNK_BLOCKS] = decode(blocks[start : start + _CHUNK_BLOCKS])
+        if fmt.tail_bytes:
+            out *= np.float32(scale)
     return out.reshape(*data.shape[:-1], data.shape[-1] // fmt.block_bytes * fmt.block_size)
 
 
 def non_finite_scales(fmt: QuantFormat, data: Bytes) -> NDArray[np.intp]:
-    """Indices of the blocks of ``data`` (uint8 [..., row_bytes]) whose scales (or float values) hold Inf or NaN."""
-    width, exponent = _EXPONENTS.get(fmt.name, _EXPONENTS["F16"])
+    """Indices of the blocks of ``data`` (uint8 [..., row_bytes]) whose scales (or float values) hold Inf or NaN.
+
+    Of MXFP4, those with the exponent that the OCP specification reads as NaN.
+    """
     blocks = data.reshape(-1, fmt.block_bytes)
+    if fmt.name == "MXFP4":
+        return np.flatnonzero(blocks[:, 0] == 0xFF)
+    width, exponent = _EXPONENTS.get(fmt.name, _EXPONENTS["F16"])
     bad = np.zeros(len(blocks), dtype=np.bool_)
-    for offset in fmt.scale_offsets:
-        bits = blocks[:, offset : offset + width].view(f"<u{width}")[:, 0]
+    for bits in _scale_bits(fmt, blocks, width):
         bad |= (bits & exponent) == exponent  # all exponent bits set: Inf or NaN
     return np.flatnonzero(bad)
+
+
+def _scale_bits(fmt: QuantFormat, blocks: Bytes, width: int) -> Iterator[NDArray[Any]]:
+    """The bits of each floating-point scale of a block: unsigned integers [blocks]."""
+    if fmt.name == "IQ1_M":
+        yield iq1_m_scale(blocks[:, 48:56])[:, 0]
+    for offset in fmt.scale_offsets:
+        yield blocks[:, offset : offset + width].view(f"<u{width}")[:, 0]
 
 
 _EXPONENTS = {
     "F16": (2, 0x7C00),
     "BF16": (2, 0x7F80),
     "F32": (4, 0x7F800000),
+    "Q8_K": (4, 0x7F800000),
     "F64": (8, 0x7FF0000000000000),
 }
 
@@ -149,31 +168,6 @@ _EXPONENTS = {
 def _half(blocks: Bytes, offset: int) -> Floats:
     """The float16 at ``offset`` of each block: [blocks, 1]."""
     return blocks[:, offset : offset + 2].view("<f2").astype(np.float32)
-
-
-def _nibbles(packed: Bytes, group: int) -> Bytes:
-    """[blocks, n] -> [blocks, 2n]: of each ``group`` bytes all low nibbles, then all high ones."""
-    pairs = packed.reshape(len(packed), -1, 1, group)
-    return np.concatenate((pairs & 0x0F, pairs >> 4), axis=2).reshape(len(packed), -1)
-
-
-def _bit_planes(packed: Bytes, bits: int) -> Bytes:
-    """[blocks, n] -> [blocks, planes, n]: plane i holds bits i * ``bits`` upwards of every byte."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
-    return (packed[:, None, :] >> shifts) & np.uint8((1 << bits) - 1)
-
-
-def _fifth_bits(packed: Bytes) -> Bytes:
-    """[blocks, 4] -> [blocks, 32]: one bit a number, already at bit 4."""
-    return np.unpackbits(packed, axis=1, bitorder="little") << np.uint8(4)
-
-
-def _k_scales(packed: Bytes) -> tuple[Floats, Floats]:
-    """The eight 6-bit scales and minima of a Q4_K or Q5_K block: [blocks, 12] -> twice [blocks, 8, 1]."""
-    low_d, low_m, high = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
-    scales = np.concatenate((low_d & 0x3F, (high & 0x0F) | ((low_d >> 2) & 0x30)), axis=1)
-    minima = np.concatenate((low_m & 0x3F, (high >> 4) | ((low_m >> 2) & 0x30)), axis=1)
-    return scales.astype(np.float32)[:, :, None], minima.astype(np.float32)[:, :, None]
 
 
 def _f32(blocks: Bytes) -> Floats:
@@ -189,23 +183,27 @@ def _bf16(blocks: Bytes) -> Floats:
 
 
 def _q4_0(blocks: Bytes) -> Floats:
-    q = _nibbles(blocks[:, 2:], 16).astype(np.int8) - np.int8(8)
+    q = bit_fields(blocks[:, 2:], 4, 16).astype(np.int8) - np.int8(8)
     return _half(blocks, 0) * q.astype(np.float32)
 
 
 def _q4_1(blocks: Bytes) -> Floats:
-    q = _nibbles(blocks[:, 4:], 16)
-    return _half(blocks, 0) * q.astype(np.float32) + _half(blocks, 2)
+    return _affine(blocks, bit_fields(blocks[:, 4:], 4, 16))
 
 
 def _q5_0(blocks: Bytes) -> Floats:
-    q = (_nibbles(blocks[:, 6:], 16) | _fifth_bits(blocks[:, 2:6])).astype(np.int8) - np.int8(16)
-    return _half(blocks, 0) * q.astype(np.float32)
+    fifth = single_bits(blocks[:, 2:6]) << 4
+    q: Floats = (bit_fields(blocks[:, 6:], 4, 16) | fifth).astype(np.float32)
+    return _half(blocks, 0) * (q - 16)
 
 
 def _q5_1(blocks: Bytes) -> Floats:
-    q = _nibbles(blocks[:, 8:], 16) | _fifth_bits(blocks[:, 4:8])
-    return _half(blocks, 0) * q.astype(np.float32) + _half(blocks, 2)
+    return _affine(blocks, bit_fields(blocks[:, 8:], 4, 16) | (single_bits(blocks[:, 4:8]) << 4))
+
+
+def _affine(blocks: Bytes, q: Bytes) -> Floats:
+    values: Floats = _half(blocks, 0) * q.astype(np.float32) + _half(blocks, 2)
+    return values
 
 
 def _q8_0(blocks: Bytes) -> Floats:
@@ -213,31 +211,69 @@ def _q8_0(blocks: Bytes) -> Floats:
 
 
 def _q4_k(blocks: Bytes) -> Floats:
-    return _k_values(blocks, _nibbles(blocks[:, 16:], 32))
+    return _k_values(blocks, bit_fields(blocks[:, 16:], 4, 32))
 
 
 def _q5_k(blocks: Bytes) -> Floats:
-    high = _bit_planes(blocks[:, 16:48], 1).reshape(len(blocks), 256)
-    return _k_values(blocks, _nibbles(blocks[:, 48:], 32) | (high << np.uint8(4)))
+    high = bit_fields(blocks[:, 16:48], 1, 32)
+    return _k_values(blocks, bit_fields(blocks[:, 48:], 4, 32) | (high << 4))
 
 
 def _k_values(blocks: Bytes, q: Bytes) -> Floats:
-    scales, minima = _k_scales(blocks[:, 4:16])
-    d = _half(blocks, 0)[:, :, None] * scales
-    m = _half(blocks, 2)[:, :, None] * minima
-    values = d * q.reshape(len(blocks), 8, 32).astype(np.float32) - m
-    return values.reshape(len(blocks), 256)
+    scales, minima = k_scales(blocks[:, 4:16])
+    d = _half(blocks, 0) * scales.astype(np.float32)
+    m = _half(blocks, 2) * minima.astype(np.float32)
+    return _by_part(d, q, m)
+
+
+def _q2_k(blocks: Bytes) -> Floats:
+    scales = blocks[:, 0:16]
+    d = _half(blocks, 80) * (scales & 0x0F).astype(np.float32)
+    m = _half(blocks, 82) * (scales >> 4).astype(np.float32)
+    return _by_part(d, bit_fields(blocks[:, 16:80], 2, 32), m)
+
+
+def _q3_k(blocks: Bytes) -> Floats:
+    high = bit_fields(blocks[:, 0:32], 1, 32)
+    q = (bit_fields(blocks[:, 32:96], 2, 32) | (high << 2)).astype(np.int8) - np.int8(4)
+    return _by_part(_half(blocks, 108) * q3_k_scales(blocks[:, 96:108]).view(np.int8).astype(np.float32), q)
 
 
 def _q6_k(blocks: Bytes) -> Floats:
-    low = _nibbles(blocks[:, 0:128], 64)
-    halves = blocks[:, 128:192].reshape(-1, 32)  # each 32 bytes hold the top two bits of 128 numbers
-    high = _bit_planes(halves, 2).reshape(len(blocks), 256)
-    q = (low | (high << 4)).astype(np.int8) - np.int8(32)
-    d = _half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    values = d[:, :, None] * q.reshape(len(blocks), 16, 16).astype(np.float32)
-    return values.reshape(len(blocks), 256)
+    high = bit_fields(blocks[:, 128:192], 2, 32)
+    q = (bit_fields(blocks[:, 0:128], 4, 64) | (high << 4)).astype(np.int8) - np.int8(32)
+    return _by_part(_half(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32), q)
 
+
+def _q8_k(blocks: Bytes) -> Floats:
+    return blocks[:, 0:4].view("<f4") * blocks[:, 4:260].view(np.int8).astype(np.float32)
+
+
+def _i2_s(blocks: Bytes) -> Floats:
+    """Without the scale of the tensor, which is not in the blocks."""
+    return (i2_s_digits(blocks).astype(np.int8) - np.int8(1)).astype(np.float32)
+
+
+def _by_part(d: Floats, q: NDArray[Any], m: Floats | None = None) -> Floats:
+    """d * q - m where each part of a block has its own d and m: d and m [blocks, parts], q [blocks, n] -> [blocks, n]."""
+    values = d[:, :, None] * q.reshape(*d.shape, -1).astype(np.float32)
+    if m is not None:
+        values -= m[:, :, None]
+    return values.reshape(q.shape)
+
+
+def _by_gguf_package(name: str, blocks: Bytes) -> Floats:
+    import gguf
+
+    row = blocks.reshape(1, -1)  # as one row, since the package takes 16 rows at a time
+    values: Floats = gguf.dequantize(row, gguf.GGMLQuantizationType[name])
+    return values.reshape(len(blocks), -1)
+
+
+_FROM_GGUF_PACKAGE = (
+    *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4"),
+)
 
 _DECODERS: Mapping[str, Callable[[Bytes], Floats]] = {
     "F32": _f32,
@@ -248,9 +284,14 @@ _DECODERS: Mapping[str, Callable[[Bytes], Floats]] = {
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
     "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "Q8_K": _q8_k,
+    "I2_S": _i2_s,
+    **{name: partial(_by_gguf_package, name) for name in _FROM_GGUF_PACKAGE},
 }
 
 DEQUANTISABLE = frozenset(_DECODERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Mapping
 from dataclasses import replace
@@ -100,9 +101,19 @@ class GGUFFile:
         """
         info = self.tensors[name]
         row_bytes = info.format.row_bytes(info.shape[-1])
-        nbytes = info.nbytes - info.format.tail_bytes
+        nbytes = _tail_offset(info) - info.offset
         flat = np.frombuffer(self._buffer(info), dtype=np.uint8, count=nbytes, offset=info.offset)
         return flat.reshape(*info.shape[:-1], row_bytes)
+
+    def scale(self, name: str) -> float:
+        """What all numbers of a tensor are multiplied by, in formats that keep it behind the rows (I2_S); else 1.
+
+        Raises as ``tensor`` does.
+        """
+        info = self.tensors[name]
+        if not info.format.tail_bytes:
+            return 1.0
+        return float(np.frombuffer(self._buffer(info), dtype="<f4", count=1, offset=_tail_offset(info))[0])
 
     def release(self, name: str) -> None:
         """Drop a tensor's pages from memory, once it has been copied; reading it again reads the file again.
@@ -118,7 +129,7 @@ class GGUFFile:
     def check_tensors(self) -> list[GGUFError]:
         """Read every tensor and report those whose scales (or float values) hold NaN or Inf: where first, and how many.
 
-        Formats that do not store their scales as plain floating-point numbers (MXFP4, IQ1_M, integers) always pass.
+        Formats of which shoal does not know where the scales are (Q8_1, NVFP4), and integers, always pass.
         """
         found = [self._check_tensor(info) for info in self.tensors.values()]
         return [error for error in found if error is not None]
@@ -128,19 +139,29 @@ class GGUFFile:
         data = self.tensor(info.name).reshape(-1, fmt.block_bytes)
         step = _CHECK_BYTES // fmt.block_bytes
         bad = [start + non_finite_scales(fmt, data[start : start + step]) for start in range(0, len(data), step)]
+        whole = self.scale(info.name)
         self.release(info.name)
         blocks = np.concatenate(bad)
+        if not math.isfinite(whole):
+            return self._bad_tensor(info, _tail_offset(info), f"the scale of the tensor is {whole}")
         if not blocks.size:
             return None
         unit = "values" if fmt.block_size == 1 else "block scales"
         reason = f"{blocks.size} of {len(data)} {unit} are NaN or Inf"
-        offset = info.offset + int(blocks[0]) * fmt.block_bytes
+        return self._bad_tensor(info, info.offset + int(blocks[0]) * fmt.block_bytes, reason)
+
+    def _bad_tensor(self, info: TensorInfo, offset: int, reason: str) -> GGUFError:
         return GGUFError(self._paths[info.part], f"tensor {shown(info.name)!r}", offset, reason)
 
     def _buffer(self, info: TensorInfo) -> Buffer:
         if not self._buffers:
             raise ValueError(f"{self.path}: the file is closed")
         return self._buffers[info.part]
+
+
+def _tail_offset(info: TensorInfo) -> int:
+    """Where a tensor's rows end."""
+    return info.offset + info.nbytes - info.format.tail_bytes
 
 
 def _map(path: Path) -> Buffer:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.gguf.quants import QuantFormat
+from shoal.gguf.quants import QuantFormat, dequantise
 
 PAGE_SIZE = 16  # KV positions in a page
 LOGIT_ROWS = 64  # most rows that go through the head at once
@@ -27,12 +27,18 @@ IntArray = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A weight as it lies in the file: ``shape`` (rows, columns) or (columns,), ``data`` its bytes [rows, row_bytes] or [row_bytes]."""
+    """A weight as it lies in the file: ``shape`` (rows, columns) or (columns,), ``data`` its bytes [rows, row_bytes] or [row_bytes].
+    ``scale`` multiplies all of it, in formats that have one for the whole tensor (I2_S)."""
 
     name: str
     format: QuantFormat
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
+    scale: float = 1.0
+
+    def dequantised(self) -> NDArray[np.float32]:
+        """Its numbers, exactly: float32 of ``shape``. Raises UnsupportedError for a format without a decoder."""
+        return dequantise(self.format, self.data, self.scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.gguf.quants import DEQUANTISABLE, QuantFormat, dequantise
+from shoal.gguf.quants import DEQUANTISABLE, QuantFormat
 from shoal.kernels.base import (
     PAGE_SIZE,
     AttentionShape,
@@ -185,11 +185,11 @@ class ReferenceBackend:
 
     def matrix(self, parts: Sequence[RawTensor]) -> F32:
         """Dequantised float32 [rows, columns]."""
-        return np.concatenate([dequantise(part.format, part.data) for part in parts])
+        return np.concatenate([part.dequantised() for part in parts])
 
     def vector(self, tensor: RawTensor) -> F32:
         """Dequantised float32 [n]."""
-        return dequantise(tensor.format, tensor.data).copy()
+        return tensor.dequantised().copy()
 
     def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
         """Zeroed pages."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import UnsupportedError
-from shoal.gguf.quants import dequantise, format_named
+from shoal.gguf.quants import format_named
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Array, AttentionShape, Backend, Matrix, RawTensor, Rope
 from shoal.models.config import ModelConfig
@@ -158,19 +158,18 @@ class _Loader:
         for name in names:
             rows = self.file.tensors[name + ".weight"].shape[0]
             raw = self.raw(name + ".bias") if name in present else None
-            parts.append(np.zeros(rows, np.float32) if raw is None else dequantise(raw.format, raw.data))
+            parts.append(np.zeros(rows, np.float32) if raw is None else raw.dequantised())
         stacked = np.concatenate(parts).astype(np.float32)
         return self.backend.vector(RawTensor(names[0] + ".bias", _F32, stacked.shape, stacked.view(np.uint8)))
 
     def freq_factors(self) -> NDArray[np.float32] | None:
         if "rope_freqs.weight" not in self.file.tensors:
             return None
-        raw = self.raw("rope_freqs.weight")
-        return dequantise(raw.format, raw.data)
+        return self.raw("rope_freqs.weight").dequantised()
 
     def raw(self, name: str) -> RawTensor:
         info = self.file.tensors[name]
-        return RawTensor(name, info.format, info.shape, self.file.tensor(name))
+        return RawTensor(name, info.format, info.shape, self.file.tensor(name), self.file.scale(name))
 
     def packed(self, name: str) -> None:
         """A tensor now lives in the backend's layout: let its file pages go and report."""
