@@ -1,7 +1,7 @@
 """How GGUF stores numbers: the table of tensor formats, and their exact decoding to float32 in NumPy.
 
 Layouts are those of ggml (`ggml-common.h`); decoding keeps the order of float32 operations of the `gguf` package, so
-that both give the same bits. Formats whose numbers come from large tables are left to that package.
+that both give the same bits. Rare formats are left to that package.
 """
 
 from __future__ import annotations

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from shoal.gguf.quants import dequantise, format_named
+from shoal.gguf.reader import GGUFFile
+from shoal.kernels.reference import ReferenceBackend
+from shoal.models.weights import load_model
+from tests.support.tiny_model import write_tiny_model
+
+
+def test_the_scale_of_a_whole_tensor_reaches_the_backend(tmp_path: Path) -> None:
+    path = write_tiny_model(tmp_path / "ternary.gguf", width=128, fmt="I2_S")
+    with GGUFFile.open(path) as file:
+        scale = file.scale("blk.1.ffn_down.weight")
+        units = dequantise(format_named("I2_S"), file.tensor("blk.1.ffn_down.weight"))
+        packed = load_model(file, ReferenceBackend()).layers[1].ffn_down
+    assert scale not in (0.0, 1.0)
+    assert np.array_equal(packed, units * np.float32(scale))
