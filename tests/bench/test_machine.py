@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from shoal.bench import machine
-from shoal.bench.machine import Machine
+from shoal.bench.machine import Machine, Peaks
 from shoal.kernels import reference
 
 
@@ -31,6 +32,25 @@ def test_bandwidth_is_bytes_over_time(threads: int) -> None:
 
 
 @pytest.mark.usefixtures("two_seconds")
+def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
+    assert machine.measure_copy_bandwidth(2, 3 << 20) == 2 * 3 * 2**20 / 2
+
+
+@pytest.mark.usefixtures("two_seconds")
+def test_peaks_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
+    found = machine.measure_peaks(threads=1)
+    assert (found.threads, found.read_bandwidth, found.copy_bandwidth) == (1, 2**19, 2**20)
+    assert found.int8_rate == 4 * found.float_rate > 0  # the time is set; a register holds four times as many
+    line = str(Peaks(2, read_bandwidth=58.3e9, copy_bandwidth=50e9, float_rate=117e9, int8_rate=470e9))
+    assert line.startswith("2 threads read 58.3 GB/s, copy 50.0 GB/s (read and written), multiply 117 GMAC/s")
+
+
+def test_usable_cores_are_some_of_all() -> None:
+    assert 1 <= machine.usable_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.usefixtures("two_seconds")
 def test_mac_rate_is_the_products_done_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[int] = []
     multiply = reference.linear
@@ -47,7 +67,7 @@ def test_mac_rate_is_the_products_done_over_time(monkeypatch: pytest.MonkeyPatch
 def test_the_quickest_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 5.0, 10.0, 12.0, 20.0, 23.0, 30.0, 34.0, 40.0, 49.0])
     passes: list[None] = []
-    monkeypatch.setattr("shoal.bench.machine.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("shoal.bench.timing.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert machine._best_seconds(lambda: passes.append(None)) == 2.0
     assert len(passes) == 6  # the first warms up
 

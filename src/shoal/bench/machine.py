@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +13,10 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from shoal.bench.products import Products
+from shoal.bench.timing import seconds
 from shoal.gguf.quants import format_named
-from shoal.kernels.base import Array, AttentionShape, Backend, Matrix, Ops, RawTensor, StepInput, StepLimits
+from shoal.kernels.base import Backend
 from shoal.kernels.load import load_backend
 
 READ_BYTES = 512 << 20  # far more than any cache holds
@@ -40,6 +41,36 @@ class Machine:
             f"{self.cpu}, {self.cores} cores, {self.memory / 2**30:.0f} GiB; with {self.threads} threads: reads"
             f" {self.read_bandwidth / 1e9:.1f} GB/s, multiplies {self.mac_rate / 1e9:.0f} GMAC/s"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """What ``threads`` threads reach at best: bytes a second read, and read and written by a copy; multiply-adds a second of
+    float32 and of int8."""
+
+    threads: int
+    read_bandwidth: float
+    copy_bandwidth: float
+    float_rate: float
+    int8_rate: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.threads} threads read {self.read_bandwidth / 1e9:.1f} GB/s, copy {self.copy_bandwidth / 1e9:.1f} GB/s"
+            f" (read and written), multiply {self.float_rate / 1e9:.0f} GMAC/s in float32 and"
+            f" {self.int8_rate / 1e9:.0f} GMAC/s in int8"
+        )
+
+
+def measure_peaks(threads: int) -> Peaks:
+    """Measure this machine, in a few seconds; nothing else should be running."""
+    return Peaks(
+        threads=threads,
+        read_bandwidth=measure_read_bandwidth(threads, READ_BYTES),
+        copy_bandwidth=measure_copy_bandwidth(threads, READ_BYTES),
+        float_rate=measure_peak(threads, floats=True),
+        int8_rate=measure_peak(threads, floats=False),
+    )
 
 
 def measure_machine(threads: int, device: str = "auto") -> Machine:
@@ -76,6 +107,30 @@ def measure_read_bandwidth(threads: int, num_bytes: int) -> float:
         return num_bytes / _best_seconds(lambda: list(pool.map(_read, parts)))
 
 
+def measure_copy_bandwidth(threads: int, num_bytes: int) -> float:
+    """Bytes a second that ``threads`` threads read and write, both counted, while they copy ``num_bytes`` bytes."""
+    sources = np.array_split(np.ones(num_bytes // 8, np.uint64), threads)
+    targets = np.array_split(np.ones(num_bytes // 8, np.uint64), threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return 2 * num_bytes / _best_seconds(lambda: list(pool.map(np.copyto, targets, sources)))
+
+
+def measure_peak(threads: int, *, floats: bool) -> float:
+    """Multiply-adds a second of ``threads`` threads, float32 or int8, on registers: what no product of matrices exceeds."""
+    from shoal.kernels.cpu.probe import Probe
+
+    probe = Probe(threads, floats=floats)
+    try:
+        return probe.macs / _best_seconds(probe.run)
+    finally:
+        probe.close()
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _read(part: NDArray[np.uint64]) -> int:
     return int(np.bitwise_or.reduce(part))
 
@@ -86,46 +141,11 @@ def measure_mac_rate(backend: Backend, repeats: int = 64) -> float:
     A Q4_1 matrix of 512 x 512 that stays in the cache, times 32 tokens, ``repeats`` times in one pass: the best of a few.
     This is what the kernel reaches at its best, not what the data sheet of the CPU promises.
     """
-    matrix = backend.matrix([_probe_tensor()])
-
-    def layers(ops: Ops) -> Array:
-        x = ops.embed(matrix)
-        for _ in range(repeats):
-            out = ops.linear(x, matrix)
-        return out
-
-    seconds = _best_seconds(_probe_pass(backend, layers, matrix))
-    return repeats * _TOKENS * _SIDE * _SIDE / seconds
-
-
-def _probe_pass(backend: Backend, layers: Callable[[Ops], Array], matrix: Matrix) -> Callable[[], None]:
-    """One pass of a network of a single sequence of 32 tokens that does not attend to anything."""
-    cache = backend.kv_cache(1, 2, AttentionShape(1, 1, 16, 1.0), "f16")
-    network = backend.bind(
-        layers, lambda ops, x: ops.linear(ops.logit_rows(x), matrix), cache, StepLimits(_TOKENS, 1, 2)
-    )
-    tokens = np.arange(_TOKENS, dtype=np.int32)
-    ends, pages = np.array([0, _TOKENS], np.int32), np.array([[0, 1]], np.int32)
-    step = StepInput(tokens, tokens, ends, ends[1:], pages)
-    return lambda: network.layers(step)
-
-
-def _probe_tensor() -> RawTensor:
-    """Random 4-bit weights, scaled so that no number is odd enough to be slow."""
-    q4_1 = format_named("Q4_1")
-    shape = (_SIDE, _SIDE // q4_1.block_size, q4_1.block_bytes)
-    blocks = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    blocks[..., :4] = np.array([0.01, -0.075], np.float16).view(np.uint8)  # scale and minimum
-    return RawTensor("probe", q4_1, (_SIDE, _SIDE), blocks.reshape(_SIDE, -1))
+    products = Products(backend, format_named("Q4_1"), (_SIDE, _SIDE), _TOKENS, copies=1, repeats=repeats)
+    return repeats * _TOKENS * _SIDE * _SIDE / _best_seconds(lambda: products.run(_TOKENS))
 
 
 def _best_seconds(run: Callable[[], object]) -> float:
     """The quickest of a few runs after one to warm up."""
     run()
-    return min(_seconds(run) for _ in range(_ROUNDS))
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return min(seconds(run) for _ in range(_ROUNDS))
