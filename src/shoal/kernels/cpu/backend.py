@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import MemoryLimitError, UnsupportedError
-from shoal.gguf.quants import QuantFormat, dequantise
+from shoal.gguf.quants import QuantFormat
 from shoal.kernels.base import (
     LOGIT_ROWS,
     PAGE_SIZE,
@@ -30,10 +31,10 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cpu import attention, elementwise, linear, sample
+from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, sample
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy
-from shoal.kernels.cpu.pack import LAYOUTS, PackedMatrix, pack_matrix
+from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pack_matrix
 from shoal.kernels.cpu.pool import Pool, program
 
 _CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
@@ -75,7 +76,7 @@ class CPUBackend:
 
     def vector(self, tensor: RawTensor) -> NDArray[np.float32]:
         """float32, padded to whole registers."""
-        values = dequantise(tensor.format, tensor.data)
+        values = tensor.dequantised()
         out = np.zeros(_padded(len(values)), np.float32)
         out[: len(values)] = values
         return out
@@ -162,18 +163,29 @@ class _Recorder:
             raise UnsupportedError("an embedding of more than one tensor type")
         part = table.parts[0]
         x = self._rows("x", table.columns)
-        args = self._row_args(x, x)
-        args[elementwise.EXTRA // 8] = _address(part.data)
-        args[elementwise.EXTRA2 // 8] = part.data.shape[1]
-        args[elementwise.INDEX // 8] = self.step.ctypes.data + attention.TOKENS
-        self._each_row(elementwise.EMBED[part.layout.name], args)
+        args = self._fields(embed.EMBED_FIELDS)
+        args[:6] = self._row_args(x, x)[:6]
+        offset = None if part.layout.is_float else groups.GROUPS[part.layout.name].offset
+        kind = embed.FLOATS if part.layout.is_float else embed.AFFINE if offset is None else embed.CENTRED
+        for field, value in (
+            (embed.DECODE, linear.DECODE[part.layout.name].address),
+            (embed.STRIPS, _address(part.data)),
+            (embed.STRIP_BYTES, part.data.shape[1]),
+            (embed.COLUMNS_PER_BLOCK, GROUP * part.layout.groups_per_block),
+            (embed.SCALE, _address(part.scale)),
+            (embed.OFFSET, self._kept(np.array([offset or 0], np.float32))),
+            (embed.KIND, kind),
+            (embed.TOKENS, self.step.ctypes.data + attention.TOKENS),
+        ):
+            args[field // 8] = value
+        self._each_row(embed.embed, args)
         return x
 
     def norm(self, x: _Rows, weight: NDArray[np.float32], eps: float) -> _Rows:
         out = self._rows("norm", x.width)
         out.producer = args = self._row_args(x, out)
         args[elementwise.EXTRA // 8] = self._kept(weight)
-        args[elementwise.EXTRA2 // 8] = self._kept(np.array([eps], np.float32))
+        args[elementwise.EPS // 8] = self._kept(np.array([eps], np.float32))
         args[elementwise.INDEX // 8] = x.index
         self._each_row(elementwise.norm, args)
         return out
@@ -225,31 +237,43 @@ class _Recorder:
     # --- pieces ------------------------------------------------------------------------------------------------------
 
     def _multiply(self, out: _Rows, x: _Rows, matrix: PackedMatrix, bias: Array | None, *, add: bool) -> None:
-        for part in matrix.parts:
-            args = self._fields(linear.LINEAR_FIELDS)
-            strips, strip_bytes = part.data.shape
-            chunk = max(1, strips // (self.backend.threads * _CHUNKS_PER_THREAD))
-            values = [
-                (linear.WEIGHTS, _address(part.data)),
-                (linear.STRIPS, strips),
-                (linear.STRIP_BYTES, strip_bytes),
-                (linear.STRIPS_PER_CHUNK, chunk),
-                (linear.COLUMNS, matrix.columns),
-                (linear.ROWS, self.space),
-                (linear.OUT, out.address + 4 * part.first_row),
-                (linear.OUT_STRIDE, out.stride),
-                (linear.OUT_ROWS, part.rows),
-                (linear.ADD, int(add)),
-                *self._input(x, part.layout.is_float),
-            ]
-            for field, value in values:
-                args[field // 8] = value
-            count = np.array([-(-strips // chunk)], np.int64)
-            self.ops.append((linear.LINEAR[part.layout.name], args, self._kept(count)))
+        strips = sum(len(part.data) for part in matrix.parts)
+        chunk = max(1, strips // (self.backend.threads * _CHUNKS_PER_THREAD))
+        parts = [self._part(out, x, matrix.columns, part, chunk, add=add) for part in matrix.parts]
+        total = sum(chunks for _, _, chunks in parts)
+        kernel, args, _ = parts[0]
+        if len(parts) > 1:  # types side by side are one operation
+            kernel, args = linear.linear_parts, self._fields(3 * len(parts))
+            ends = accumulate(chunks for _, _, chunks in parts)
+            args[:] = [n for end, (k, a, _) in zip(ends, parts, strict=True) for n in (end, k.address, _address(a))]
+        self.ops.append((kernel, args, self._kept(np.array([total], np.int64))))
         if bias is not None:
             args = self._row_args(out, out)
             args[elementwise.EXTRA // 8] = self._kept(bias)
             self._each_row(elementwise.add_bias, args)
+
+    def _part(
+        self, out: _Rows, x: _Rows, columns: int, part: PackedPart, chunk: int, *, add: bool
+    ) -> tuple[Lazy, NDArray[np.int64], int]:
+        """Kernel, arguments and number of chunks of one part of a matrix."""
+        args = self._fields(linear.LINEAR_FIELDS)
+        strips, strip_bytes = part.data.shape
+        for field, value in (
+            (groups.TENSOR_SCALE, _address(part.scale)),
+            (linear.WEIGHTS, _address(part.data)),
+            (linear.STRIPS, strips),
+            (linear.STRIP_BYTES, strip_bytes),
+            (linear.STRIPS_PER_CHUNK, chunk),
+            (linear.COLUMNS, columns),
+            (linear.ROWS, self.space),
+            (linear.OUT, out.address + 4 * part.first_row),
+            (linear.OUT_STRIDE, out.stride),
+            (linear.OUT_ROWS, part.rows),
+            (linear.ADD, int(add)),
+            *self._input(x, part.layout.is_float),
+        ):
+            args[field // 8] = value
+        return linear.LINEAR[part.layout.name], args, -(-strips // chunk)
 
     def _input(self, x: _Rows, as_float: bool) -> list[tuple[int, int]]:
         if as_float:

@@ -1,4 +1,4 @@
-"""What happens to one token at a time: embedding, RMSNorm, SwiGLU, biases, and rounding to int8.
+"""What happens to one token at a time: RMSNorm, SwiGLU, biases, and rounding to int8.
 
 A *row space* is three int64: how many rows there are this step, how many go into a chunk, how many chunks that makes.
 Every kernel here takes its rows from one, and hands on float32 rows, int8 rows, or both.
@@ -11,10 +11,9 @@ from typing import Any
 
 from numpy import float32
 
-from shoal.kernels.cpu.jit import Lazy, inline, kernel
+from shoal.kernels.cpu.jit import inline, kernel
 from shoal.kernels.cpu.simd import (
     Address,
-    Function,
     Register,
     add,
     div,
@@ -22,13 +21,10 @@ from shoal.kernels.cpu.simd import (
     first_lanes,
     fma,
     largest_magnitude,
-    load_bf16,
-    load_f16,
     load_f32,
     load_f32x16,
     load_i32,
     load_i64,
-    load_u8,
     magnitude,
     maximum_i32,
     mul,
@@ -56,9 +52,9 @@ from shoal.kernels.cpu.simd import (
     SCALES,  # float32 [rows, passes, width / 32]
     SUMS,  # float32 [rows, passes, width / 32]
     HALF_SUMS,  # float32 [rows, passes, width / 16]
-    EXTRA,  # norm: weight. embed: first strip. bias: the bias
-    EXTRA2,  # norm: address of eps. embed: strip bytes
-    INDEX,  # norm: address of int32 row numbers, 0: rows as they are. embed: address of the address of token ids
+    EXTRA,  # norm: weight. bias: the bias
+    EPS,  # norm: address of eps, float32
+    INDEX,  # norm: address of int32 row numbers, 0: rows as they are
 ) = (8 * i for i in range(14))
 ROW_FIELDS = 14
 
@@ -67,7 +63,7 @@ TINY = float32(1e-30)  # a group whose largest value is below this is all zeros
 
 
 @inline
-def _span(args: Address, chunk: int) -> Any:
+def span(args: Address, chunk: int) -> Any:
     """First and last + 1 row of a chunk."""
     space = load_i64(args + SPACE)
     rows, per_chunk = load_i64(space), load_i64(space + 8)
@@ -112,7 +108,7 @@ def _quantise_row(args: Address, row: int, values: Address) -> None:
 @kernel
 def quantise(args: Address, chunk: int) -> None:
     """Float rows to int8 rows."""
-    first, last = _span(args, chunk)
+    first, last = span(args, chunk)
     for row in range(first, last):
         _quantise_row(args, row, load_i64(args + IN) + row * load_i64(args + IN_STRIDE))
 
@@ -136,13 +132,13 @@ def _sum_of_squares(x: Address, width: int) -> Any:
 @kernel
 def norm(args: Address, chunk: int) -> None:
     """RMSNorm: rows / sqrt(mean square + eps) * weight. Always writes OUT; rounds it to Q8 too if that is wanted."""
-    first, last = _span(args, chunk)
+    first, last = span(args, chunk)
     width, weight, index = load_i64(args + WIDTH), load_i64(args + EXTRA), load_i64(args + INDEX)
     for row in range(first, last):
         source = row if index == 0 else load_i32(load_i64(index) + 4 * row)
         x = load_i64(args + IN) + source * load_i64(args + IN_STRIDE)
         out = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE)
-        mean = _sum_of_squares(x, width) / float32(width) + load_f32(load_i64(args + EXTRA2))
+        mean = _sum_of_squares(x, width) / float32(width) + load_f32(load_i64(args + EPS))
         scale = splat(float32(1.0) / sqrt(mean))
         for i in range(0, width, 16):
             store_f32x16(out + 4 * i, mul(mul(load_f32x16(x + 4 * i), scale), load_f32x16(weight + 4 * i)))
@@ -153,7 +149,7 @@ def norm(args: Address, chunk: int) -> None:
 @kernel
 def swiglu(args: Address, chunk: int) -> None:
     """silu(gate) * up for rows of gate | up. Always writes OUT; rounds it to Q8 too if that is wanted."""
-    first, last = _span(args, chunk)
+    first, last = span(args, chunk)
     width = load_i64(args + WIDTH)
     one = splat(1.0)
     for row in range(first, last):
@@ -170,164 +166,9 @@ def swiglu(args: Address, chunk: int) -> None:
 @kernel
 def add_bias(args: Address, chunk: int) -> None:
     """Add one vector to every row of OUT."""
-    first, last = _span(args, chunk)
+    first, last = span(args, chunk)
     width, bias = load_i64(args + WIDTH), load_i64(args + EXTRA)
     for row in range(first, last):
         out = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE)
         for i in range(width):
             store_f32(out + 4 * i, load_f32(out + 4 * i) + load_f32(bias + 4 * i))
-
-
-# --- embedding -------------------------------------------------------------------------------------------------------
-# One weight at a time: column c of lane r of a strip at w. The order of operations is that of the gguf package's dequantise.
-
-
-@inline
-def _nibble(w: Address, c: int, r: int) -> Any:
-    """Column c (of a group at w) of a nibble vector."""
-    q = (c % 32) // 4
-    return load_u8(w + 64 * (q % 4) + 4 * r + c % 4) >> (q // 4 * 4) & 15
-
-
-@inline
-def _value_q4_0(w: Address, c: int, r: int) -> Any:
-    group = w + c // 32 * 288
-    return load_f16(group + 256 + 2 * r) * float32(_nibble(group, c, r) - 8)
-
-
-@inline
-def _value_q4_1(w: Address, c: int, r: int) -> Any:
-    group = w + c // 32 * 320
-    return load_f16(group + 256 + 2 * r) * float32(_nibble(group, c, r)) + load_f16(group + 288 + 2 * r)
-
-
-@inline
-def _value_q8_0(w: Address, c: int, r: int) -> Any:
-    group = w + c // 32 * 544
-    q = load_u8(group + 64 * (c % 32 // 4) + 4 * r + c % 4)
-    return load_f16(group + 512 + 2 * r) * float32(q - 128)
-
-
-@inline
-def _value_q4_k(w: Address, c: int, r: int) -> Any:
-    block = w + c // 256 * (64 + 8 * 288)
-    group = block + 64 + c % 256 // 32 * 288
-    scale = load_f16(block + 2 * r) * float32(load_u8(group + 256 + r))
-    least = load_f16(block + 32 + 2 * r) * float32(load_u8(group + 272 + r))
-    return scale * float32(_nibble(group, c, r)) - least
-
-
-@inline
-def _value_q5_k(w: Address, c: int, r: int) -> Any:
-    block = w + c // 256 * (64 + 8 * 352)
-    group = block + 64 + c % 256 // 32 * 352
-    scale = load_f16(block + 2 * r) * float32(load_u8(group + 320 + r))
-    least = load_f16(block + 32 + 2 * r) * float32(load_u8(group + 336 + r))
-    high = load_u8(group + 256 + 4 * r + c % 4) >> (c % 32 // 4) & 1
-    return scale * float32(_nibble(group, c, r) + 16 * high) - least
-
-
-@inline
-def _value_q6_k(w: Address, c: int, r: int) -> Any:
-    block = w + c // 256 * (32 + 8 * 416)
-    group = block + 32 + c % 256 // 32 * 416
-    half = c % 32 // 16
-    scale = load_u8(group + 384 + 16 * half + r)
-    scale = load_f16(block + 2 * r) * float32(scale - 256 * (scale >> 7))
-    high = load_u8(group + 256 + 64 * half + 4 * r + c % 4) >> (c % 16 // 4 * 2) & 3
-    return scale * float32(_nibble(group, c, r) + 16 * high - 32)
-
-
-@inline
-def _value_f32(w: Address, c: int, r: int) -> Any:
-    return load_f32(w + 64 * c + 4 * r)
-
-
-@inline
-def _value_f16(w: Address, c: int, r: int) -> Any:
-    return load_f16(w + 32 * c + 2 * r)
-
-
-@inline
-def _value_bf16(w: Address, c: int, r: int) -> Any:
-    return load_bf16(w + 32 * c + 2 * r)
-
-
-@inline
-def _embed(value: Function, args: Address, chunk: int) -> None:
-    """The weight rows named by the step's token ids."""
-    first, last = _span(args, chunk)
-    tokens, width = load_i64(load_i64(args + INDEX)), load_i64(args + WIDTH)
-    for row in range(first, last):
-        token = load_i32(tokens + 4 * row)
-        w = load_i64(args + EXTRA) + token // 16 * load_i64(args + EXTRA2)
-        out = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE)
-        for c in range(width):
-            store_f32(out + 4 * c, value(w, c, token % 16))
-
-
-@kernel
-def embed_q4_0(args: Address, chunk: int) -> None:
-    """Rows of a Q4_0 matrix."""
-    _embed(_value_q4_0, args, chunk)
-
-
-@kernel
-def embed_q4_1(args: Address, chunk: int) -> None:
-    """Rows of a Q4_1 matrix."""
-    _embed(_value_q4_1, args, chunk)
-
-
-@kernel
-def embed_q8_0(args: Address, chunk: int) -> None:
-    """Rows of a Q8_0 matrix."""
-    _embed(_value_q8_0, args, chunk)
-
-
-@kernel
-def embed_q4_k(args: Address, chunk: int) -> None:
-    """Rows of a Q4_K matrix."""
-    _embed(_value_q4_k, args, chunk)
-
-
-@kernel
-def embed_q5_k(args: Address, chunk: int) -> None:
-    """Rows of a Q5_K matrix."""
-    _embed(_value_q5_k, args, chunk)
-
-
-@kernel
-def embed_q6_k(args: Address, chunk: int) -> None:
-    """Rows of a Q6_K matrix."""
-    _embed(_value_q6_k, args, chunk)
-
-
-@kernel
-def embed_f32(args: Address, chunk: int) -> None:
-    """Rows of an F32 matrix."""
-    _embed(_value_f32, args, chunk)
-
-
-@kernel
-def embed_f16(args: Address, chunk: int) -> None:
-    """Rows of an F16 matrix."""
-    _embed(_value_f16, args, chunk)
-
-
-@kernel
-def embed_bf16(args: Address, chunk: int) -> None:
-    """Rows of a BF16 matrix."""
-    _embed(_value_bf16, args, chunk)
-
-
-EMBED: dict[str, Lazy] = {
-    "Q4_0": embed_q4_0,
-    "Q4_1": embed_q4_1,
-    "Q8_0": embed_q8_0,
-    "Q4_K": embed_q4_k,
-    "Q5_K": embed_q5_k,
-    "Q6_K": embed_q6_k,
-    "F32": embed_f32,
-    "F16": embed_f16,
-    "BF16": embed_bf16,
-}

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -75,6 +76,14 @@ def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 def kernel(body: Callable[[int, int], None]) -> Lazy:
     """A C function void f(int64 args, int64 chunk). Compiled when its address is first asked for."""
     return Lazy(body, lambda: cfunc(_SIGNATURE, cache=True, **_OPTIONS)(body))
+
+
+def specialised(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
+    """The template's code with some of its global names standing for something else: Numba finds them as constants, and finds
+    the result in its cache under ``name``."""
+    made = FunctionType(template.__code__, {**template.__globals__, **names}, name)
+    made.__qualname__, made.__doc__, made.__module__ = name, template.__doc__, template.__module__
+    return made
 
 
 class Lazy:

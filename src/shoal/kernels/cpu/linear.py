@@ -2,36 +2,36 @@
 memory once a step whatever the batch.
 
 Tokens go in tiles of 8, 4, 3, 2 and 1 (fewer where registers are few). Lane r of every sum belongs to weight row r, and columns
-are added one group after another, so a token's result is the same in any tile. Per group of 32 columns, with integer products p of
-unsigned weights and int8 activations a, scale s and sum S of a:
+are added one group after another, so a token's result is the same in any tile. Per group of 32 columns (or each half of it), with
+integer products p of unsigned codes and int8 activations a, scale s and sum S of a:
 
-    y += p * (d s) + m (s S)        where a weight is d * q + m
+    y += p * (d s) + m (s S)        where a weight is d * code + m
+
+One template makes the kernels of all types; what differs is in groups.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from shoal.kernels.cpu.groups import GROUPS, TENSOR_SCALE
 from shoal.kernels.cpu.isa import ISA
-from shoal.kernels.cpu.jit import Lazy, inline, kernel
+from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
+from shoal.kernels.cpu.pack import LAYOUTS, Layout
 from shoal.kernels.cpu.simd import (
     Address,
     Function,
     Register,
     Shape,
     bits,
-    bits_up,
+    call_kernel,
     dot_zero,
-    either,
     load_bf16x16,
     load_f16x16,
     load_f32x16,
-    load_i8x16,
     load_i64,
-    load_u8x16,
-    load_u8x64,
-    mul,
-    splat,
+    store_f32x16,
+    store_u8x64,
     tile_add,
     tile_add_i32,
     tile_dot,
@@ -45,8 +45,9 @@ from shoal.kernels.cpu.simd import (
     tile_zero,
 )
 
-# Arguments of a linear kernel, int64 each.
+# Arguments of a linear kernel, int64 each. A decode kernel takes the same, with WEIGHTS the strip and OUT where to write.
 (
+    _TENSOR_SCALE,  # address of a float32 that scales the whole matrix (I2_S)
     WEIGHTS,  # address of the first strip
     STRIPS,  # how many
     STRIP_BYTES,
@@ -64,264 +65,147 @@ from shoal.kernels.cpu.simd import (
     OUT_STRIDE,
     OUT_ROWS,  # weight rows of this part
     ADD,  # 1: add to what is there
-) = (8 * i for i in range(17))
-LINEAR_FIELDS = 17
+) = (8 * i for i in range(18))
+LINEAR_FIELDS = 18
+assert _TENSOR_SCALE == TENSOR_SCALE
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
 _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
-_SPLIT_BYTES = ISA == "avx2"  # 8-bit weights overflow int16 sums: take them as two nibbles
 
-
-# --- integer products of one group of 32 columns ---------------------------------------------------------------------
-
-
-@inline
-def _pair(acc: Register, v: Register, a: Address, stride: Address) -> Any:
-    """Quads j (low nibbles) and j + 4 (high nibbles) of a nibble vector."""
-    acc = tile_dot(acc, bits(v, 0, 15), a, stride)
-    return tile_dot(acc, bits(v, 4, 15), a + 16, stride)
+# --- integer products ------------------------------------------------------------------------------------------------
+# With AVX2 sums are int16 until they are widened; the largest code says how often that must be.
 
 
 @inline
-def _dots4(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
-    acc = dot_zero(shape)
-    acc = _pair(acc, load_u8x64(w), a, stride)
-    acc = _pair(acc, load_u8x64(w + 64), a + 4, stride)
-    acc = _pair(acc, load_u8x64(w + 128), a + 8, stride)
-    acc = _pair(acc, load_u8x64(w + 192), a + 12, stride)
-    return tile_widen(acc)
+def _chain(acc: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address) -> Any:
+    """Four quads, 16 columns."""
+    acc = tile_dot(acc, c0, a, stride)
+    acc = tile_dot(acc, c1, a + 4, stride)
+    acc = tile_dot(acc, c2, a + 8, stride)
+    return tile_dot(acc, c3, a + 12, stride)
 
 
 @inline
-def _low5(v: Register, plane: Register, q: int) -> Any:
-    """Quad q < 4 of 5-bit weights: low nibble and bit q of the plane."""
-    return either(bits(v, 0, 15), bits_up(plane, 4 - q, 16))
-
-
-@inline
-def _high5(v: Register, plane: Register, q: int) -> Any:
-    """Quad q + 4: high nibble and bit q + 4."""
-    return either(bits(v, 4, 15), bits(plane, q, 16))
-
-
-@inline
-def _dots5(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
-    plane = load_u8x64(w + 256)
-    v0, v1, v2, v3 = load_u8x64(w), load_u8x64(w + 64), load_u8x64(w + 128), load_u8x64(w + 192)
-    acc = tile_dot(dot_zero(shape), _low5(v0, plane, 0), a, stride)
-    acc = tile_dot(acc, _low5(v1, plane, 1), a + 4, stride)
-    acc = tile_dot(acc, _low5(v2, plane, 2), a + 8, stride)
-    first = tile_widen(tile_dot(acc, _low5(v3, plane, 3), a + 12, stride))
-    acc = tile_dot(dot_zero(shape), _high5(v0, plane, 0), a + 16, stride)
-    acc = tile_dot(acc, _high5(v1, plane, 1), a + 20, stride)
-    acc = tile_dot(acc, _high5(v2, plane, 2), a + 24, stride)
-    return tile_add_i32(first, tile_widen(tile_dot(acc, _high5(v3, plane, 3), a + 28, stride)))
-
-
-@inline
-def _half6(
-    shape: Shape,
-    v0: Register,
-    v1: Register,
-    v2: Register,
-    v3: Register,
-    shift: int,
-    plane: Register,
-    a: Address,
-    stride: Address,
+def _half_by_4(
+    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
-    """16 columns of 6-bit weights: nibbles at ``shift`` of four vectors, two bits each of four quads."""
-    acc = tile_dot(dot_zero(shape), either(bits(v0, shift, 15), bits_up(plane, 4, 48)), a, stride)
-    one = tile_widen(tile_dot(acc, either(bits(v1, shift, 15), bits_up(plane, 2, 48)), a + 4, stride))
-    acc = tile_dot(dot_zero(shape), either(bits(v2, shift, 15), bits(plane, 0, 48)), a + 8, stride)
-    two = tile_widen(tile_dot(acc, either(bits(v3, shift, 15), bits(plane, 2, 48)), a + 12, stride))
-    return tile_add_i32(one, two)
+    """16 columns, one widening."""
+    return tile_widen(_chain(dot_zero(shape), c0, c1, c2, c3, a, stride))
 
 
 @inline
-def _dots8(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
-    acc = dot_zero(shape)
-    acc = tile_dot(acc, load_u8x64(w), a, stride)
-    acc = tile_dot(acc, load_u8x64(w + 64), a + 4, stride)
-    acc = tile_dot(acc, load_u8x64(w + 128), a + 8, stride)
-    acc = tile_dot(acc, load_u8x64(w + 192), a + 12, stride)
-    acc = tile_dot(acc, load_u8x64(w + 256), a + 16, stride)
-    acc = tile_dot(acc, load_u8x64(w + 320), a + 20, stride)
-    acc = tile_dot(acc, load_u8x64(w + 384), a + 24, stride)
-    return tile_widen(tile_dot(acc, load_u8x64(w + 448), a + 28, stride))
+def _half_by_2(
+    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """16 columns, a widening every two quads."""
+    one = tile_dot(tile_dot(dot_zero(shape), c0, a, stride), c1, a + 4, stride)
+    two = tile_dot(tile_dot(dot_zero(shape), c2, a + 8, stride), c3, a + 12, stride)
+    return tile_add_i32(tile_widen(one), tile_widen(two))
 
 
 @inline
-def _nibbles8(shape: Shape, w: Address, a: Address, stride: Address, shift: int) -> Any:
-    """One nibble of 8-bit weights."""
-    acc = dot_zero(shape)
-    acc = tile_dot(acc, bits(load_u8x64(w), shift, 15), a, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 64), shift, 15), a + 4, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 128), shift, 15), a + 8, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 192), shift, 15), a + 12, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 256), shift, 15), a + 16, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 320), shift, 15), a + 20, stride)
-    acc = tile_dot(acc, bits(load_u8x64(w + 384), shift, 15), a + 24, stride)
-    return tile_widen(tile_dot(acc, bits(load_u8x64(w + 448), shift, 15), a + 28, stride))
+def _half_by_1(
+    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """16 columns, every quad widened."""
+    one, two = tile_dot(dot_zero(shape), c0, a, stride), tile_dot(dot_zero(shape), c1, a + 4, stride)
+    acc = tile_add_i32(tile_widen(one), tile_widen(two))
+    one, two = tile_dot(dot_zero(shape), c2, a + 8, stride), tile_dot(dot_zero(shape), c3, a + 12, stride)
+    return tile_add_i32(acc, tile_add_i32(tile_widen(one), tile_widen(two)))
 
 
 @inline
-def _dots8_split(shape: Shape, w: Address, a: Address, stride: Address) -> Any:
-    return tile_shift_add(_nibbles8(shape, w, a, stride, 4), _nibbles8(shape, w, a, stride, 0), 4)
+def _half_by_nibbles(
+    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """16 columns of bytes: high nibbles times 16, and low nibbles."""
+    high = _half_by_4(shape, bits(c0, 4, 15), bits(c1, 4, 15), bits(c2, 4, 15), bits(c3, 4, 15), a, stride)
+    low = _half_by_4(shape, bits(c0, 0, 15), bits(c1, 0, 15), bits(c2, 0, 15), bits(c3, 0, 15), a, stride)
+    return tile_shift_add(high, low, 4)
 
 
-if _SPLIT_BYTES:
-    _dots8 = _dots8_split
+@inline
+def _whole_at_once(half: Function, shape: Shape, codes: Any, a: Address, stride: Address) -> Any:
+    """32 columns in one chain."""
+    c0, c1, c2, c3, c4, c5, c6, c7 = codes
+    acc = _chain(dot_zero(shape), c0, c1, c2, c3, a, stride)
+    return tile_widen(_chain(acc, c4, c5, c6, c7, a + 16, stride))
+
+
+@inline
+def _whole_by_halves(half: Function, shape: Shape, codes: Any, a: Address, stride: Address) -> Any:
+    """32 columns as two halves."""
+    c0, c1, c2, c3, c4, c5, c6, c7 = codes
+    return tile_add_i32(half(shape, c0, c1, c2, c3, a, stride), half(shape, c4, c5, c6, c7, a + 16, stride))
+
+
+def _products(largest: int) -> tuple[Function, Function]:
+    """How to multiply 32 columns, and 16, of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
+    if ISA != "avx2":
+        return _whole_at_once, _half_by_4
+    room = 32767 // (2 * 127 * largest)
+    for quads, half in ((4, _half_by_4), (2, _half_by_2), (1, _half_by_1)):
+        if room >= quads:
+            return _whole_at_once if room >= 8 else _whole_by_halves, half
+    return _whole_by_halves, _half_by_nibbles
 
 
 # --- one strip, one tile of tokens -----------------------------------------------------------------------------------
+# Templates: the names in capitals are set for each type at the end of this file.
 
 
-@inline
-def _affine(
-    acc: Register,
-    dots: Register,
-    d: Register,
-    m: Register,
-    scale: Address,
-    sums: Address,
-    g: int,
-    sum_g: int,
-    stride: Address,
-    sum_stride: Address,
-) -> Any:
-    """acc + dots * (d * scale) + m * sum, for activation group g (and sum_g among the sums)."""
-    acc = tile_scale(acc, dots, d, scale + 4 * g, stride)
-    return tile_fma(acc, m, sums + 4 * sum_g, sum_stride)
-
-
-@inline
-def _strip_q4_0(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
+def _strip_with_one_scale(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
+    """Pass p of a strip whose groups have one scale."""
+    x, stride, scale, sums, _, gs = _input(args, t, p)
     acc = tile_zero(shape)
-    for g in range(load_i64(args + COLUMNS) // 32):
-        d = load_f16x16(w + 256)
-        dots = _dots4(shape, w, x + 32 * g, stride)
-        acc = _affine(acc, dots, d, mul(d, splat(-8.0)), scale, sums, g, g, gs, gs)
-        w += 288
+    for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
+        head = HEAD(args, w)
+        w += HEAD_BYTES
+        for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
+            codes, d, m = READ(w, head)
+            dots = WHOLE(HALF, shape, codes, x + 32 * g, stride)
+            acc = tile_scale(acc, dots, d, scale + 4 * g, gs)
+            acc = tile_fma(acc, m, sums + 4 * g, gs)
+            w += GROUP_BYTES
     return acc
 
 
-@inline
-def _strip_q4_1(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
+def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
+    """Pass p of a strip whose groups have a scale for each half."""
+    x, stride, scale, _, sums, gs = _input(args, t, p)
     acc = tile_zero(shape)
-    for g in range(load_i64(args + COLUMNS) // 32):
-        dots = _dots4(shape, w, x + 32 * g, stride)
-        acc = _affine(acc, dots, load_f16x16(w + 256), load_f16x16(w + 288), scale, sums, g, g, gs, gs)
-        w += 320
+    for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
+        head = HEAD(args, w)
+        w += HEAD_BYTES
+        for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
+            (c0, c1, c2, c3, c4, c5, c6, c7), d, m, e, n = READ(w, head)
+            dots = HALF(shape, c0, c1, c2, c3, x + 32 * g, stride)
+            acc = tile_scale(acc, dots, d, scale + 4 * g, gs)
+            acc = tile_fma(acc, m, sums + 8 * g, 2 * gs)
+            dots = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            acc = tile_scale(acc, dots, e, scale + 4 * g, gs)
+            acc = tile_fma(acc, n, sums + 8 * g + 4, 2 * gs)
+            w += GROUP_BYTES
     return acc
 
 
-@inline
-def _strip_q8_0(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
-    acc = tile_zero(shape)
-    for g in range(load_i64(args + COLUMNS) // 32):
-        d = load_f16x16(w + 512)
-        dots = _dots8(shape, w, x + 32 * g, stride)
-        acc = _affine(acc, dots, d, mul(d, splat(-128.0)), scale, sums, g, g, gs, gs)
-        w += 544
-    return acc
-
-
-@inline
-def _strip_q4_k(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
-    acc = tile_zero(shape)
-    for block in range(load_i64(args + COLUMNS) // 256):
-        d, least = load_f16x16(w), mul(load_f16x16(w + 32), splat(-1.0))
-        w += 64
-        for g in range(8 * block, 8 * block + 8):
-            dots = _dots4(shape, w, x + 32 * g, stride)
-            ds, m = mul(d, load_u8x16(w + 256)), mul(least, load_u8x16(w + 272))
-            acc = _affine(acc, dots, ds, m, scale, sums, g, g, gs, gs)
-            w += 288
-    return acc
-
-
-@inline
-def _strip_q5_k(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
-    acc = tile_zero(shape)
-    for block in range(load_i64(args + COLUMNS) // 256):
-        d, least = load_f16x16(w), mul(load_f16x16(w + 32), splat(-1.0))
-        w += 64
-        for g in range(8 * block, 8 * block + 8):
-            dots = _dots5(shape, w, x + 32 * g, stride)
-            ds, m = mul(d, load_u8x16(w + 320)), mul(least, load_u8x16(w + 336))
-            acc = _affine(acc, dots, ds, m, scale, sums, g, g, gs, gs)
-            w += 352
-    return acc
-
-
-@inline
-def _strip_q6_k(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride, gs = load_i64(args + X_STRIDE), load_i64(args + GROUP_STRIDE)
-    acc = tile_zero(shape)
-    for block in range(load_i64(args + COLUMNS) // 256):
-        d = load_f16x16(w)
-        w += 32
-        for g in range(8 * block, 8 * block + 8):
-            v0, v1, v2, v3 = load_u8x64(w), load_u8x64(w + 64), load_u8x64(w + 128), load_u8x64(w + 192)
-            dots = _half6(shape, v0, v1, v2, v3, 0, load_u8x64(w + 256), x + 32 * g, stride)
-            ds = mul(d, load_i8x16(w + 384))
-            acc = _affine(acc, dots, ds, mul(ds, splat(-32.0)), scale, half_sums, g, 2 * g, gs, 2 * gs)
-            dots = _half6(shape, v0, v1, v2, v3, 4, load_u8x64(w + 320), x + 32 * g + 16, stride)
-            ds = mul(d, load_i8x16(w + 400))
-            acc = _affine(acc, dots, ds, mul(ds, splat(-32.0)), scale, half_sums, g, 2 * g + 1, gs, 2 * gs)
-            w += 416
-    return acc
-
-
-@inline
-def _strip_f32(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
+def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
+    """A strip of float weights."""
     stride = load_i64(args + X_STRIDE)
+    x = load_i64(args + X) + t * stride
     acc = tile_zero(shape)
     for k in range(load_i64(args + COLUMNS)):
-        acc = tile_fma(acc, load_f32x16(w + 64 * k), x + 4 * k, stride)
+        acc = tile_fma(acc, LOAD(w + GROUP_BYTES * k), x + 4 * k, stride)
     return acc
 
 
 @inline
-def _strip_f16(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride = load_i64(args + X_STRIDE)
-    acc = tile_zero(shape)
-    for k in range(load_i64(args + COLUMNS)):
-        acc = tile_fma(acc, load_f16x16(w + 32 * k), x + 4 * k, stride)
-    return acc
-
-
-@inline
-def _strip_bf16(
-    shape: Shape, args: Address, w: Address, x: Address, scale: Address, sums: Address, half_sums: Address
-) -> Any:
-    stride = load_i64(args + X_STRIDE)
-    acc = tile_zero(shape)
-    for k in range(load_i64(args + COLUMNS)):
-        acc = tile_fma(acc, load_bf16x16(w + 32 * k), x + 4 * k, stride)
-    return acc
+def _input(args: Address, t: int, p: int) -> Any:
+    """Pass p of token t's rounded values: int8, bytes to the next token, scales, sums, half sums, bytes to the next scales."""
+    gs, columns, stride = load_i64(args + GROUP_STRIDE), load_i64(args + COLUMNS), load_i64(args + X_STRIDE)
+    at = t * gs + p * (columns // 32 * 4)
+    x = load_i64(args + X) + t * stride + p * columns
+    return x, stride, load_i64(args + SCALES) + at, load_i64(args + SUMS) + at, load_i64(args + HALF_SUMS) + 2 * at, gs
 
 
 # --- all tokens of the step ------------------------------------------------------------------------------------------
@@ -330,14 +214,10 @@ def _strip_bf16(
 @inline
 def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> None:
     """Tokens t ... t + len(shape) - 1 of strip ``index``."""
-    gs, columns = load_i64(args + GROUP_STRIDE), load_i64(args + COLUMNS)
     w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
-    x = load_i64(args + X) + t * load_i64(args + X_STRIDE)
     acc = tile_zero(shape)
     for p in range(load_i64(args + PASSES)):
-        at = t * gs + p * (columns // 32 * 4)
-        scale, sums, halves = load_i64(args + SCALES), load_i64(args + SUMS), load_i64(args + HALF_SUMS)
-        acc = tile_add(acc, strip(shape, args, w, x + p * columns, scale + at, sums + at, halves + 2 * at))
+        acc = tile_add(acc, strip(shape, args, w, t, p))
     stride = load_i64(args + OUT_STRIDE)
     out = load_i64(args + OUT) + t * stride + 64 * index
     if load_i64(args + ADD) != 0:
@@ -349,89 +229,118 @@ def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> N
         tile_store_first(acc, out, stride, left)
 
 
-@inline
-def _run(strip: Function, args: Address, chunk: int) -> None:
+def _linear(args: Address, chunk: int) -> None:
     """The strips of one chunk, each over all tokens."""
     per_chunk, rows = load_i64(args + STRIPS_PER_CHUNK), load_i64(load_i64(args + ROWS))
     for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
         t = 0
         if _WIDE:
             while rows - t >= 8:
-                _tile(strip, _T8, args, index, t)
+                _tile(STRIP, _T8, args, index, t)
                 t += 8
         while rows - t >= 4:
-            _tile(strip, _T4, args, index, t)
+            _tile(STRIP, _T4, args, index, t)
             t += 4
         if rows - t == 3:
-            _tile(strip, _T3, args, index, t)
+            _tile(STRIP, _T3, args, index, t)
         elif rows - t == 2:
-            _tile(strip, _T2, args, index, t)
+            _tile(STRIP, _T2, args, index, t)
         elif rows - t == 1:
-            _tile(strip, _T1, args, index, t)
+            _tile(STRIP, _T1, args, index, t)
 
 
 @kernel
-def linear_q4_0(args: Address, chunk: int) -> None:
-    """Strips of a Q4_0 matrix."""
-    _run(_strip_q4_0, args, chunk)
+def linear_parts(args: Address, chunk: int) -> None:
+    """A matrix of several types: (chunks up to and with this part, kernel, its arguments) for each part in turn."""
+    first = 0
+    while chunk >= load_i64(args):
+        first = load_i64(args)
+        args += 24
+    call_kernel(load_i64(args + 8), load_i64(args + 16), chunk - first)
 
 
-@kernel
-def linear_q4_1(args: Address, chunk: int) -> None:
-    """Strips of a Q4_1 matrix."""
-    _run(_strip_q4_1, args, chunk)
+# --- weights one by one ----------------------------------------------------------------------------------------------
+# Block by block, for the embedding: codes [8 quads, 16 rows, 4] and d, m, d, m (the halves') of each group, or floats [32, 16].
+
+DECODED_BYTES = 512 + 4 * 64  # of a group; float types: 64 bytes a column
 
 
-@kernel
-def linear_q8_0(args: Address, chunk: int) -> None:
-    """Strips of a Q8_0 matrix."""
-    _run(_strip_q8_0, args, chunk)
+def _decode_with_one_scale(args: Address, block: int) -> None:
+    """One block of a strip, decoded."""
+    w, out = load_i64(args + WEIGHTS) + block * (HEAD_BYTES + GROUPS_PER_BLOCK * GROUP_BYTES), load_i64(args + OUT)
+    head = HEAD(args, w)
+    w += HEAD_BYTES
+    for _ in range(GROUPS_PER_BLOCK):
+        codes, d, m = READ(w, head)
+        _store_group(out, codes, d, m, d, m)
+        w, out = w + GROUP_BYTES, out + DECODED_BYTES
 
 
-@kernel
-def linear_q4_k(args: Address, chunk: int) -> None:
-    """Strips of a Q4_K matrix."""
-    _run(_strip_q4_k, args, chunk)
+def _decode_with_two_scales(args: Address, block: int) -> None:
+    """One block of a strip, decoded."""
+    w, out = load_i64(args + WEIGHTS) + block * (HEAD_BYTES + GROUPS_PER_BLOCK * GROUP_BYTES), load_i64(args + OUT)
+    head = HEAD(args, w)
+    w += HEAD_BYTES
+    for _ in range(GROUPS_PER_BLOCK):
+        codes, d, m, e, n = READ(w, head)
+        _store_group(out, codes, d, m, e, n)
+        w, out = w + GROUP_BYTES, out + DECODED_BYTES
 
 
-@kernel
-def linear_q5_k(args: Address, chunk: int) -> None:
-    """Strips of a Q5_K matrix."""
-    _run(_strip_q5_k, args, chunk)
+@inline
+def _store_group(out: Address, codes: Any, d: Register, m: Register, e: Register, n: Register) -> None:
+    c0, c1, c2, c3, c4, c5, c6, c7 = codes
+    store_u8x64(out, c0)
+    store_u8x64(out + 64, c1)
+    store_u8x64(out + 128, c2)
+    store_u8x64(out + 192, c3)
+    store_u8x64(out + 256, c4)
+    store_u8x64(out + 320, c5)
+    store_u8x64(out + 384, c6)
+    store_u8x64(out + 448, c7)
+    store_f32x16(out + 512, d)
+    store_f32x16(out + 576, m)
+    store_f32x16(out + 640, e)
+    store_f32x16(out + 704, n)
 
 
-@kernel
-def linear_q6_k(args: Address, chunk: int) -> None:
-    """Strips of a Q6_K matrix."""
-    _run(_strip_q6_k, args, chunk)
+def _decode_floats(args: Address, block: int) -> None:
+    """32 columns of a strip as float32."""
+    w, out = load_i64(args + WEIGHTS) + block * 32 * GROUP_BYTES, load_i64(args + OUT)
+    for k in range(32):
+        store_f32x16(out + 64 * k, LOAD(w + GROUP_BYTES * k))
 
 
-@kernel
-def linear_f32(args: Address, chunk: int) -> None:
-    """Strips of an F32 matrix."""
-    _run(_strip_f32, args, chunk)
+# --- the kernels of every type ---------------------------------------------------------------------------------------
+
+HEAD: Function = None
+READ: Function = None
+WHOLE: Function = None
+HALF: Function = None
+LOAD: Function = None
+STRIP: Function = None
+GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = 0
 
 
-@kernel
-def linear_f16(args: Address, chunk: int) -> None:
-    """Strips of an F16 matrix."""
-    _run(_strip_f16, args, chunk)
+def _kernels(layout: Layout) -> tuple[Lazy, Lazy]:
+    """The product and the decoder of one type."""
+    names: dict[str, Any] = {"GROUP_BYTES": layout.group_bytes}
+    if layout.is_float:
+        names["LOAD"] = {"F32": load_f32x16, "F16": load_f16x16, "BF16": load_bf16x16}[layout.name]
+        strip, decode = _strip_of_floats, _decode_floats
+    else:
+        reader = GROUPS[layout.name]
+        whole, half = _products(reader.largest)
+        names |= {"HEAD": reader.head, "READ": reader.group, "WHOLE": whole, "HALF": half}
+        names |= {"HEAD_BYTES": layout.head_bytes, "GROUPS_PER_BLOCK": layout.groups_per_block}
+        strip = _strip_with_two_scales if reader.halves else _strip_with_one_scale
+        decode = _decode_with_two_scales if reader.halves else _decode_with_one_scale
+    lower = layout.name.lower()
+    product = specialised(_linear, f"linear_{lower}", STRIP=inline(specialised(strip, f"strip_{lower}", **names)))
+    return kernel(product), kernel(specialised(decode, f"decode_{lower}", **names))
 
 
-@kernel
-def linear_bf16(args: Address, chunk: int) -> None:
-    """Strips of a BF16 matrix."""
-    _run(_strip_bf16, args, chunk)
-
-
-LINEAR: dict[str, Lazy] = {
-    "Q4_0": linear_q4_0,
-    "Q4_1": linear_q4_1,
-    "Q8_0": linear_q8_0,
-    "Q4_K": linear_q4_k,
-    "Q5_K": linear_q5_k,
-    "Q6_K": linear_q6_k,
-    "F32": linear_f32,
-    "F16": linear_f16,
-    "BF16": linear_bf16,
-}
+LINEAR: dict[str, Lazy] = {}
+DECODE: dict[str, Lazy] = {}
+for _layout in LAYOUTS.values():
+    LINEAR[_layout.name], DECODE[_layout.name] = _kernels(_layout)

@@ -136,6 +136,12 @@ def _shuffle(b: Builder, x: ir.Value, y: ir.Value, mask: list[int]) -> ir.Value:
     return b.shuffle_vector(x, y, ir.Constant(_vector(_I32, len(mask)), mask))
 
 
+def _bits_of_bytes(b: Builder, address: ir.Value, shift: ir.Value, mask: ir.Value) -> ir.Value:
+    """(byte >> shift) & mask of 16 bytes, as int32."""
+    wide = b.zext(_load(b, address, _vector(_I8, 16)), _I32X16)
+    return b.and_(b.lshr(wide, _splat(b, b.trunc(shift, _I32), 16)), _splat(b, b.trunc(mask, _I32), 16))
+
+
 Emit = Callable[..., Any]
 
 
@@ -279,10 +285,38 @@ def load_i8x16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     return b.sitofp(_load(b, address, _vector(_I8, 16)), _F32X16)
 
 
+@_operation(f32x16)
+def load_bits16(b: Builder, _: Any, address: ir.Value, shift: ir.Value, mask: ir.Value) -> ir.Value:
+    """(byte >> shift) & mask of 16 bytes, as float32."""
+    return b.uitofp(_bits_of_bytes(b, address, shift, mask), _F32X16)
+
+
+@_operation(f32x16)
+def load_e8m0x16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
+    """2^(byte - 128) of 16 bytes: MXFP4's scales, for values that count halves."""
+    e = b.zext(_load(b, address, _vector(_I8, 16)), _I32X16)
+    normal = b.shl(b.sub(e, _const(1, _I32X16)), _const(23, _I32X16))
+    denormal = b.shl(_const(0x00200000, _I32X16), b.and_(e, _const(1, _I32X16)))
+    return b.bitcast(b.select(b.icmp_unsigned("<", e, _const(2, _I32X16)), denormal, normal), _F32X16)
+
+
+@_operation(u8x64)
+def spread(b: Builder, _: Any, address: ir.Value, shift: ir.Value, mask: ir.Value, factor: ir.Value) -> ir.Value:
+    """((byte >> shift) & mask) * factor of 16 bytes, each in all 4 bytes of its lane; the product is below 256."""
+    lanes = b.mul(_bits_of_bytes(b, address, shift, mask), _splat(b, b.trunc(factor, _I32), 16))
+    return b.bitcast(b.mul(lanes, _const(0x01010101, _I32X16)), _U8X64)
+
+
 @_operation(u8x64)
 def load_u8x64(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """64 bytes."""
     return _load(b, address, _U8X64)
+
+
+@_operation(types.void)
+def store_u8x64(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
+    """Write 64 bytes."""
+    _store(b, value, address)
 
 
 @_operation(types.void)
@@ -462,6 +496,41 @@ def bits_up(b: Builder, _: Any, x: ir.Value, shift: ir.Value, mask: ir.Value) ->
 def either(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
     """x | y."""
     return b.or_(x, y)
+
+
+def _lookup_avx512(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    repeated = _shuffle(b, table, table, list(range(16)) * 4)
+    return _call(b, "llvm.x86.avx512.pshuf.b.512", _U8X64, repeated, x)
+
+
+def _lookup_avx2(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    repeated = _shuffle(b, table, table, list(range(16)) * 2)
+    halves = [
+        _call(b, "llvm.x86.avx2.pshuf.b", _vector(_I8, 32), repeated, _shuffle(b, x, x, list(range(start, start + 32))))
+        for start in (0, 32)
+    ]
+    return _shuffle(b, halves[0], halves[1], list(range(64)))
+
+
+def _lookup_portable(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    """A tree of selections: by bit 0, then 1, 2 and 3."""
+    entries = [_splat(b, b.extract_element(table, ir.Constant(_I32, i)), 64) for i in range(16)]
+    for bit in range(4):
+        is_set = b.icmp_unsigned("!=", b.and_(x, _const(1 << bit, _U8X64)), _const(0, _U8X64))
+        entries = [b.select(is_set, high, low) for low, high in zip(entries[::2], entries[1::2], strict=True)]
+    return entries[0]
+
+
+_LOOKUP = {"avx512vnni": _lookup_avx512, "avx2": _lookup_avx2, "portable": _lookup_portable}[ISA]
+
+
+@_operation(u8x64)
+def lookup(b: Builder, _: Any, x: ir.Value, table: ir.Value) -> ir.Value:
+    """table[byte] for bytes below 16; the table is a constant tuple of 16 numbers below 256."""
+    entries = ir.Constant(_vector(_I8, 16), ir.Undefined)
+    for i in range(16):
+        entries = b.insert_element(entries, b.trunc(b.extract_value(table, i), _I8), ir.Constant(_I32, i))
+    return _LOOKUP(b, x, entries)
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
