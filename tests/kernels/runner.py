@@ -18,12 +18,12 @@ F32 = NDArray[np.float32]
 class OneStep:
     """A recorder whose input is set by hand."""
 
-    def __init__(self, backend: CPUBackend, rows: int, passes: int = 1) -> None:
+    def __init__(self, backend: CPUBackend, rows: int) -> None:
         self.backend, self.count = backend, rows
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         self.header[:3] = rows, 2, -(-rows // 2)
         cache = backend.kv_cache(1, 1, AttentionShape(1, 1, 16, 1.0), "f16")
-        self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, rows, passes)
+        self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, rows)
 
     def input(self, x: F32) -> _Rows:
         """An array as workspace rows."""
@@ -42,9 +42,9 @@ class OneStep:
         self.backend.pool.run(self.recorder.program())
 
 
-def multiply(backend: CPUBackend, matrix: PackedMatrix, x: F32, base: F32 | None = None, passes: int = 1) -> F32:
+def multiply(backend: CPUBackend, matrix: PackedMatrix, x: F32, base: F32 | None = None) -> F32:
     """x @ matrix.T, or base + that."""
-    step = OneStep(backend, len(x), passes)
+    step = OneStep(backend, len(x))
     rows = step.input(x)
     if base is None:
         out = step.recorder.linear(rows, matrix)
@@ -86,7 +86,7 @@ def rounded(backend: CPUBackend, x: F32) -> tuple[NDArray[np.int8], F32, F32, F3
 
     return (  # type: ignore[return-value]
         read(place.q8, x.shape[1], np.int8),
-        read(place.scales, groups, np.float32),
+        read(place.scales, 2 * groups, np.float32),
         read(place.sums, groups, np.float32),
         read(place.half_sums, 2 * groups, np.float32),
     )

@@ -28,7 +28,7 @@ for name in ("Q4_1", "Q8_0", "Q6_K", "F16"):
     raw = RawTensor("w", fmt, (40, 256), random_rows(fmt, (40, 256), rng, 0.05))
     for rows in (1, 6, 13):
         x = rng.standard_normal((rows, 256)).astype(np.float32)
-        digest.update(multiply(backend, backend.matrix([raw]), x, passes=2).tobytes())
+        digest.update(multiply(backend, backend.matrix([raw]), x).tobytes())
 x = rng.standard_normal((5, 192)).astype(np.float32) * 9
 digest.update(rowwise(backend, x, lambda ops, r: ops.swiglu(r)).tobytes())
 weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))

@@ -77,17 +77,6 @@ def test_a_row_is_the_same_in_any_batch(backend: CPUBackend, name: str) -> None:
             assert np.array_equal(multiply(backend, matrix, x[start : start + rows]), whole[start : start + rows])
 
 
-@pytest.mark.parametrize("name", ["Q4_1", "Q8_0", "Q6_K"])
-def test_rounding_twice(backend: CPUBackend, name: str) -> None:
-    raw = _weights(name, 40, 2 * _columns(name))
-    weight, matrix = dequantise(raw.format, raw.data), backend.matrix([raw])
-    for rows in (1, 5, 13):
-        x = _activations(rows, weight.shape[1])
-        got = multiply(backend, matrix, x, passes=2)
-        assert _nmse(got, reference.linear_q8(x, weight, passes=2)) < 1e-10
-        assert _nmse(got, reference.linear(x, weight)) < 1e-8
-
-
 def test_parts_of_different_types_stand_below_each_other(backend: CPUBackend) -> None:
     parts = [_weights("Q4_1", 24, 256), _weights("Q4_1", 8, 256, 1), _weights("Q8_0", 21, 256), _weights("F16", 5, 256)]
     x = _activations(5, 256)

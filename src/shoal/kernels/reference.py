@@ -1,7 +1,7 @@
 """The specification: every operation in obvious NumPy, and a whole backend made of them.
 
 Other backends are tested against the functions here. ``linear`` is float arithmetic on exactly dequantised weights;
-``linear_q8`` is the twin of the integer kernels: activations rounded to int8 with one scale per 32 values.
+``linear_q8`` is the twin of the integer kernels: activations rounded to int8 with one scale per 16 values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from shoal.kernels.base import (
 )
 
 F32 = NDArray[np.float32]
-GROUP = 32  # values that share an activation scale
+GROUP = 16  # values that share an activation scale
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
 _ROW_BLOCK = (
     16  # rows of one matrix product: always this many, so that a row's bits do not depend on how many there are
@@ -56,7 +56,7 @@ def linear(x: F32, weight: F32) -> F32:
 
 
 def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
-    """Activations [rows, k] as int8 [rows, k] in +-127 and one scale per 32 values [rows, k / 32]: x ~ int8 * scale."""
+    """Activations [rows, k] as int8 [rows, k] in +-127 and one scale per 16 values [rows, k / 16]: x ~ int8 * scale."""
     groups = x.reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(axis=2)
     with np.errstate(divide="ignore"):
@@ -65,16 +65,10 @@ def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
     return q.reshape(x.shape), (largest * np.float32(1 / 127)).astype(np.float32)
 
 
-def linear_q8(x: F32, weight: F32, passes: int = 1) -> F32:
-    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights.
-
-    With two ``passes`` what the first rounding leaves over is rounded and multiplied too.
-    """
-    left, rounded = x, np.zeros(x.shape)
-    for _ in range(passes):
-        q, scale = quantise_q8(left)
-        step = (q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)).reshape(x.shape)
-        left, rounded = (left - step).astype(np.float32), rounded + step
+def linear_q8(x: F32, weight: F32) -> F32:
+    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights."""
+    q, scale = quantise_q8(x)
+    rounded = (q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)).reshape(x.shape)
     product: F32 = (rounded @ weight.T.astype(np.float64)).astype(np.float32)
     return product
 

@@ -38,8 +38,6 @@ from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pac
 from shoal.kernels.cpu.pool import Pool, program
 
 _CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
-# The head's input is rounded twice: its error goes straight into the logits, and only sampled rows pay for it.
-_HEAD_PASSES = 2
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
 
 
@@ -141,14 +139,12 @@ class _Rows:
 
 
 class _Recorder:
-    """Ops that append to a program. ``space`` is the address of the row space that its rows come from; ``passes`` says how
-    often the input of a quantised product is rounded (see linear.py)."""
+    """Ops that append to a program. ``space`` is the address of the row space that its rows come from;"""
 
     def __init__(
-        self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int, passes: int = 1
+        self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int
     ) -> None:
         self.backend, self.cache, self.step, self.space, self.max_rows = backend, cache, step, space, max_rows
-        self.passes = passes
         self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
         self.keep: list[NDArray[np.generic]] = []
         self._buffers: dict[tuple[str, int], int] = {}
@@ -277,31 +273,26 @@ class _Recorder:
 
     def _input(self, x: _Rows, as_float: bool) -> list[tuple[int, int]]:
         if as_float:
-            return [(linear.X, x.address), (linear.X_STRIDE, x.stride), (linear.PASSES, 1)]
+            return [(linear.X, x.address), (linear.X_STRIDE, x.stride)]
         rounded = self._rounded(x)
         return [
             (linear.X, rounded.q8),
-            (linear.X_STRIDE, self.passes * x.width),
-            (linear.PASSES, self.passes),
+            (linear.X_STRIDE, x.width),
             (linear.SCALES, rounded.scales),
             (linear.SUMS, rounded.sums),
             (linear.HALF_SUMS, rounded.half_sums),
-            (linear.GROUP_STRIDE, self.passes * x.width // 32 * 4),
         ]
 
     def _rounded(self, x: _Rows) -> _Rounded:
         """x as int8: written by the kernel that makes x, or by one of its own."""
         if x.rounded is None:
-            sizes = {"q8": 1, "scales": 4, "sums": 4, "half_sums": 4}
-            per_row = {"q8": x.width, "scales": x.width // 32, "sums": x.width // 32, "half_sums": x.width // 16}
-            place = {name: self._buffer(name, self.passes * per_row[name] * size) for name, size in sizes.items()}
-            x.rounded = _Rounded(**place)
+            row_bytes = {"q8": x.width, "scales": x.width // 4, "half_sums": x.width // 4, "sums": x.width // 8}
+            x.rounded = _Rounded(**{name: self._buffer(name, size) for name, size in row_bytes.items()})
             args = x.producer
             if args is None:
                 args = self._row_args(x, x)
                 self._each_row(elementwise.quantise, args)
             args[elementwise.Q8 // 8] = x.rounded.q8
-            args[elementwise.PASSES // 8] = self.passes
             args[elementwise.SCALES // 8] = x.rounded.scales
             args[elementwise.SUMS // 8] = x.rounded.sums
             args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums
@@ -392,7 +383,7 @@ class _Bound:
         body.max_positions = limits.max_pages_per_seq * PAGE_SIZE
         body.max_tasks = limits.max_rows // attention.QUERY_BLOCK + limits.max_seqs
         hidden = layers(body)
-        tail = _Recorder(backend, cache, self._step, _address(self._logit_space), LOGIT_ROWS, _HEAD_PASSES)
+        tail = _Recorder(backend, cache, self._step, _address(self._logit_space), LOGIT_ROWS)
         logits = head(tail, hidden)
         self._recorders = (body, tail)
         self._index = tail.logit_index

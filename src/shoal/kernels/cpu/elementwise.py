@@ -47,16 +47,15 @@ from shoal.kernels.cpu.simd import (
     WIDTH,  # values of an output row
     OUT,  # float32 rows; 0: not wanted
     OUT_STRIDE,
-    Q8,  # int8 [rows, passes, width]; 0: not wanted
-    PASSES,  # 1, or 2: what the first leaves over is rounded again
-    SCALES,  # float32 [rows, passes, width / 32]
-    SUMS,  # float32 [rows, passes, width / 32]
-    HALF_SUMS,  # float32 [rows, passes, width / 16]
+    Q8,  # int8 [rows, width]; 0: not wanted
+    SCALES,  # float32 [rows, width / 16]
+    HALF_SUMS,  # float32 [rows, width / 16]
+    SUMS,  # float32 [rows, width / 32]
     EXTRA,  # norm: weight. bias: the bias
     EPS,  # norm: address of eps, float32
     INDEX,  # norm: address of int32 row numbers, 0: rows as they are
-) = (8 * i for i in range(14))
-ROW_FIELDS = 14
+) = (8 * i for i in range(13))
+ROW_FIELDS = 13
 
 _STEP = float32(1 / 127)
 TINY = float32(1e-30)  # a group whose largest value is below this is all zeros
@@ -74,35 +73,30 @@ def span(args: Address, chunk: int) -> Any:
 
 
 @inline
-def _quantise_group(a: Register, b: Register, q8: Address, scale: Address, total: Address, halves: Address) -> Any:
-    """32 values as int8 in +-127 with one scale; also scale * sum of all, and of each half. NaN and infinity stay visible
-    in the scale. Returns what rounding left over."""
-    largest = largest_magnitude(maximum_i32(magnitude(a), magnitude(b)))
+def _quantise_16(x: Register, q8: Address, scale: Address, total: Address) -> Any:
+    """16 values as int8 in +-127 with one scale; also scale * sum, which is returned. NaN and infinity stay visible in the
+    scale."""
+    largest = largest_magnitude(magnitude(x))
     step = largest * _STEP
-    inverse = splat(127.0 / largest if largest > TINY else 0.0)
-    qa, qb = round_i32(mul(a, inverse)), round_i32(mul(b, inverse))
-    store_i8x16(q8, qa)
-    store_i8x16(q8 + 16, qb)
-    sum_a, sum_b = sum_lanes_i32(qa), sum_lanes_i32(qb)
+    q = round_i32(mul(x, splat(127.0 / largest if largest > TINY else 0.0)))
+    store_i8x16(q8, q)
     store_f32(scale, step)
-    store_f32(total, step * float32(sum_a + sum_b))
-    store_f32(halves, step * float32(sum_a))
-    store_f32(halves + 4, step * float32(sum_b))
-    back = splat(-step)
-    return fma(to_f32(qa), back, a), fma(to_f32(qb), back, b)
+    product = step * float32(sum_lanes_i32(q))
+    store_f32(total, product)
+    return product
 
 
 @inline
 def _quantise_row(args: Address, row: int, values: Address) -> None:
     """A whole float32 row at ``values``."""
-    width, passes = load_i64(args + WIDTH), load_i64(args + PASSES)
-    groups = width // 32
-    for g in range(groups):
-        a, b = load_f32x16(values + 128 * g), load_f32x16(values + 128 * g + 64)
-        for p in range(row * passes, (row + 1) * passes):
-            q8, at = load_i64(args + Q8) + p * width + 32 * g, 4 * (p * groups + g)
-            scale, total = load_i64(args + SCALES) + at, load_i64(args + SUMS) + at
-            a, b = _quantise_group(a, b, q8, scale, total, load_i64(args + HALF_SUMS) + 2 * at)
+    width = load_i64(args + WIDTH)
+    q8, at = load_i64(args + Q8) + row * width, row * (width // 16 * 4)
+    scale, halves = load_i64(args + SCALES) + at, load_i64(args + HALF_SUMS) + at
+    sums = load_i64(args + SUMS) + at // 2
+    for g in range(width // 32):
+        a = _quantise_16(load_f32x16(values + 128 * g), q8 + 32 * g, scale + 8 * g, halves + 8 * g)
+        b = _quantise_16(load_f32x16(values + 128 * g + 64), q8 + 32 * g + 16, scale + 8 * g + 4, halves + 8 * g + 4)
+        store_f32(sums + 4 * g, a + b)
 
 
 @kernel

@@ -2,10 +2,11 @@
 memory once a step whatever the batch.
 
 Tokens go in tiles of 8, 4, 3, 2 and 1 (fewer where registers are few). Lane r of every sum belongs to weight row r, and columns
-are added one group after another, so a token's result is the same in any tile. Per group of 32 columns (or each half of it), with
-integer products p of unsigned codes and int8 activations a, scale s and sum S of a:
+are added one group after another, so a token's result is the same in any tile. Activations have a scale s for 16 columns, a weight is
+d * code + m. With integer products p of unsigned codes and int8 activations, and S the sum of those activations:
 
-    y += p * (d s) + m (s S)        where a weight is d * code + m
+    y += (p0 * s0 + p1 * s1) * d + m (s0 S0 + s1 S1)      a group of 32 columns with one d and m
+    y += p * (d s) + m (s S)                              each half of a group with its own
 
 One template makes the kernels of all types; what differs is in groups.py.
 """
@@ -38,6 +39,7 @@ from shoal.kernels.cpu.simd import (
     tile_fma,
     tile_load,
     tile_scale,
+    tile_scale_halves,
     tile_shift_add,
     tile_store,
     tile_store_first,
@@ -56,17 +58,15 @@ from shoal.kernels.cpu.simd import (
     ROWS,  # address of the number of tokens
     X,  # float input, or int8 input [tokens, columns]
     X_STRIDE,  # bytes from one token to the next
-    PASSES,  # int8 inputs that add up to one token's: 1, or 2 where the rounding error is multiplied too
-    SCALES,  # float32 [tokens, passes, groups]: activation scales
-    SUMS,  # float32 [tokens, passes, groups]: scale * sum of 32 activations
-    HALF_SUMS,  # float32 [tokens, passes, 2 groups]: scale * sum of 16 activations
-    GROUP_STRIDE,  # bytes from one token's SCALES (and SUMS) to the next
+    SCALES,  # float32 [tokens, columns / 16]: activation scales
+    HALF_SUMS,  # float32 [tokens, columns / 16]: scale * sum of 16 activations
+    SUMS,  # float32 [tokens, columns / 32]: sums of two of these
     OUT,  # float32 output of this part's first row
     OUT_STRIDE,
     OUT_ROWS,  # weight rows of this part
     ADD,  # 1: add to what is there
-) = (8 * i for i in range(18))
-LINEAR_FIELDS = 18
+) = (8 * i for i in range(16))
+LINEAR_FIELDS = 16
 assert _TENSOR_SCALE == TENSOR_SCALE
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
@@ -124,55 +124,40 @@ def _half_by_nibbles(
     return tile_shift_add(high, low, 4)
 
 
-@inline
-def _whole_at_once(half: Function, shape: Shape, codes: Any, a: Address, stride: Address) -> Any:
-    """32 columns in one chain."""
-    c0, c1, c2, c3, c4, c5, c6, c7 = codes
-    acc = _chain(dot_zero(shape), c0, c1, c2, c3, a, stride)
-    return tile_widen(_chain(acc, c4, c5, c6, c7, a + 16, stride))
-
-
-@inline
-def _whole_by_halves(half: Function, shape: Shape, codes: Any, a: Address, stride: Address) -> Any:
-    """32 columns as two halves."""
-    c0, c1, c2, c3, c4, c5, c6, c7 = codes
-    return tile_add_i32(half(shape, c0, c1, c2, c3, a, stride), half(shape, c4, c5, c6, c7, a + 16, stride))
-
-
-def _products(largest: int) -> tuple[Function, Function]:
-    """How to multiply 32 columns, and 16, of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
+def _products(largest: int) -> Function:
+    """How to multiply 16 columns of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
     if ISA != "avx2":
-        return _whole_at_once, _half_by_4
+        return _half_by_4
     room = 32767 // (2 * 127 * largest)
-    for quads, half in ((4, _half_by_4), (2, _half_by_2), (1, _half_by_1)):
-        if room >= quads:
-            return _whole_at_once if room >= 8 else _whole_by_halves, half
-    return _whole_by_halves, _half_by_nibbles
+    return {0: _half_by_nibbles, 1: _half_by_1, 2: _half_by_2, 3: _half_by_2}.get(room, _half_by_4)
 
 
 # --- one strip, one tile of tokens -----------------------------------------------------------------------------------
 # Templates: the names in capitals are set for each type at the end of this file.
 
 
-def _strip_with_one_scale(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
-    """Pass p of a strip whose groups have one scale."""
-    x, stride, scale, sums, _, gs = _input(args, t, p)
+def _strip_with_one_scale(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """A strip whose groups have one scale."""
+    x, stride, scale, scale_stride = _input(args, t)
+    sums, sum_stride = load_i64(args + SUMS) + t * (scale_stride // 2), scale_stride // 2
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
         head = HEAD(args, w)
         w += HEAD_BYTES
         for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
-            codes, d, m = READ(w, head)
-            dots = WHOLE(HALF, shape, codes, x + 32 * g, stride)
-            acc = tile_scale(acc, dots, d, scale + 4 * g, gs)
-            acc = tile_fma(acc, m, sums + 4 * g, gs)
+            (c0, c1, c2, c3, c4, c5, c6, c7), d, m = READ(w, head)
+            first = HALF(shape, c0, c1, c2, c3, x + 32 * g, stride)
+            second = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
+            acc = tile_fma(acc, m, sums + 4 * g, sum_stride)
             w += GROUP_BYTES
     return acc
 
 
-def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
-    """Pass p of a strip whose groups have a scale for each half."""
-    x, stride, scale, _, sums, gs = _input(args, t, p)
+def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """A strip whose groups have a scale for each half."""
+    x, stride, scale, scale_stride = _input(args, t)
+    sums = load_i64(args + HALF_SUMS) + t * scale_stride
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
         head = HEAD(args, w)
@@ -180,16 +165,16 @@ def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int, p: i
         for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
             (c0, c1, c2, c3, c4, c5, c6, c7), d, m, e, n = READ(w, head)
             dots = HALF(shape, c0, c1, c2, c3, x + 32 * g, stride)
-            acc = tile_scale(acc, dots, d, scale + 4 * g, gs)
-            acc = tile_fma(acc, m, sums + 8 * g, 2 * gs)
+            acc = tile_scale(acc, dots, d, scale + 8 * g, scale_stride)
+            acc = tile_fma(acc, m, sums + 8 * g, scale_stride)
             dots = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
-            acc = tile_scale(acc, dots, e, scale + 4 * g, gs)
-            acc = tile_fma(acc, n, sums + 8 * g + 4, 2 * gs)
+            acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
+            acc = tile_fma(acc, n, sums + 8 * g + 4, scale_stride)
             w += GROUP_BYTES
     return acc
 
 
-def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int, p: int) -> Any:
+def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int) -> Any:
     """A strip of float weights."""
     stride = load_i64(args + X_STRIDE)
     x = load_i64(args + X) + t * stride
@@ -200,12 +185,10 @@ def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int, p: int) ->
 
 
 @inline
-def _input(args: Address, t: int, p: int) -> Any:
-    """Pass p of token t's rounded values: int8, bytes to the next token, scales, sums, half sums, bytes to the next scales."""
-    gs, columns, stride = load_i64(args + GROUP_STRIDE), load_i64(args + COLUMNS), load_i64(args + X_STRIDE)
-    at = t * gs + p * (columns // 32 * 4)
-    x = load_i64(args + X) + t * stride + p * columns
-    return x, stride, load_i64(args + SCALES) + at, load_i64(args + SUMS) + at, load_i64(args + HALF_SUMS) + 2 * at, gs
+def _input(args: Address, t: int) -> Any:
+    """Token t's rounded values: int8, bytes to the next token's, scales, bytes to the next token's."""
+    stride, scale_stride = load_i64(args + X_STRIDE), load_i64(args + COLUMNS) // 16 * 4
+    return load_i64(args + X) + t * stride, stride, load_i64(args + SCALES) + t * scale_stride, scale_stride
 
 
 # --- all tokens of the step ------------------------------------------------------------------------------------------
@@ -215,9 +198,7 @@ def _input(args: Address, t: int, p: int) -> Any:
 def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> None:
     """Tokens t ... t + len(shape) - 1 of strip ``index``."""
     w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
-    acc = tile_zero(shape)
-    for p in range(load_i64(args + PASSES)):
-        acc = tile_add(acc, strip(shape, args, w, t, p))
+    acc = strip(shape, args, w, t)
     stride = load_i64(args + OUT_STRIDE)
     out = load_i64(args + OUT) + t * stride + 64 * index
     if load_i64(args + ADD) != 0:
@@ -315,7 +296,6 @@ def _decode_floats(args: Address, block: int) -> None:
 
 HEAD: Function = None
 READ: Function = None
-WHOLE: Function = None
 HALF: Function = None
 LOAD: Function = None
 STRIP: Function = None
@@ -330,8 +310,7 @@ def _kernels(layout: Layout) -> tuple[Lazy, Lazy]:
         strip, decode = _strip_of_floats, _decode_floats
     else:
         reader = GROUPS[layout.name]
-        whole, half = _products(reader.largest)
-        names |= {"HEAD": reader.head, "READ": reader.group, "WHOLE": whole, "HALF": half}
+        names |= {"HEAD": reader.head, "READ": reader.group, "HALF": _products(reader.largest)}
         names |= {"HEAD_BYTES": layout.head_bytes, "GROUPS_PER_BLOCK": layout.groups_per_block}
         strip = _strip_with_two_scales if reader.halves else _strip_with_one_scale
         decode = _decode_with_two_scales if reader.halves else _decode_with_one_scale

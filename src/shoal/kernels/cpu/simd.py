@@ -646,6 +646,29 @@ def tile_scale(
 
 
 @_operation(lambda acc, *_: acc)
+def tile_scale_halves(
+    b: Builder,
+    args: Any,
+    acc: ir.Value,
+    first: ir.Value,
+    second: ir.Value,
+    d: ir.Value,
+    address: ir.Value,
+    stride: ir.Value,
+) -> ir.Value:
+    """acc + (first * s0 + second * s1) * d for the two float32 s0, s1 at address + t * stride."""
+
+    def one(t: int) -> ir.Value:
+        at = _at(b, address, stride, t)
+        s0, s1 = (_splat(b, _load(b, b.add(at, ir.Constant(_I64, i)), _F32), 16) for i in (0, 4))
+        part = b.fmul(b.sitofp(b.extract_value(first, t), _F32X16), s0)
+        part = _fma(b, b.sitofp(b.extract_value(second, t), _F32X16), s1, part)
+        return _fma(b, part, d, b.extract_value(acc, t))
+
+    return _each(b, args[0], one)
+
+
+@_operation(lambda acc, *_: acc)
 def tile_fma(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Value, stride: ir.Value) -> ir.Value:
     """acc + w * the float32 at address + t * stride."""
 
