@@ -8,6 +8,7 @@
     ├── ModelNotFoundError  a model reference that leads to no file
     ├── MemoryLimitError    not enough memory, known before anything is allocated
     ├── TemplateError       a chat template that fails or refuses the conversation
+    ├── NotMeasuredError    a figure that has to be measured on this machine first
     └── EngineError         the engine itself failed; not the fault of one request
 
 A user error is one clear line: it names the field, the value and the limit.
@@ -75,6 +76,10 @@ class MemoryLimitError(ShoalError):
 
 class TemplateError(ShoalError):
     """A chat template that fails, refuses the conversation or produces too much."""
+
+
+class NotMeasuredError(ShoalError):
+    """A figure that has to be measured on this machine first; the message holds the command that does it."""
 
 
 class EngineError(ShoalError):

@@ -17,10 +17,13 @@ from shoal.llm import LLM
 
 def test_prefill_ends_when_all_have_a_token_and_steps_are_full(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock counts steps: 3 prompts of 12 tokens take 3 steps of 16 rows, among them decode rows of the first."""
-    clock = SimpleNamespace(perf_counter=lambda: llm.engine.stats().steps)
+    clock = SimpleNamespace(
+        perf_counter=lambda: llm.engine.stats().steps, process_time=lambda: 2 * llm.engine.stats().steps
+    )
     monkeypatch.setattr("shoal.bench.shoal_worker.time", clock)
     found = measure(llm, [[5] * 12, [6] * 12, [7] * 12], steps=4)
     assert (found["prefill_seconds"], found["decode_seconds"]) == (3, 4)
+    assert (found["step_seconds"], found["cpu_seconds"]) == ([1, 1, 1, 1], [6, 8])
 
 
 def test_nothing_is_left_of_a_turn(llm: LLM) -> None:
@@ -58,5 +61,5 @@ def test_the_process_answers(tiny: Path) -> None:
     with Worker("shoal", [sys.executable, "-m", "shoal.bench.shoal_worker", json.dumps(settings)]) as worker:
         assert worker.facts["kv_bytes"] == 2 * 64 * 256
         answer = worker.ask({"prompts": [[1, 2, 3], [4, 5, 6]], "steps": 3})
-    assert answer.keys() == {"prefill_seconds", "decode_seconds", "peak_rss"}
+    assert answer.keys() == {"prefill_seconds", "decode_seconds", "step_seconds", "cpu_seconds", "peak_rss"}
     assert answer["decode_seconds"] > 0

@@ -41,4 +41,4 @@ def shoal(cache: Path, tmp_path: Path) -> Shoal:
 def environment(cache: Path) -> dict[str, str]:
     """This process's environment, with models in ``cache``, and pip and PyPI out of reach."""
     offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "https_proxy": "http://127.0.0.1:1", "no_proxy": ""}
-    return {**os.environ, **offline, "SHOAL_CACHE": str(cache)}
+    return {**os.environ, **offline, "SHOAL_CACHE": str(cache), "SHOAL_BENCH_CACHE": str(cache / "bench")}

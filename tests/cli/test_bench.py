@@ -55,31 +55,6 @@ def test_the_tokenizer_may_be_left_out(shoal: Shoal, tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_kernels(shoal: Shoal, tmp_path: Path) -> None:
-    flags = ["--type", "q4_0", "--rows", "1,2", "--shape", "32x64", "--cached-shape", "32x32", "--rounds", "1"]
-    done = shoal("bench", "kernels", *flags, "--threads", "1", "--device", "reference", "--output-json", "out.json")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n| Q4_0 |") == 5
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert [(p["place"], p["rows"]) for p in found["products"]] == [(p, n) for p in ("memory", "cache") for n in (1, 2)]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--type", "q4_9"], "'Q4_9'"),
-        (["--shape", "4096"], "ROWSxCOLUMNS"),
-        (["--shape", "0x32"], "ROWSxCOLUMNS"),
-        (["--rows", "0"], "numbers from 1 to 4096"),
-    ],
-)
-def test_kernels_that_cannot_be_are_one_line(shoal: Shoal, flags: list[str], message: str) -> None:
-    done = shoal("bench", "kernels", "--device", "reference", *flags)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert message in done.stderr
-
-
 def test_peers_without_the_peer_says_how_to_get_it(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')

@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +33,33 @@ def main() -> None:
             _say(measure(llm, **json.loads(line)))
 
 
-def measure(llm: LLM, prompts: list[list[int]], steps: int) -> dict[str, float]:
+def measure(llm: LLM, prompts: list[list[int]], steps: int) -> dict[str, Any]:
     """Seconds until every prompt has its first token, and seconds of the ``steps`` greedy steps after that.
 
     A sequence that is prefilled early decodes while the others are prefilled; only the steps in which all decode are
-    counted as such. Everything between ids in and ids out is in the times. ``peak_rss`` in bytes, since the start.
+    counted as such. Everything between ids in and ids out is in the times. ``step_seconds``: of each of these steps;
+    ``cpu_seconds``: of prefill and decode, all threads; ``peak_rss`` in bytes, since the start.
     """
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     waiting = {llm.submit({"prompt_token_ids": prompt}, _GREEDY) for prompt in prompts}
     submitted = list(waiting)
     while waiting:
         waiting -= {output.request_id for output in llm.step() if output.outputs[0].token_ids}
-    prefilled = time.perf_counter()
-    tokens = sum(len(llm.step()) for _ in range(steps))
-    end = time.perf_counter()
+    ends, tokens, cpu_prefilled = [time.perf_counter()], 0, time.process_time()
+    for _ in range(steps):
+        tokens += len(llm.step())
+        ends.append(time.perf_counter())
+    cpu_end = time.process_time()
     _drop(llm, submitted)
     if tokens != steps * len(prompts):
         raise EngineError(f"{steps} decode steps of {len(prompts)} sequences gave {tokens} tokens: out of KV pages")
-    return {"prefill_seconds": prefilled - start, "decode_seconds": end - prefilled, "peak_rss": peak_rss()}
+    return {
+        "prefill_seconds": ends[0] - start,
+        "decode_seconds": ends[-1] - ends[0],
+        "step_seconds": [end - before for before, end in pairwise(ends)],
+        "cpu_seconds": [cpu_prefilled - cpu_start, cpu_end - cpu_prefilled],
+        "peak_rss": peak_rss(),
+    }
 
 
 def _drop(llm: LLM, request_ids: list[str]) -> None:

@@ -54,6 +54,24 @@ def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "tensors": _tensors(file),
         "tokenizer": _tokenizer(file),
         "chat_template": _template(file),
+        "batching": _batching(file, config),
+    }
+
+
+def _batching(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+    """How much faster sequences are together than alone, as last measured here, or how to measure it."""
+    from shoal.bench.factor import last_measured, sweep_command
+    from shoal.kernels.load import load_backend
+
+    backend = load_backend(config.device, config.threads)
+    try:
+        found = last_measured(file.path, backend.describe())
+    finally:
+        backend.close()
+    return {
+        "measured": found.date if found else None,
+        "throughput_factors": found.factors if found else {},
+        "measure_with": sweep_command(file.path),
     }
 
 
@@ -166,6 +184,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from _template_lines(facts["chat_template"])
     if facts["supported"]:
         yield from _memory_lines(facts["memory"])
+        yield from _batching_lines(facts["batching"])
         yield from _group("defaults in force", facts["defaults"])
     for problem in facts.get("bad_tensors", ()):
         yield f"bad tensor: {problem}"
@@ -207,6 +226,18 @@ def _memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
     for length, count in memory["sequences_that_fit"].items():
         rows[f"of {length} tokens"] = f"{count} sequences fit"
     yield from _group("memory", rows)
+
+
+def _batching_lines(batching: Mapping[str, Any]) -> Iterator[str]:
+    title = "throughput of sequences together, in times one alone"
+    if batching["measured"] is None:
+        yield from _group(title, {"not measured": f"`{batching['measure_with']}` measures it"})
+        return
+    rows = {
+        f"prompts of {length}": "  ".join(f"{batch}: {factor:.2f}" for batch, factor in row.items())
+        for length, row in batching["throughput_factors"].items()
+    }
+    yield from _group(title, rows | {"measured": batching["measured"]})
 
 
 def _size(nbytes: int) -> str:

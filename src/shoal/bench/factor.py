@@ -1,0 +1,112 @@
+"""How many times as many tokens a second N sequences give as one alone: measured by ``shoal bench sweep``, never assumed.
+
+What a sweep finds is kept in the user's cache folder, for one file, machine, backend (instruction set, threads) and version of
+shoal; a change of any of them has to be measured anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from shoal import __version__, hub
+from shoal.bench.machine import cpu_name
+from shoal.bench.store import read_json, write_json
+from shoal.errors import NotMeasuredError
+from shoal.kernels.load import load_backend
+
+_HEAD_BYTES = 16 << 20  # metadata, the table of tensors and some weights
+
+Factors = Mapping[int, Mapping[int, float]]  # by prompt length and number of sequences
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingFactors:
+    """``factors[prompt_len][batch]``: decode tokens/s of ``batch`` sequences over those of one; ``date`` of the last sweep."""
+
+    date: str
+    factors: Factors
+
+    def of(self, prompt_len: int | None = None) -> Mapping[int, float]:
+        """The factors at one length of prompts (default: the longest that was measured)."""
+        longest = max(self.factors, default=0)
+        return self.factors.get(longest if prompt_len is None else prompt_len, {})
+
+
+def throughput_factor(
+    model: str | Path, batch: int, *, prompt_len: int | None = None, device: str = "auto", threads: int | None = None
+) -> float:
+    """Decode tokens a second of ``batch`` sequences together over those of one, as ``shoal bench sweep`` last measured them here.
+
+    ``prompt_len``: at which length of prompts (default: the longest that was measured).
+    Raises NotMeasuredError, naming the command that measures it, where it was not; nothing is interpolated.
+    """
+    path = hub.resolve(model)
+    backend = load_backend(device, threads)
+    try:
+        found = last_measured(path, backend.describe())
+    finally:
+        backend.close()
+    factors = found.of(prompt_len) if found else {}
+    if batch not in factors:
+        raise NotMeasuredError(_not_measured(path, batch, prompt_len, factors))
+    return factors[batch]
+
+
+def last_measured(path: Path, backend: str) -> BatchingFactors | None:
+    """What the last sweep of this file with this backend (``Backend.describe()``) found on this machine."""
+    found = read_json(_place(fingerprint(path), backend))
+    if not found:
+        return None
+    factors = {int(length): {int(n): factor for n, factor in row.items()} for length, row in found["factors"].items()}
+    return BatchingFactors(found["date"], factors)
+
+
+def remember(path: Path, backend: str, measured: BatchingFactors) -> None:
+    """Keep what a sweep found; what it did not measure stays as it was."""
+    before = last_measured(path, backend)
+    kept = before.factors if before else {}
+    lengths = sorted({*kept, *measured.factors})
+    merged = {length: {**kept.get(length, {}), **measured.factors.get(length, {})} for length in lengths}
+    facts = {"model": path.name, "cpu": cpu_name(), "backend": backend, "version": __version__}
+    factors = {length: dict(sorted(row.items())) for length, row in merged.items()}
+    write_json(_place(fingerprint(path), backend), facts | {"date": measured.date, "factors": factors})
+
+
+def fingerprint(path: Path) -> str:
+    """Tells files apart: by size and by what stands in their first megabytes."""
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_HEAD_BYTES))
+    return digest.hexdigest()[:20]
+
+
+def sweep_command(path: Path, batch: int | None = None) -> str:
+    """The command that measures a file."""
+    batches = "" if batch is None else f" --batch {','.join(map(str, sorted({1, batch})))}"
+    return f"shoal bench sweep {shlex.quote(str(path))}{batches}"
+
+
+def _place(model: str, backend: str) -> Path:
+    chosen = os.environ.get("SHOAL_BENCH_CACHE")
+    folder = Path(chosen).expanduser() if chosen else user_cache_path("shoal") / "bench"
+    digest = hashlib.sha256("\0".join((model, cpu_name(), backend, __version__)).encode())
+    return folder / f"factors-{digest.hexdigest()[:20]}.json"
+
+
+def _not_measured(path: Path, batch: int, prompt_len: int | None, factors: Mapping[int, float]) -> str:
+    """What is missing, the measured batches on both sides of it, and what to do."""
+    below, above = [n for n in factors if n < batch], [n for n in factors if n > batch]
+    nearest = [str(n) for n in (*below[-1:], *above[:1])]
+    beside = f" (measured nearest to it: {' and '.join(nearest)})" if nearest else ""
+    prompts = "" if prompt_len is None else f" and prompts of {prompt_len} tokens"
+    command = sweep_command(path, batch) + ("" if prompt_len is None else f" --prompt-len {prompt_len}")
+    return (
+        f"throughput factor of {path.name} with {batch} sequences{prompts}: not measured here{beside}; run `{command}`"
+    )
