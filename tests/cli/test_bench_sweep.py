@@ -50,13 +50,3 @@ def test_a_sweep_that_cannot_be_is_one_line(shoal: Shoal, arguments: list[str], 
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert message in done.stderr
-
-
-def test_peers_without_the_peer_says_how_to_get_it(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
-    python.chmod(0o755)
-    done = shoal("bench", "peers", tiny, "--peer-python", python)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert f"{python} -m pip install llama-cpp-python" in done.stderr
