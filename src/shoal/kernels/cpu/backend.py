@@ -31,13 +31,16 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, sample
+from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, rotary, sample
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pack_matrix
 from shoal.kernels.cpu.pool import Pool, program
 
 _CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
+# Room for attention records beyond one sequence of greatest length: tasks of one piece are of use until every thread has many.
+_SLOTS_PER_THREAD = 64
+_SPARE_ROWS = attention.MAX_TILE - 1  # a tile of queries that is not full reads past the last row
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
 
 
@@ -48,6 +51,7 @@ class _Cache:
     k: NDArray[np.uint8]
     v: NDArray[np.uint8]
     dtype: str
+    unit_bytes: int
     layer_bytes: int
 
 
@@ -83,13 +87,13 @@ class CPUBackend:
         """Zeroed pages; the system gives memory for a page when it is first written."""
         if shape.head_dim > attention.MAX_HEAD_DIM:
             raise UnsupportedError(f"head size {shape.head_dim}: at most {attention.MAX_HEAD_DIM} on {self.name}")
-        size = {"f16": 2, "f32": 4}[dtype]
-        layer_bytes = pages * shape.kv_heads * _padded(shape.head_dim) * PAGE_SIZE * size
+        unit_bytes = PAGE_SIZE * _padded(shape.head_dim) * attention.VALUE_BYTES_OF[dtype]
+        layer_bytes = pages * shape.kv_heads * unit_bytes
         try:
             k, v = (np.zeros(layers * layer_bytes + _LINE, np.uint8) for _ in range(2))
         except MemoryError:
             raise MemoryLimitError(f"KV cache: {2 * layers * layer_bytes} bytes are not available") from None
-        return _Cache(k, v, dtype, layer_bytes)
+        return _Cache(k, v, dtype, unit_bytes, layer_bytes)
 
     def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
         """Record both programs and compile what they use."""
@@ -106,8 +110,13 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def _whole(count: int, unit: int) -> int:
+    """``count`` rounded up to a multiple of ``unit``."""
+    return -(-count // unit) * unit
+
+
 def _padded(width: int) -> int:
-    return -(-width // 16) * 16
+    return _whole(width, 16)
 
 
 def _address(array: NDArray[np.generic]) -> int:
@@ -141,9 +150,7 @@ class _Rows:
 class _Recorder:
     """Ops that append to a program. ``space`` is the address of the row space that its rows come from;"""
 
-    def __init__(
-        self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int
-    ) -> None:
+    def __init__(self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int) -> None:
         self.backend, self.cache, self.step, self.space, self.max_rows = backend, cache, step, space, max_rows
         self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
         self.keep: list[NDArray[np.generic]] = []
@@ -215,14 +222,25 @@ class _Recorder:
             (attention.NEOX, int(rope.neox)),
         ):
             args[field // 8] = value
-        self._each_row(attention.ROPE_STORE[self.cache.dtype], args)
+        self._each_row(rotary.ROPE_STORE[self.cache.dtype], args)
         return qkv
 
     def attention(self, q: _Rows, layer: int, shape: AttentionShape) -> _Rows:
         out = self._rows("attention", shape.heads * shape.head_dim)
         args = self._attention_args(q, layer, shape)
-        args[attention.OUT // 8], args[attention.OUT_STRIDE // 8] = out.address, out.stride
-        self.ops.append((attention.ATTENTION[self.cache.dtype], args, self._task_count))
+        kind, tile = attention.KINDS[self.cache.dtype], attention.row_tile(shape.heads // shape.kv_heads)
+        for field, value in (
+            (attention.OUT, out.address),
+            (attention.OUT_STRIDE, out.stride),
+            (attention.ROW_TILE, tile),
+            (attention.ROW_SCORE, attention.score(kind, tile).address),
+            (attention.ROW_WEIGH, attention.weigh(kind, tile).address),
+            (attention.BLOCK_SCORE, attention.score(kind, attention.MAX_TILE).address),
+            (attention.BLOCK_WEIGH, attention.weigh(kind, attention.MAX_TILE).address),
+        ):
+            args[field // 8] = value
+        self.ops.append((attention.attention, args, self._task_count))
+        self.ops.append((attention.merge, args, self._merge_count))
         return out
 
     def logit_rows(self, x: _Rows) -> _Rows:
@@ -310,21 +328,39 @@ class _Recorder:
             (attention.SCALE, self._kept(np.array([shape.scale], np.float32))),
             (attention.K, _address(self.cache.k) + layer * self.cache.layer_bytes),
             (attention.V, _address(self.cache.v) + layer * self.cache.layer_bytes),
-            (attention.TASKS, self._tasks),
-            (attention.TASK_COUNT, self._task_count),
+            (attention.UNIT_BYTES, self.cache.unit_bytes),
+            (attention.VALUE_BYTES, attention.VALUE_BYTES_OF[self.cache.dtype]),
+            *self._plan_fields,
         ):
             args[field // 8] = value
         return args
 
     def _plan(self, shape: AttentionShape) -> None:
         """The first operation that needs tasks comes after the one that lists them."""
-        tasks = shape.kv_heads * self.max_tasks
-        self._tasks = self._kept(np.zeros((tasks, 4), np.int32))
-        self._task_count = self._kept(np.zeros(1, np.int64))
+        group = shape.heads // shape.kv_heads
+        record_bytes = attention.DIMS + 4 * _padded(shape.head_dim)
+        slots = shape.kv_heads * -(-self.max_positions // attention.PIECE) + _SLOTS_PER_THREAD * self.backend.threads
+        slot_bytes = _whole(group, attention.row_tile(group)) * record_bytes
+        tasks = shape.heads * self.max_tasks + slots
+        self._task_count, self._merge_count = (self._kept(np.zeros(1, np.int64)) for _ in range(2))
+        self._plan_fields = (
+            (attention.TASKS, self._kept(np.zeros(tasks * attention.TASK_BYTES, np.uint8))),
+            (attention.TASK_COUNT, self._task_count),
+            (attention.MERGES, self._kept(np.zeros(slots * attention.MERGE_BYTES, np.uint8))),
+            (attention.MERGE_COUNT, self._merge_count),
+            (attention.RECORD_BYTES, record_bytes),
+            (attention.SLOTS, slots),
+            (attention.SLOT_START, self._kept(np.zeros(slots * slot_bytes, np.uint8))),
+            (attention.SLOT_BYTES, slot_bytes),
+        )
         args = self._fields(attention.ATTENTION_FIELDS)
-        args[attention.STEP // 8] = self.step.ctypes.data
-        args[attention.KV_HEADS // 8] = shape.kv_heads
-        args[attention.TASKS // 8], args[attention.TASK_COUNT // 8] = self._tasks, self._task_count
+        for field, value in (
+            (attention.STEP, self.step.ctypes.data),
+            (attention.HEADS, shape.heads),
+            (attention.KV_HEADS, shape.kv_heads),
+            *self._plan_fields,
+        ):
+            args[field // 8] = value
         self.ops.append((attention.plan, args, self._kept(np.ones(1, np.int64))))
 
     def _rope_table(self, rope: Rope) -> tuple[int, int, int]:
@@ -355,7 +391,7 @@ class _Recorder:
         """Workspace of one role, shared by all layers: what one layer leaves there the next may overwrite."""
         key = (role, row_bytes)
         if key not in self._buffers:
-            self._buffers[key] = self._kept(np.zeros(self.max_rows * row_bytes + _LINE, np.uint8))
+            self._buffers[key] = self._kept(np.zeros((self.max_rows + _SPARE_ROWS) * row_bytes + _LINE, np.uint8))
         return self._buffers[key]
 
     def _fields(self, count: int) -> NDArray[np.int64]:

@@ -26,7 +26,6 @@ from shoal.kernels.cpu.simd import (
     load_i32,
     load_i64,
     magnitude,
-    maximum_i32,
     mul,
     round_i32,
     splat,
@@ -36,7 +35,6 @@ from shoal.kernels.cpu.simd import (
     sub,
     sum_lanes,
     sum_lanes_i32,
-    to_f32,
 )
 
 # Arguments, int64 each. Every kernel here begins with the same ones.
