@@ -1,25 +1,32 @@
-"""Rotary positions, the KV cache, and causal attention over its pages.
+"""Causal attention over the pages of the KV cache.
 
-    K page   [kv head][head_dim][16 positions]     scores of 16 positions come from broadcasts and FMAs
-    V page   [kv head][16 positions][head_dim]     (head_dim rounded up to 16)
+A page holds 16 positions of every KV head; the *unit* of one KV head is
 
-Queries are worked on in tiles: the heads that share a KV head when decoding, neighbouring tokens in a prefill chunk. KV is walked in
-pieces of 512 positions, counted from the start of the sequence; a piece has its own maximum, and pieces are folded in
-order. What a query gets depends on its own position alone: later positions of the same piece add exact zeros.
+    K   [head_dim][16 positions]     scores of 16 positions come from broadcasts and FMAs
+    V   [16 positions][head_dim]     (head_dim rounded up to 16)
+
+KV is cut into pieces of 256 positions, counted from the start of the sequence. A piece gives each query a *record*: the largest
+score, the sum of exp(score - largest), and the V rows weighted so. Records are folded in the order of the pieces. As a record
+depends on query and piece alone, it does not matter who makes it: one task walks all pieces of its queries, or each piece is a
+task of its own and `merge` folds what they leave in the workspace. What lies past a query's position adds exact zeros.
+
+Queries are worked on in *tiles* that share every load of K and V: the query heads of a KV head for a single row, neighbouring
+rows of one query head otherwise. A tile that is not full computes what lies behind its last query, and drops it.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from shoal.kernels.cpu.jit import Lazy, inline, kernel, shared
+from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
     Address,
-    Function,
     Scalar,
     Shape,
     add,
-    div,
+    call_kernel,
     exp,
     fma,
     load_f16x16,
@@ -29,10 +36,9 @@ from shoal.kernels.cpu.simd import (
     load_i64,
     max_lanes,
     mul,
-    rotate_pairs,
+    prefetch,
     scratch,
     splat,
-    store_f16,
     store_f32,
     store_f32x16,
     store_i32,
@@ -41,18 +47,18 @@ from shoal.kernels.cpu.simd import (
     sum_lanes,
     tile_fma,
     tile_hide,
-    tile_load,
     tile_maximum,
     tile_splat,
     tile_store,
     tile_zero,
 )
 
-Work = tuple[Address, int, int, int]  # step header, sequence, columns of a page, first column of the KV head
-Span = tuple[int, int, int, int]  # first position, last + 1; query t sees the first (third + t * fourth) positions
 PAGE = 16
-PIECE = 512
-QUERY_BLOCK = 16  # tokens of one task
+PIECE = 256
+MAX_HEAD_DIM = 256
+# Queries in a tile of rows, and the most in a tile of heads: their sums, two vectors of 16 lanes each, fit the registers.
+MAX_TILE = 8 if ISA == "avx512vnni" else 3
+QUERY_BLOCK = 24  # rows of one task
 
 # Arguments, int64 each.
 (
@@ -65,17 +71,30 @@ QUERY_BLOCK = 16  # tokens of one task
     SCALE,  # address of the score scale, float32
     K,  # this layer's first K page
     V,  # this layer's first V page
-    COS,  # float32 [positions, table width] (see `rope_table`)
+    UNIT_BYTES,
+    VALUE_BYTES,
+    RECORD_BYTES,
+    COS,  # float32 [positions, table width] (see rotary.py)
     SIN,
     TABLE_WIDTH,
     PAIRS,
     NEOX,
     OUT,  # float32 rows: heads * head_dim
     OUT_STRIDE,
-    TASKS,  # int32 [tasks, 4]: sequence, kv head, first row, rows
+    TASKS,  # int32 [tasks, 8] (below)
     TASK_COUNT,  # address of the number of tasks
-) = (8 * i for i in range(18))
-ATTENTION_FIELDS = 18
+    MERGES,  # int32 [merges, 4] (below)
+    MERGE_COUNT,  # address of the number of merges
+    SLOTS,  # workspace for records: how many slots, address of the first, bytes of one
+    SLOT_START,
+    SLOT_BYTES,
+    ROW_TILE,  # for tasks of one row: queries in a tile, addresses of the kernels `score` and `weigh`
+    ROW_SCORE,
+    ROW_WEIGH,
+    BLOCK_SCORE,  # for tasks of several rows
+    BLOCK_WEIGH,
+) = (8 * i for i in range(31))
+ATTENTION_FIELDS = 31
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN, PAGE_TABLE, PAGE_TABLE_STRIDE) = (
@@ -83,223 +102,229 @@ ATTENTION_FIELDS = 18
 )
 STEP_FIELDS = 10
 
-_T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
-MAX_HEAD_DIM = 256
-_MINUS_INFINITY = -float("inf")
-# Memory of one tile: scores [8 queries, 512], and its state: (maximum, sum) of 8 queries, best lanes [8, 16], dims [8, 256].
-_SCORES, _STATE = (0,) * 16, (0,) * 9  # KiB
-_BLOCKED = 4 * PIECE  # bytes of one query's scores
-_BEST, _DIMS, _DIMS_STRIDE = 64, 64 + 8 * 64, 4 * MAX_HEAD_DIM
+# A task: all query heads of a KV head in one row, or one query head in several rows. SLOT is -1 if it walks all pieces; otherwise
+# it is the piece that begins at position FIRST, and its records go to that slot.
+(SEQUENCE, HEAD, ROW, ROW_COUNT, FIRST, SLOT) = (4 * i for i in range(6))
+TASK_BYTES = 32
+# A merge: the pieces of one row and KV head lie in neighbouring slots.
+(MERGE_ROW, MERGE_HEAD, MERGE_SLOT, MERGE_PIECES) = (4 * i for i in range(4))
+MERGE_BYTES = 16
+# A record: largest score, sum, and from the next cache line on the dims.
+SUM, DIMS = 4, 64
+
+# What a task works on, int64 each: a tile of queries (query t sees the first SEEN + t * MORE positions) and a piece of KV.
+(
+    QUERIES,  # address of the tile's first query
+    QUERY_STRIDE,
+    RESULTS,  # where its attention goes
+    RESULT_STRIDE,
+    TILE,  # queries in a full tile
+    COUNT,  # queries in this one
+    LEFT,  # queries left, this tile's too
+    SEEN,
+    MORE,
+    BEGIN,  # the piece's first position
+    END,  # one past the last that the tile sees
+    TABLE,  # the sequence's page table
+    KEYS,  # the KV head's K unit in page 0
+    VALUES,  # ... and its V unit
+    PAGE_BYTES,
+    SCORES,  # scores [queries, 256], and behind them the largest of each query, lane by lane
+    RECORDS,  # where the piece's records go
+    SCORE_KERNEL,
+    WEIGH_KERNEL,
+) = (8 * i for i in range(19))
+_WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * 9  # memory of a task, in KiB: the above, scores, records of a tile
+_SCORE_STRIDE = 4 * PIECE
+_BEST = 8 * _SCORE_STRIDE
+_LOWEST = -1e30  # the largest score where nothing is seen: exp(-infinity - it) is 0
+
+F16, F32 = range(2)
+KINDS = {"f16": F16, "f32": F32}  # how values lie in a unit
+VALUE_BYTES_OF = {"f16": 2, "f32": 4}
 
 
 @inline
-def _padded(head_dim: int) -> Any:
+def padded(head_dim: int) -> Any:
+    """Head size in the cache."""
     return (head_dim + 15) // 16 * 16
-
-
-@inline
-def _page_of(step: Address, sequence: int, position: int) -> Any:
-    table = load_i64(step + PAGE_TABLE) + sequence * load_i64(step + PAGE_TABLE_STRIDE)
-    return load_i32(table + 4 * (position // PAGE))
-
-
-# --- rotary positions and the cache ----------------------------------------------------------------------------------
-
-
-@inline
-def _rotate(args: Address, x: Address, position: int) -> None:
-    """Turn one head in place."""
-    pairs = load_i64(args + PAIRS)
-    offset = 4 * position * load_i64(args + TABLE_WIDTH)
-    cos, sin = load_i64(args + COS) + offset, load_i64(args + SIN) + offset
-    if load_i64(args + NEOX) != 0:
-        _rotate_halves(x, x + 4 * pairs, cos, sin, pairs)
-    else:
-        _rotate_neighbours(x, cos, sin, 2 * pairs)
-
-
-@inline
-def _rotate_neighbours(x: Address, cos: Address, sin: Address, dims: Address) -> None:
-    """Pairs (2i, 2i + 1); the table holds c, c and -s, s for each."""
-    whole = dims // 16 * 16
-    for i in range(0, 4 * whole, 64):
-        turned = rotate_pairs(load_f32x16(x + i), load_f32x16(cos + i), load_f32x16(sin + i))
-        store_f32x16(x + i, turned)
-    for i in range(4 * whole, 4 * dims, 8):
-        a, b, c, s = load_f32(x + i), load_f32(x + i + 4), load_f32(cos + i), load_f32(sin + i + 4)
-        store_f32(x + i, a * c - b * s)
-        store_f32(x + i + 4, b * c + a * s)
-
-
-@inline
-def _rotate_halves(x: Address, y: Address, cos: Address, sin: Address, pairs: int) -> None:
-    """Pairs (i, i + pairs); the table holds c and s once for each."""
-    whole = pairs // 16 * 16
-    for i in range(0, 4 * whole, 64):
-        a, b, c, s = load_f32x16(x + i), load_f32x16(y + i), load_f32x16(cos + i), load_f32x16(sin + i)
-        store_f32x16(x + i, sub(mul(a, c), mul(b, s)))
-        store_f32x16(y + i, fma(a, s, mul(b, c)))
-    for i in range(4 * whole, 4 * pairs, 4):
-        a, b, c, s = load_f32(x + i), load_f32(y + i), load_f32(cos + i), load_f32(sin + i)
-        store_f32(x + i, a * c - b * s)
-        store_f32(y + i, b * c + a * s)
-
-
-@inline
-def _store_kv(store: Function, size: int, args: Address, k: Address, v: Address, page: int, offset: int) -> None:
-    """One head's k down a column of its K page, its v along a row of its V page."""
-    head_dim = load_i64(args + HEAD_DIM)
-    row = load_i64(args + V) + size * (page * PAGE + offset * _padded(head_dim))
-    column = load_i64(args + K) + size * (page * PAGE + offset)
-    for d in range(head_dim):
-        store(column + size * PAGE * d, load_f32(k + 4 * d))
-        store(row + size * d, load_f32(v + 4 * d))
-
-
-@inline
-def _rope_row(store: Function, size: int, args: Address, row: int, sequence: int) -> None:
-    """Turn and scale the q heads of a row, turn its k heads, and put k and v in the cache."""
-    step, head_dim = load_i64(args + STEP), load_i64(args + HEAD_DIM)
-    heads, kv_heads = load_i64(args + HEADS), load_i64(args + KV_HEADS)
-    position = load_i32(load_i64(step + POSITIONS) + 4 * row)
-    x = load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE)
-    for h in range(heads + kv_heads):
-        _rotate(args, x + 4 * h * head_dim, position)
-    scale = load_f32(load_i64(args + SCALE))
-    for i in range(0, 4 * heads * head_dim, 4):
-        store_f32(x + i, load_f32(x + i) * scale)
-    # The unit of K and V pages is a column of 16 positions: page * kv_heads + head, times the padded head size.
-    page = _page_of(step, sequence, position)
-    k = x + 4 * heads * head_dim
-    for h in range(kv_heads):
-        unit = (page * kv_heads + h) * _padded(head_dim)
-        _store_kv(store, size, args, k + 4 * h * head_dim, k + 4 * (kv_heads + h) * head_dim, unit, position % PAGE)
-
-
-@inline
-def _rope_store(store: Function, size: int, args: Address, chunk: int) -> None:
-    step = load_i64(args + STEP)
-    rows, per_chunk = load_i64(step + ROWS), load_i64(step + ROWS_PER_CHUNK)
-    starts, sequence = load_i64(step + ROW_START), 0
-    for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, rows)):
-        while load_i32(starts + 4 * (sequence + 1)) <= row:
-            sequence += 1
-        _rope_row(store, size, args, row, sequence)
-
-
-@kernel
-def rope_store_f16(args: Address, chunk: int) -> None:
-    """Rotary positions, and k and v into float16 pages."""
-    _rope_store(store_f16, 2, args, chunk)
-
-
-@kernel
-def rope_store_f32(args: Address, chunk: int) -> None:
-    """Rotary positions, and k and v into float32 pages."""
-    _rope_store(store_f32, 4, args, chunk)
 
 
 # --- which queries go together ---------------------------------------------------------------------------------------
 
 
+@inline
+def _add_task(args: Address, sequence: int, head: int, row: int, rows: int, first: int, slot: int) -> None:
+    count = load_i64(args + TASK_COUNT)
+    task = load_i64(args + TASKS) + TASK_BYTES * load_i64(count)
+    store_i64(count, load_i64(count) + 1)
+    store_i32(task + SEQUENCE, sequence)
+    store_i32(task + HEAD, head)
+    store_i32(task + ROW, row)
+    store_i32(task + ROW_COUNT, rows)
+    store_i32(task + FIRST, first)
+    store_i32(task + SLOT, slot)
+
+
+@inline
+def _add_merge(args: Address, row: int, head: int, slot: int, pieces: int) -> None:
+    count = load_i64(args + MERGE_COUNT)
+    merge = load_i64(args + MERGES) + MERGE_BYTES * load_i64(count)
+    store_i64(count, load_i64(count) + 1)
+    store_i32(merge + MERGE_ROW, row)
+    store_i32(merge + MERGE_HEAD, head)
+    store_i32(merge + MERGE_SLOT, slot)
+    store_i32(merge + MERGE_PIECES, pieces)
+
+
+@inline
+def _plan_row(args: Address, sequence: int, row: int, slot: int) -> Any:
+    """Tasks of a single row: piece by piece, if there are several and slots for them. The first slot that is free after it."""
+    positions = load_i32(load_i64(load_i64(args + STEP) + POSITIONS) + 4 * row) + 1
+    pieces = (positions + PIECE - 1) // PIECE
+    for h in range(load_i64(args + KV_HEADS)):
+        parts = pieces
+        if pieces == 1 or slot + pieces > load_i64(args + SLOTS):
+            parts = 0
+            _add_task(args, sequence, h, row, 1, 0, -1)
+        else:
+            _add_merge(args, row, h, slot, pieces)
+        for piece in range(parts):
+            _add_task(args, sequence, h, row, 1, piece * PIECE, slot + piece)
+        slot += parts
+    return slot
+
+
 @kernel
 def plan(args: Address, chunk: int) -> None:
-    """List the attention tasks of the step: for each sequence and KV head, blocks of up to 16 tokens."""
-    step, task = load_i64(args + STEP), load_i64(args + TASKS)
-    count = 0
+    """List the attention tasks of the step, and what is to be merged after them."""
+    step = load_i64(args + STEP)
+    store_i64(load_i64(args + TASK_COUNT), 0)
+    store_i64(load_i64(args + MERGE_COUNT), 0)
+    slot = 0
     for s in range(load_i64(step + SEQS)):
         first, last = load_i32(load_i64(step + ROW_START) + 4 * s), load_i32(load_i64(step + ROW_START) + 4 * s + 4)
         for row in range(first, last, QUERY_BLOCK):
-            for h in range(load_i64(args + KV_HEADS)):
-                store_i32(task, s)
-                store_i32(task + 4, h)
-                store_i32(task + 8, row)
-                store_i32(task + 12, min(QUERY_BLOCK, last - row))
-                task += 16
-                count += 1
-    store_i64(load_i64(args + TASK_COUNT), count)
+            if last - row == 1:
+                slot = _plan_row(args, s, row, slot)
+            else:
+                for h in range(load_i64(args + HEADS)):
+                    _add_task(args, s, h, row, min(QUERY_BLOCK, last - row), 0, -1)
 
 
-# --- attention of a tile of queries ----------------------------------------------------------------------------------
-# A tile's query t sees the first ``seen + t * more`` positions: more = 1 for neighbouring tokens, 0 for heads of one token.
+# --- a piece ---------------------------------------------------------------------------------------------------------
 
 
 @inline
-def _k_page(size: int, args: Address, work: Work, position: int) -> Any:
-    """Address of the K page that holds a position."""
-    step, sequence, unit_stride, unit = work
-    return load_i64(args + K) + size * PAGE * (_page_of(step, sequence, position) * unit_stride + unit)
+def _read(kind: int, address: Address) -> Any:
+    """16 values."""
+    if kind == F16:
+        return load_f16x16(address)
+    return load_f32x16(address)
 
 
 @inline
-def _v_page(size: int, args: Address, work: Work, position: int) -> Any:
-    """Address of the V page that holds a position."""
-    step, sequence, unit_stride, unit = work
-    return load_i64(args + V) + size * PAGE * (_page_of(step, sequence, position) * unit_stride + unit)
+def _page(work: Address, units: Address, position: int) -> Any:
+    """The unit of a position's page; of the piece's last page for what lies past it."""
+    page = min(position, load_i64(work + END) - 1) // PAGE
+    return units + load_i32(load_i64(work + TABLE) + 4 * page) * load_i64(work + PAGE_BYTES)
 
 
 @inline
-def _score_piece(
-    load: Function,
-    size: int,
-    shape: Shape,
-    args: Address,
-    work: Work,
-    q: Address,
-    q_stride: Address,
-    span: Span,
-    scores: Address,
-) -> Any:
-    """Scores of a span's positions into ``scores`` [queries, 512], two pages at a time so that sums overlap; the largest of
-    each query, lane by lane. What lies past a query's last position is -infinity (the second page may be all of that)."""
-    first, last, seen, more = span
-    best = tile_splat(shape, _MINUS_INFINITY)
-    for position in range(first, last, 2 * PAGE):
-        k0 = _k_page(size, args, work, position)
-        k1 = _k_page(size, args, work, min(position + PAGE, last - 1))
+def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
+    """Scores, two pages at a time, so that sums overlap (the second may be past the end: all hidden)."""
+    q, stride, keys = load_i64(work + QUERIES), load_i64(work + QUERY_STRIDE), load_i64(work + KEYS)
+    seen, more, begin = load_i64(work + SEEN), load_i64(work + MORE), load_i64(work + BEGIN)
+    dims, column, best = load_i64(args + HEAD_DIM), PAGE * load_i64(args + VALUE_BYTES), tile_splat(shape, _LOWEST)
+    for position in range(begin, load_i64(work + END), 2 * PAGE):
+        k0, k1 = _page(work, keys, position), _page(work, keys, position + PAGE)
+        next0, next1 = _page(work, keys, position + 2 * PAGE), _page(work, keys, position + 3 * PAGE)
         a, b = tile_zero(shape), tile_zero(shape)
-        for d in range(load_i64(args + HEAD_DIM)):
-            a = tile_fma(a, load(k0 + size * PAGE * d), q + 4 * d, q_stride)
-            b = tile_fma(b, load(k1 + size * PAGE * d), q + 4 * d, q_stride)
+        for d in range(dims):
+            prefetch(next0 + d * column)
+            prefetch(next1 + d * column)
+            a = tile_fma(a, _read(kind, k0 + d * column), q + 4 * d, stride)
+            b = tile_fma(b, _read(kind, k1 + d * column), q + 4 * d, stride)
         a, b = tile_hide(a, seen - position, more), tile_hide(b, seen - position - PAGE, more)
         best = tile_maximum(b, tile_maximum(a, best))
-        tile_store(a, scores + 4 * (position - first), _BLOCKED)
-        tile_store(b, scores + 4 * (position - first + PAGE), _BLOCKED)
-    return best
+        scores = load_i64(work + SCORES) + 4 * (position - begin)
+        tile_store(a, scores, _SCORE_STRIDE)
+        tile_store(b, scores + 4 * PAGE, _SCORE_STRIDE)
+    tile_store(best, load_i64(work + SCORES) + _BEST, 64)
 
 
 @inline
-def _soften(scores: Address, best: Scalar, count: int) -> Any:
-    """exp(score - best) in place for ``count`` positions (a multiple of 32); their sum."""
-    total, peak = splat(0.0), splat(best)
-    for i in range(0, 4 * count, 64):
-        e = exp(sub(load_f32x16(scores + i), peak))
-        store_f32x16(scores + i, e)
-        total = add(total, e)
-    return sum_lanes(total)
+def _soften(work: Address, record: int) -> None:
+    """exp(score - largest) in place; largest and sum go to the records. Scores come in blocks of 32."""
+    positions = load_i64(work + END) - load_i64(work + BEGIN)
+    for t in range(load_i64(work + COUNT)):
+        scores, into = load_i64(work + SCORES) + _SCORE_STRIDE * t, load_i64(work + RECORDS) + record * t
+        best = max_lanes(load_f32x16(load_i64(work + SCORES) + _BEST + 64 * t))
+        total, peak = splat(0.0), splat(best)
+        for i in range(0, 4 * positions, 128):
+            left, right = exp(sub(load_f32x16(scores + i), peak)), exp(sub(load_f32x16(scores + i + 64), peak))
+            store_f32x16(scores + i, left)
+            store_f32x16(scores + i + 64, right)
+            total = add(total, add(left, right))
+        store_f32(into, best)
+        store_f32(into + SUM, sum_lanes(total))
 
 
 @inline
-def _weigh(
-    load: Function, size: int, shape: Shape, args: Address, work: Work, span: Span, dims: Address, scores: Address
-) -> None:
-    """Add weight * v over a span's positions to ``dims`` [queries, head_dim], 32 dims at a time so that sums overlap."""
-    first, last, _, _ = span
-    columns = _padded(load_i64(args + HEAD_DIM))
+def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
+    """Sums of weight * v into the records, 32 dims at a time, so that sums overlap."""
+    begin, end, values = load_i64(work + BEGIN), load_i64(work + END), load_i64(work + VALUES)
+    columns, size = padded(load_i64(args + HEAD_DIM)), load_i64(args + VALUE_BYTES)
+    records, record = load_i64(work + RECORDS), load_i64(args + RECORD_BYTES)
     for c in range(0, columns, 32):
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
-        left, right = (
-            tile_load(shape, dims + 4 * c, _DIMS_STRIDE),
-            tile_load(shape, dims + 4 * (c + beside), _DIMS_STRIDE),
-        )
-        for position in range(first, last, PAGE):
-            v = _v_page(size, args, work, position) + size * c
-            for i in range(min(PAGE, last - position)):
-                weights = scores + 4 * (position - first + i)
-                left = tile_fma(left, load(v + i * size * columns), weights, _BLOCKED)
-                right = tile_fma(right, load(v + size * (i * columns + beside)), weights, _BLOCKED)
-        tile_store(left, dims + 4 * c, _DIMS_STRIDE)
-        tile_store(right, dims + 4 * (c + beside), _DIMS_STRIDE)
+        left, right, weights = tile_zero(shape), tile_zero(shape), load_i64(work + SCORES)
+        for position in range(begin, end, PAGE):
+            v, ahead = _page(work, values, position), _page(work, values, position + 2 * PAGE)
+            for at in range(size * c, size * (c + columns * min(PAGE, end - position)), size * columns):
+                prefetch(ahead + at)
+                left = tile_fma(left, _read(kind, v + at), weights, _SCORE_STRIDE)
+                right = tile_fma(right, _read(kind, v + at + size * beside), weights, _SCORE_STRIDE)
+                weights += 4
+        tile_store(left, records + DIMS + 4 * c, record)
+        tile_store(right, records + DIMS + 4 * (c + beside), record)
+
+
+@cache
+def score(kind: int, tile: int) -> Lazy:
+    """The kernel that scores a piece for a tile of so many queries: void f(arguments, work)."""
+    shape = (0,) * tile
+
+    def score(args: Address, work: Address) -> None:
+        _score(kind, shape, args, work)
+
+    return kernel(score)
+
+
+@cache
+def weigh(kind: int, tile: int) -> Lazy:
+    """The kernel that adds up V for a tile of so many queries: void f(arguments, work)."""
+    shape = (0,) * tile
+
+    def weigh(args: Address, work: Address) -> None:
+        _weigh(kind, shape, args, work)
+
+    return kernel(weigh)
+
+
+@inline
+def _piece(args: Address, work: Address, begin: int, records: Address) -> None:
+    """The records of the tile's queries for the piece at ``begin``."""
+    last = load_i64(work + SEEN) + (load_i64(work + COUNT) - 1) * load_i64(work + MORE)
+    store_i64(work + BEGIN, begin)
+    store_i64(work + END, min(begin + PIECE, last))
+    store_i64(work + RECORDS, records)
+    call_kernel(load_i64(work + SCORE_KERNEL), args, work)
+    _soften(work, load_i64(args + RECORD_BYTES))
+    call_kernel(load_i64(work + WEIGH_KERNEL), args, work)
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
 
 
 @inline
@@ -308,136 +333,134 @@ def _exp1(x: Scalar) -> Any:
     return max_lanes(exp(splat(x)))
 
 
-@shared
-def _start(queries: int, state: Address, columns: int) -> None:
-    """Nothing seen yet: maximum -infinity, sum 0, dims 0."""
-    for t in range(queries):
-        store_f32(state + 8 * t, _MINUS_INFINITY)
-        store_f32(state + 8 * t + 4, 0.0)
-        for i in range(0, 4 * columns, 64):
-            store_f32x16(state + _DIMS + _DIMS_STRIDE * t + i, splat(0.0))
+@inline
+def _fold(records: Address, later: Address, count: int, record: int) -> None:
+    """Take the records of a later piece into those of the pieces before it."""
+    for t in range(0, count * record, record):
+        a, b = records + t, later + t
+        best = max(load_f32(a), load_f32(b))
+        old, new = _exp1(load_f32(a) - best), _exp1(load_f32(b) - best)
+        store_f32(a, best)
+        store_f32(a + SUM, load_f32(a + SUM) * old + load_f32(b + SUM) * new)
+        for i in range(DIMS, record, 64):
+            store_f32x16(a + i, fma(load_f32x16(b + i), splat(new), mul(load_f32x16(a + i), splat(old))))
 
 
-@shared
-def _rescale(queries: int, state: Address, scores: Address, count: int, columns: int) -> None:
-    """Take the maxima of a piece into the state: its scores become weights relative to each query's new maximum."""
-    for t in range(queries):
-        before = load_f32(state + 8 * t)
-        peak = max(before, max_lanes(load_f32x16(state + _BEST + 64 * t)))
-        total = _soften(scores + _BLOCKED * t, peak, count)
-        old = _exp1(before - peak)
-        store_f32(state + 8 * t, peak)
-        store_f32(state + 8 * t + 4, load_f32(state + 8 * t + 4) * old + total)
-        dims, factor = state + _DIMS + _DIMS_STRIDE * t, splat(old)
-        for c in range(0, 4 * columns, 64):
-            store_f32x16(dims + c, mul(load_f32x16(dims + c), factor))
-
-
-@shared
-def _finish(queries: int, state: Address, out: Address, out_stride: Address, head_dim: int) -> None:
+@inline
+def _finish(args: Address, records: Address, count: int, out: Address, stride: int) -> None:
     """dims / sum of every query."""
-    whole = head_dim // 16 * 16
-    for t in range(queries):
-        dims, total = state + _DIMS + _DIMS_STRIDE * t, load_f32(state + 8 * t + 4)
-        for i in range(0, 4 * whole, 64):
-            store_f32x16(out + t * out_stride + i, div(load_f32x16(dims + i), splat(total)))
-        for i in range(4 * whole, 4 * head_dim, 4):
-            store_f32(out + t * out_stride + i, load_f32(dims + i) / total)
+    head_dim, record = load_i64(args + HEAD_DIM), load_i64(args + RECORD_BYTES)
+    whole = 4 * (head_dim // 16 * 16)
+    for t in range(count):
+        dims, result, share = records + DIMS, out + stride * t, 1.0 / load_f32(records + SUM)
+        for i in range(0, whole, 64):
+            store_f32x16(result + i, mul(load_f32x16(dims + i), splat(share)))
+        for i in range(whole, 4 * head_dim, 4):
+            store_f32(result + i, load_f32(dims + i) * share)
+        records += record
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
 
 
 @inline
-def _attend(
-    load: Function,
-    size: int,
-    shape: Shape,
-    args: Address,
-    work: Work,
-    q: Address,
-    q_stride: Address,
-    out: Address,
-    out_stride: Address,
-    seen: int,
-    more: int,
-) -> None:
-    """Attention of a tile of len(shape) queries."""
-    head_dim = load_i64(args + HEAD_DIM)
-    columns, end = _padded(head_dim), seen + (len(shape) - 1) * more
-    scores, state = scratch(_SCORES), scratch(_STATE)
-    _start(len(shape), state, columns)
-    for first in range(0, end, PIECE):
-        span = (first, min(first + PIECE, end), seen, more)
-        best = _score_piece(load, size, shape, args, work, q, q_stride, span, scores)
-        tile_store(best, state + _BEST, 64)
-        _rescale(len(shape), state, scores, (span[1] - first + 31) // 32 * 32, columns)
-        _weigh(load, size, shape, args, work, span, state + _DIMS, scores)
-    _finish(len(shape), state, out, out_stride, head_dim)
+def _heads(args: Address, task: Address, work: Address) -> Any:
+    """The query heads of the task's KV head, in one row; that KV head."""
+    group, head_bytes = load_i64(args + HEADS) // load_i64(args + KV_HEADS), 4 * load_i64(args + HEAD_DIM)
+    row, first = load_i32(task + ROW), load_i32(task + HEAD) * group * head_bytes
+    store_i64(work + QUERIES, load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE) + first)
+    store_i64(work + RESULTS, load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE) + first)
+    store_i64(work + QUERY_STRIDE, head_bytes)
+    store_i64(work + RESULT_STRIDE, head_bytes)
+    store_i64(work + TILE, load_i64(args + ROW_TILE))
+    store_i64(work + LEFT, group)
+    store_i64(work + MORE, 0)
+    store_i64(work + SCORE_KERNEL, load_i64(args + ROW_SCORE))
+    store_i64(work + WEIGH_KERNEL, load_i64(args + ROW_WEIGH))
+    return load_i32(task + HEAD)
 
 
 @inline
-def _tiles(
-    load: Function,
-    size: int,
-    args: Address,
-    work: Work,
-    q: Address,
-    q_stride: Address,
-    out: Address,
-    out_stride: Address,
-    count: int,
-    seen: int,
-    more: int,
-) -> None:
-    """Attention of ``count`` queries, in tiles."""
-    while count > 0:
-        if count >= 8:
-            done = 8
-            _attend(load, size, _T8, args, work, q, q_stride, out, out_stride, seen, more)
-        elif count >= 4:
-            done = 4
-            _attend(load, size, _T4, args, work, q, q_stride, out, out_stride, seen, more)
-        elif count == 3:
-            done = 3
-            _attend(load, size, _T3, args, work, q, q_stride, out, out_stride, seen, more)
-        elif count == 2:
-            done = 2
-            _attend(load, size, _T2, args, work, q, q_stride, out, out_stride, seen, more)
+def _rows(args: Address, task: Address, work: Address) -> Any:
+    """One query head of the task's rows; its KV head."""
+    row, first = load_i32(task + ROW), load_i32(task + HEAD) * 4 * load_i64(args + HEAD_DIM)
+    store_i64(work + QUERIES, load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE) + first)
+    store_i64(work + RESULTS, load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE) + first)
+    store_i64(work + QUERY_STRIDE, load_i64(args + QKV_STRIDE))
+    store_i64(work + RESULT_STRIDE, load_i64(args + OUT_STRIDE))
+    store_i64(work + TILE, MAX_TILE)
+    store_i64(work + LEFT, load_i32(task + ROW_COUNT))
+    store_i64(work + MORE, 1)
+    store_i64(work + SCORE_KERNEL, load_i64(args + BLOCK_SCORE))
+    store_i64(work + WEIGH_KERNEL, load_i64(args + BLOCK_WEIGH))
+    return load_i32(task + HEAD) // (load_i64(args + HEADS) // load_i64(args + KV_HEADS))
+
+
+@inline
+def _begin(args: Address, task: Address, work: Address) -> None:
+    """The task's KV head and its first tile."""
+    kv_head = _heads(args, task, work) if load_i32(task + ROW_COUNT) == 1 else _rows(args, task, work)
+    step, unit = load_i64(args + STEP), load_i64(args + UNIT_BYTES)
+    table = load_i64(step + PAGE_TABLE) + load_i32(task + SEQUENCE) * load_i64(step + PAGE_TABLE_STRIDE)
+    store_i64(work + TABLE, table)
+    store_i64(work + KEYS, load_i64(args + K) + kv_head * unit)
+    store_i64(work + VALUES, load_i64(args + V) + kv_head * unit)
+    store_i64(work + PAGE_BYTES, load_i64(args + KV_HEADS) * unit)
+    store_i64(work + SCORES, scratch(_SCORES))
+    store_i64(work + SEEN, load_i32(load_i64(step + POSITIONS) + 4 * load_i32(task + ROW)) + 1)
+    store_i64(work + COUNT, min(load_i64(work + TILE), load_i64(work + LEFT)))
+
+
+@inline
+def _next_tile(work: Address) -> None:
+    done = load_i64(work + COUNT)
+    store_i64(work + QUERIES, load_i64(work + QUERIES) + done * load_i64(work + QUERY_STRIDE))
+    store_i64(work + RESULTS, load_i64(work + RESULTS) + done * load_i64(work + RESULT_STRIDE))
+    store_i64(work + SEEN, load_i64(work + SEEN) + done * load_i64(work + MORE))
+    store_i64(work + LEFT, load_i64(work + LEFT) - done)
+    store_i64(work + COUNT, min(load_i64(work + TILE), load_i64(work + LEFT)))
+
+
+@inline
+def _all_pieces(args: Address, work: Address) -> None:
+    """Attention of a tile: its pieces one after another."""
+    records, later = scratch(_RECORDS), scratch(_RECORDS)
+    count = load_i64(work + COUNT)
+    for begin in range(0, load_i64(work + SEEN) + (count - 1) * load_i64(work + MORE), PIECE):
+        _piece(args, work, begin, later if begin else records)
+        if begin:
+            _fold(records, later, count, load_i64(args + RECORD_BYTES))
+    _finish(args, records, count, load_i64(work + RESULTS), load_i64(work + RESULT_STRIDE))
+
+
+@kernel
+def attention(args: Address, chunk: int) -> None:
+    """One task of the plan, tile by tile."""
+    task, work = load_i64(args + TASKS) + TASK_BYTES * chunk, scratch(_WORK)
+    _begin(args, task, work)
+    records = load_i64(args + SLOT_START) + load_i32(task + SLOT) * load_i64(args + SLOT_BYTES)
+    while load_i64(work + LEFT) > 0:
+        if load_i32(task + SLOT) < 0:
+            _all_pieces(args, work)
         else:
-            done = 1
-            _attend(load, size, _T1, args, work, q, q_stride, out, out_stride, seen, more)
-        q, out, seen, count = q + done * q_stride, out + done * out_stride, seen + done * more, count - done
-
-
-@inline
-def _task(load: Function, size: int, args: Address, chunk: int) -> None:
-    """One task of the plan: the heads of one token, or neighbouring tokens head by head."""
-    step, task = load_i64(args + STEP), load_i64(args + TASKS) + 16 * chunk
-    sequence, kv_head, row, rows = load_i32(task), load_i32(task + 4), load_i32(task + 8), load_i32(task + 12)
-    kv_heads, head_bytes = load_i64(args + KV_HEADS), 4 * load_i64(args + HEAD_DIM)
-    padded = _padded(load_i64(args + HEAD_DIM))
-    work = (step, sequence, kv_heads * padded, kv_head * padded)
-    group = load_i64(args + HEADS) // kv_heads
-    seen = load_i32(load_i64(step + POSITIONS) + 4 * row) + 1
-    q_stride, out_stride = load_i64(args + QKV_STRIDE), load_i64(args + OUT_STRIDE)
-    q = load_i64(args + QKV) + row * q_stride + kv_head * group * head_bytes
-    out = load_i64(args + OUT) + row * out_stride + kv_head * group * head_bytes
-    turns, more = group, 1
-    if rows == 1:
-        turns, more, rows, q_stride, out_stride = 1, 0, group, head_bytes, head_bytes
-    for g in range(turns):
-        _tiles(load, size, args, work, q + g * head_bytes, q_stride, out + g * head_bytes, out_stride, rows, seen, more)
+            _piece(args, work, load_i32(task + FIRST), records)
+            records += load_i64(work + TILE) * load_i64(args + RECORD_BYTES)
+        _next_tile(work)
 
 
 @kernel
-def attention_f16(args: Address, chunk: int) -> None:
-    """One attention task over float16 pages."""
-    _task(load_f16x16, 2, args, chunk)
+def merge(args: Address, chunk: int) -> None:
+    """Fold the records of all pieces of a row and KV head, in order."""
+    merge, slot_bytes = load_i64(args + MERGES) + MERGE_BYTES * chunk, load_i64(args + SLOT_BYTES)
+    records = load_i64(args + SLOT_START) + load_i32(merge + MERGE_SLOT) * slot_bytes
+    group, head_dim = load_i64(args + HEADS) // load_i64(args + KV_HEADS), load_i64(args + HEAD_DIM)
+    for piece in range(1, load_i32(merge + MERGE_PIECES)):
+        _fold(records, records + piece * slot_bytes, group, load_i64(args + RECORD_BYTES))
+    first = 4 * load_i32(merge + MERGE_HEAD) * group * head_dim
+    out = load_i64(args + OUT) + load_i32(merge + MERGE_ROW) * load_i64(args + OUT_STRIDE) + first
+    _finish(args, records, group, out, 4 * head_dim)
 
 
-@kernel
-def attention_f32(args: Address, chunk: int) -> None:
-    """One attention task over float32 pages."""
-    _task(load_f32x16, 4, args, chunk)
-
-
-ROPE_STORE: dict[str, Lazy] = {"f16": rope_store_f16, "f32": rope_store_f32}
-ATTENTION: dict[str, Lazy] = {"f16": attention_f16, "f32": attention_f32}
+def row_tile(group: int) -> int:
+    """Queries in a tile where ``group`` query heads share a KV head: they are dealt out evenly to as few tiles as can be."""
+    return -(-group // -(-group // MAX_TILE))

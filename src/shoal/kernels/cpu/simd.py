@@ -326,9 +326,22 @@ def store_f32x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None
 
 
 @_operation(types.void)
+def store_f16x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
+    """Round 16 float32 to float16 and write them."""
+    _store(b, b.fptrunc(value, _vector(_HALF, 16)), address)
+
+
+@_operation(types.void)
 def store_i8x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
     """Write 16 int32 in -128 ... 127 as bytes."""
     _store(b, b.trunc(value, _vector(_I8, 16)), address)
+
+
+@_operation(types.void)
+def prefetch(b: Builder, _: Any, address: ir.Value) -> None:
+    """Ask for the cache line of an address, which need not be ours to read."""
+    read_keep_data = [ir.Constant(_I32, n) for n in (0, 3, 1)]
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, _I8), *read_keep_data)
 
 
 # --- float arithmetic ------------------------------------------------------------------------------------------------

@@ -1,0 +1,170 @@
+"""Rotary positions, and k and v into the pages of the cache (layout: attention.py)."""
+
+from __future__ import annotations
+
+from shoal.kernels.cpu.attention import (
+    COS,
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    NEOX,
+    PAGE,
+    PAGE_TABLE,
+    PAGE_TABLE_STRIDE,
+    PAIRS,
+    POSITIONS,
+    QKV,
+    QKV_STRIDE,
+    ROW_START,
+    ROWS,
+    ROWS_PER_CHUNK,
+    SCALE,
+    SIN,
+    STEP,
+    TABLE_WIDTH,
+    UNIT_BYTES,
+    K,
+    V,
+    padded,
+)
+from shoal.kernels.cpu.jit import Lazy, inline, kernel
+from shoal.kernels.cpu.simd import (
+    Address,
+    Function,
+    Scalar,
+    fma,
+    load_f32,
+    load_f32x16,
+    load_i32,
+    load_i64,
+    mul,
+    rotate_pairs,
+    splat,
+    store_f16,
+    store_f16x16,
+    store_f32,
+    store_f32x16,
+    sub,
+)
+
+
+@inline
+def _rotate(args: Address, x: Address, position: int) -> None:
+    """Turn one head in place."""
+    pairs = load_i64(args + PAIRS)
+    offset = 4 * position * load_i64(args + TABLE_WIDTH)
+    cos, sin = load_i64(args + COS) + offset, load_i64(args + SIN) + offset
+    if load_i64(args + NEOX) != 0:
+        _rotate_halves(x, x + 4 * pairs, cos, sin, pairs)
+    else:
+        _rotate_neighbours(x, cos, sin, 2 * pairs)
+
+
+@inline
+def _rotate_neighbours(x: Address, cos: Address, sin: Address, dims: Address) -> None:
+    """Pairs (2i, 2i + 1); the table holds c, c and -s, s for each."""
+    whole = dims // 16 * 16
+    for i in range(0, 4 * whole, 64):
+        turned = rotate_pairs(load_f32x16(x + i), load_f32x16(cos + i), load_f32x16(sin + i))
+        store_f32x16(x + i, turned)
+    for i in range(4 * whole, 4 * dims, 8):
+        a, b, c, s = load_f32(x + i), load_f32(x + i + 4), load_f32(cos + i), load_f32(sin + i + 4)
+        store_f32(x + i, a * c - b * s)
+        store_f32(x + i + 4, b * c + a * s)
+
+
+@inline
+def _rotate_halves(x: Address, y: Address, cos: Address, sin: Address, pairs: int) -> None:
+    """Pairs (i, i + pairs); the table holds c and s once for each."""
+    whole = pairs // 16 * 16
+    for i in range(0, 4 * whole, 64):
+        a, b, c, s = load_f32x16(x + i), load_f32x16(y + i), load_f32x16(cos + i), load_f32x16(sin + i)
+        store_f32x16(x + i, sub(mul(a, c), mul(b, s)))
+        store_f32x16(y + i, fma(a, s, mul(b, c)))
+    for i in range(4 * whole, 4 * pairs, 4):
+        a, b, c, s = load_f32(x + i), load_f32(y + i), load_f32(cos + i), load_f32(sin + i)
+        store_f32(x + i, a * c - b * s)
+        store_f32(y + i, b * c + a * s)
+
+
+# --- storing: put(args, k, v, K unit, V unit, position in the page) --------------------------------------------------------
+
+
+@inline
+def _put_f16(args: Address, k: Address, v: Address, keys: Address, values: Address, offset: int) -> None:
+    """k down a column of the K unit, v along a row of the V unit."""
+    head_dim = load_i64(args + HEAD_DIM)
+    whole, row = head_dim // 16 * 16, values + 2 * offset * padded(head_dim)
+    for d in range(head_dim):
+        store_f16(keys + 2 * (PAGE * d + offset), load_f32(k + 4 * d))
+    for d in range(0, whole, 16):
+        store_f16x16(row + 2 * d, load_f32x16(v + 4 * d))
+    for d in range(whole, head_dim):
+        store_f16(row + 2 * d, load_f32(v + 4 * d))
+
+
+@inline
+def _put_f32(args: Address, k: Address, v: Address, keys: Address, values: Address, offset: int) -> None:
+    """As `_put_f16`, unrounded."""
+    head_dim = load_i64(args + HEAD_DIM)
+    row = values + 4 * offset * padded(head_dim)
+    for d in range(head_dim):
+        store_f32(keys + 4 * (PAGE * d + offset), load_f32(k + 4 * d))
+        store_f32(row + 4 * d, load_f32(v + 4 * d))
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _scale_row(x: Address, floats: int, scale: Scalar) -> None:
+    """x *= scale."""
+    whole = floats // 16 * 16
+    for i in range(0, 4 * whole, 64):
+        store_f32x16(x + i, mul(load_f32x16(x + i), splat(scale)))
+    for i in range(4 * whole, 4 * floats, 4):
+        store_f32(x + i, load_f32(x + i) * scale)
+
+
+@inline
+def _rope_row(put: Function, args: Address, row: int, sequence: int) -> None:
+    """Turn and scale the q heads of a row, turn its k heads, and put k and v in the cache."""
+    step, head_bytes = load_i64(args + STEP), 4 * load_i64(args + HEAD_DIM)
+    heads, kv_heads, unit = load_i64(args + HEADS), load_i64(args + KV_HEADS), load_i64(args + UNIT_BYTES)
+    position = load_i32(load_i64(step + POSITIONS) + 4 * row)
+    x = load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE)
+    for h in range(heads + kv_heads):
+        _rotate(args, x + h * head_bytes, position)
+    _scale_row(x, heads * load_i64(args + HEAD_DIM), load_f32(load_i64(args + SCALE)))
+    table = load_i64(step + PAGE_TABLE) + sequence * load_i64(step + PAGE_TABLE_STRIDE)
+    page = load_i32(table + 4 * (position // PAGE)) * kv_heads
+    for h in range(kv_heads):
+        k, at = x + (heads + h) * head_bytes, (page + h) * unit
+        v = k + kv_heads * head_bytes
+        put(args, k, v, load_i64(args + K) + at, load_i64(args + V) + at, position % PAGE)
+
+
+@inline
+def _rope_store(put: Function, args: Address, chunk: int) -> None:
+    step = load_i64(args + STEP)
+    rows, per_chunk = load_i64(step + ROWS), load_i64(step + ROWS_PER_CHUNK)
+    starts, sequence = load_i64(step + ROW_START), 0
+    for row in range(chunk * per_chunk, min((chunk + 1) * per_chunk, rows)):
+        while load_i32(starts + 4 * (sequence + 1)) <= row:
+            sequence += 1
+        _rope_row(put, args, row, sequence)
+
+
+@kernel
+def rope_store_f16(args: Address, chunk: int) -> None:
+    """Rotary positions, and k and v into float16 pages."""
+    _rope_store(_put_f16, args, chunk)
+
+
+@kernel
+def rope_store_f32(args: Address, chunk: int) -> None:
+    """Rotary positions, and k and v into float32 pages."""
+    _rope_store(_put_f32, args, chunk)
+
+
+ROPE_STORE: dict[str, Lazy] = {"f16": rope_store_f16, "f32": rope_store_f32}
