@@ -11,6 +11,7 @@ import click
 
 from shoal.cli.bench_kernels import kernels
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, numbers, output_json_option, show
+from shoal.cli.bench_startup import startup
 from shoal.cli.bench_sweep import sweep
 from shoal.cli.options import engine_options, model_argument
 from shoal.params import EngineConfig
@@ -29,6 +30,7 @@ def bench() -> None:
 
 bench.add_command(kernels)
 bench.add_command(sweep)
+bench.add_command(startup)
 
 
 @bench.command()
