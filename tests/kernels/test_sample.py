@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shoal.kernels import reference
 from shoal.kernels.base import LOGIT_ROWS, SampleRows
+from shoal.kernels.cpu import isa
 from shoal.kernels.cpu.backend import CPUBackend, _Sampler
 
 F32 = NDArray[np.float32]
@@ -35,16 +41,27 @@ def _how(rows: int, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 
     )
 
 
+class _Program:
+    """The sampling operation over some rows of logits."""
+
+    def __init__(self, backend: CPUBackend, logits: F32) -> None:
+        rows, vocab = logits.shape
+        self.logits = np.full((LOGIT_ROWS, -(-vocab // 16) * 16), 9e9, np.float32)[
+            :, :vocab
+        ]  # what follows a row is not read
+        self.logits[:rows] = logits
+        self._space = np.array([rows, 1, rows], np.int64)
+        self._pool, self._sampler = backend.pool, _Sampler(backend, self.logits, self._space.ctypes.data)
+        self._program = self._sampler.program()
+
+    def run(self, how: SampleRows) -> list[int]:
+        self._sampler.set(how)
+        self._pool.run(self._program)
+        return [int(token) for token in self._sampler.tokens[: self._space[0]]]
+
+
 def _sample(backend: CPUBackend, logits: F32, how: SampleRows) -> list[int]:
-    rows = len(logits)
-    padded = np.zeros((LOGIT_ROWS, -(-logits.shape[1] // 16) * 16), np.float32)
-    view = padded[:, : logits.shape[1]]
-    view[:rows] = logits
-    space = np.array([rows, 1, rows], np.int64)
-    sampler = _Sampler(backend, view, space.ctypes.data)
-    sampler.set(how)
-    backend.pool.run(sampler.program())
-    return [int(token) for token in sampler.tokens[:rows]]
+    return _Program(backend, logits).run(how)
 
 
 def _twin(logits: F32, how: SampleRows) -> list[int]:
@@ -59,30 +76,113 @@ PARAMETERS = [
     {"temperature": 0.0},
     {"temperature": 1.0},
     {"temperature": 0.3},
+    {"temperature": 1e-4},
     {"temperature": 2.0, "min_p": 0.05},
+    {"min_p": 1.0},
     {"top_k": 1},
     {"top_k": 40},
     {"top_k": 100_000},
     {"top_p": 0.9},
     {"top_p": 1e-6},
     {"top_p": 0.999, "temperature": 1.5},
+    {"top_p": 0.7, "min_p": 0.02},
     {"top_k": 50, "top_p": 0.8, "min_p": 0.01, "temperature": 0.7},
 ]
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
-@pytest.mark.parametrize("vocab", [1, 17, 96, 5000])
+@pytest.mark.parametrize("vocab", [1, 15, 16, 17, 96, 255, 256, 257, 5000])
 def test_equals_the_twin(backend: CPUBackend, parameters: dict[str, float], vocab: int) -> None:
     logits, how = _logits(64, vocab), _how(64, **parameters)  # type: ignore[arg-type]
     assert _sample(backend, logits, how) == _twin(logits, how)
 
 
+def _distance(token: int, logits: F32, how: SampleRows, row: int) -> float:
+    """How far the draw lies from where the token's share of the mass begins and ends, as a part of the mass; 0 between them.
+
+    Infinite if the token is not among the survivors. In float64 from exact weights, so rank and cut are off by rounding alone.
+    """
+    t = float(how.temperature[row])
+    weights = np.exp((logits.astype(np.float64) - logits.max()) / t)
+    kept = np.flatnonzero(weights >= how.min_p[row] * (1 - 1e-6))
+    if how.top_k[row] > 0 or how.top_p[row] < 1:
+        kept = kept[np.argsort(-weights[kept], kind="stable")]
+    kept = kept[: how.top_k[row] or None]
+    mass = np.cumsum(weights[kept])
+    if how.top_p[row] < 1:
+        kept = kept[: int(np.searchsorted(mass, float(how.top_p[row]) * mass[-1])) + 1]
+    place = np.flatnonzero(kept == token)
+    if len(place) == 0:
+        return float("inf")
+    end, total = mass[place[0]], mass[len(kept) - 1]
+    draw = reference.philox(int(how.seed[row]), int(how.sample[row]), int(how.position[row])) * total
+    return float(max(end - weights[token] - draw, draw - end, 0.0) / total)
+
+
+LARGE = [
+    {"temperature": 1.0},
+    {"top_k": 40},
+    {"top_k": 3000, "temperature": 2.0},
+    {"top_p": 0.95},
+    {"top_p": 0.95, "temperature": 2.0},
+    {"top_k": 40, "top_p": 0.95},
+    {"min_p": 0.05},
+]
+
+
+@pytest.mark.parametrize("parameters", LARGE, ids=str)
+@pytest.mark.parametrize(("vocab", "peaks"), [(49_152, 0), (262_144, 0), (262_144, 12), (262_145, 3)])
+def test_large_vocabularies(backend: CPUBackend, parameters: dict[str, float], vocab: int, peaks: int) -> None:
+    """A token's share is so small here that rounding may move a draw to a neighbour: no further than 1e-5 of the mass."""
+    logits, how = _logits(4, vocab), _how(4, **parameters)  # type: ignore[arg-type]
+    logits[:, vocab - 7 * peaks : vocab : 7] = 18 - 0.5 * np.arange(peaks, dtype=np.float32)
+    distances = [_distance(token, logits[i], how, i) for i, token in enumerate(_sample(backend, logits, how))]
+    assert max(distances) < 1e-5
+
+
+@pytest.mark.parametrize("parameters", [*PARAMETERS, {"top_p": 0.5}, {"top_k": 3}], ids=str)
+@pytest.mark.parametrize("vocab", [17, 300, 262_144])
+def test_all_logits_equal(backend: CPUBackend, parameters: dict[str, float], vocab: int) -> None:
+    """Every weight is 1, so sums are exact; ids decide the rank."""
+    logits, how = np.full((3, vocab), -2.5, np.float32), _how(3, **parameters)  # type: ignore[arg-type]
+    assert _sample(backend, logits, how) == _twin(logits, how)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), vocab=st.integers(1, 700), levels=st.integers(1, 40))
+def test_equals_the_twin_with_many_ties(backend: CPUBackend, data: st.DataObject, vocab: int, levels: int) -> None:
+    parameters = data.draw(
+        st.fixed_dictionaries(
+            {
+                "temperature": st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+                "top_k": st.sampled_from([0, 1, 2, 7, 100, 2**31 - 1]),
+                "top_p": st.sampled_from([1.0, 0.97, 0.6, 0.01]),
+                "min_p": st.sampled_from([0.0, 0.03]),
+            }
+        )
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    logits = (rng.integers(0, levels, (8, vocab)) * 0.37).astype(np.float32)
+    logits[rng.random((8, vocab)) < 0.1] = -np.inf
+    how = _how(8, **parameters)  # type: ignore[arg-type]
+    how.banned[0:2] = [np.array([0, vocab - 1, 0], np.int32), rng.integers(0, vocab, 9).astype(np.int32)]  # type: ignore[index]
+    assert _sample(backend, logits, how) == _twin(logits, how)
+
+
 def test_ties_go_to_the_lowest_id(backend: CPUBackend) -> None:
-    logits = np.zeros((2, 300), np.float32)
+    logits = np.zeros((3, 300), np.float32)
     logits[1, [40, 41, 299]] = 2.5
-    assert _sample(backend, logits, _how(2, temperature=0)) == [0, 40]
+    logits[2, ::2] = -0.0
+    assert _sample(backend, logits, _how(3, temperature=0)) == [0, 40, 0]
     drawn = _sample(backend, np.zeros((64, 300), np.float32), _how(64, top_k=3))
     assert set(drawn) == {0, 1, 2}
+
+
+def test_logits_too_far_apart_for_float32(backend: CPUBackend) -> None:
+    logits = np.full((2, 500), -3e38, np.float32)
+    logits[:, 321] = 3e38
+    assert _sample(backend, logits, _how(2, top_p=0.9)) == [321, 321]
+    assert _sample(backend, logits, _how(2, temperature=1e-4)) == [321, 321]
 
 
 def test_banned_ids_are_never_chosen(backend: CPUBackend) -> None:
@@ -96,17 +196,37 @@ def test_banned_ids_are_never_chosen(backend: CPUBackend) -> None:
     assert got[1:] == [best[1], -1]
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_bad_row_is_reported_and_harms_no_other(backend: CPUBackend, bad: float) -> None:
+def test_banned_rows_leave_their_logits_as_they_were(backend: CPUBackend) -> None:
+    logits = _logits(2, 300)
+    logits[0, 5] = np.nan  # a banned id may be anything
+    how = _how(2, top_k=5)
+    how.banned[0:2] = [np.array([5], np.int32), None]  # type: ignore[index]
+    program = _Program(backend, logits)
+    assert program.run(how) == _twin(logits, how)
+    np.testing.assert_array_equal(program.logits[:2], logits)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("place", [0, 98, 99])
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+def test_a_bad_row_is_reported_and_harms_no_other(backend: CPUBackend, bad: float, place: int, greedy: bool) -> None:
     logits = _logits(5, 100)
-    how = _how(5)
+    how = _how(5, temperature=0.0 if greedy else 1.0)
     clean = _sample(backend, logits, how)
-    logits[2, 99] = bad
+    logits[2, place] = bad
     assert _sample(backend, logits, how) == [*clean[:2], -1, *clean[3:]]
 
 
-def test_a_row_draws_the_same_in_any_batch(backend: CPUBackend) -> None:
-    logits, how = _logits(64, 1000), _how(64, temperature=1.2, top_p=0.95)
+@pytest.mark.parametrize("vocab", [1, 16, 1000])
+def test_a_row_without_any_token_is_reported(backend: CPUBackend, vocab: int) -> None:
+    logits = np.full((2, vocab), -np.inf, np.float32)
+    for parameters in ({"temperature": 0.0}, {"top_k": 5}, {"top_p": 0.5}, {}):
+        assert _sample(backend, logits, _how(2, **parameters)) == [-1, -1]
+
+
+@pytest.mark.parametrize("parameters", [{"temperature": 1.2, "top_p": 0.95}, {"top_k": 30}, {}], ids=str)
+def test_a_row_draws_the_same_in_any_batch(backend: CPUBackend, parameters: dict[str, float]) -> None:
+    logits, how = _logits(64, 5000), _how(64, **parameters)  # type: ignore[arg-type]
     together = _sample(backend, logits, how)
     for i in (0, 5, 63):
         one = SampleRows(*(getattr(how, f)[i : i + 1] for f in SampleRows.__slots__))
@@ -128,3 +248,27 @@ def test_draws_follow_the_distribution(backend: CPUBackend) -> None:
 def test_philox_is_the_published_one() -> None:
     # Known answer of Random123's kat_vectors: philox4x32-10 of counter 0 and key 0 begins 6627e8d5 e169c58d.
     assert reference.philox(0, 0, 0) == ((0x6627E8D5 << 32 | 0xE169C58D) >> 11) * 2.0**-53
+
+
+TOKENS = """
+from shoal.kernels.cpu.backend import CPUBackend
+from tests.kernels import test_sample as t
+
+backend = CPUBackend(2)
+for vocab in (1000, 49_152):
+    for parameters in t.PARAMETERS:
+        print(t._sample(backend, t._logits(16, vocab), t._how(16, **parameters)))
+"""
+
+
+def _tokens(name: str) -> str:
+    environment = {**os.environ, "SHOAL_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", TOKENS], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_instruction_set_draws_the_same() -> None:
+    assert len({_tokens(name) for name in isa.possible()}) == 1

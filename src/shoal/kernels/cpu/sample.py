@@ -1,42 +1,51 @@
 """One token for each row of logits: temperature, then min_p, top_k and top_p, then one draw.
 
-Weights are exp((logit - best) / temperature). Survivors of top_k and top_p are taken from a heap of packed (weight, id) keys, so
-ties go to the lowest id; a histogram over the weights' exponents keeps that heap small.
+Weights are exp((logit - best) / temperature). One pass over the logits, in place, finds the best and the maxima of blocks; with
+these, later passes skip the blocks that cannot matter. Only a plain draw, or top_p without top_k, needs the mass of all weights
+and so a second pass. Candidates for top_k and top_p are gathered, but never sorted: a rank, a nucleus and a draw are each found by
+bisection on the bits of a weight. Equal weights rank by id.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from math import log
+from typing import Any, NamedTuple
 
-from numpy import float32
+from numpy import ceil, float32, float64, int32, int64
 
-from shoal.kernels.cpu.jit import inline, kernel
+from shoal.kernels.cpu.jit import inline, kernel, shared
 from shoal.kernels.cpu.simd import (
     Address,
+    Register,
     Scalar,
-    div,
+    add,
+    count_from,
     equal_lanes,
     exp,
     f32_of_bits,
     first_lanes,
+    keep_from,
+    lanes_from,
     largest_magnitude,
     load_f32,
     load_f32x16,
-    load_f64,
     load_i32,
     load_i64,
     load_u32,
+    lowest_bit,
     magnitude,
     max_lanes,
     maximum,
     maximum_i32,
+    mul,
+    ones,
+    pack_lanes,
     splat,
     store_f32,
     store_f32x16,
-    store_f64,
     store_i32,
-    store_i64,
     sub,
+    sum_lanes,
 )
 
 # Arguments, int64 each.
@@ -61,16 +70,58 @@ from shoal.kernels.cpu.simd import (
 ) = (8 * i for i in range(17))
 SAMPLE_FIELDS = 17
 
-_BINS = 256  # weights of 2^-n: bin = exponent bits of the float32
-_HISTOGRAM = 16 * _BINS  # bytes: (mass float64, count int64) a bin
+_BLOCK = 256  # logits
+_BLOCK_BYTES = 4 * _BLOCK
+_SMALL_NUCLEUS = 64  # top_p without top_k first looks among so many of the best
+_BOUND_STEPS = 24
+_NARROW = 64  # a search copies what is left to search when that is fewer than so many candidates a block
 _LEAST = float32(1e-38)
+_ONE = float32(1)  # the weight of the best
+_LEAST_BITS, _ONE_BITS = int(_LEAST.view(int32)), int(_ONE.view(int32))
+_LARGEST = float32(3e38)
 _INFINITY = float32(float("inf"))
 _MINUS_INFINITY = float32(-float("inf"))
 
 
+class _Row(NamedTuple):
+    """One row of logits as blocks of 256, and this chunk's scratch memory for it (addresses)."""
+
+    logits: int
+    blocks: int
+    copied_from: int  # blocks from this one on are read from ``copy``
+    copy: int
+    maxima: int  # float32 [blocks, 16]: the maxima of the 16 lanes over a block
+    weights: int  # float32 of the candidates, in id order
+    ids: int  # int32 of the candidates
+    rest: int  # float32: masses of the blocks; or the weights that a search has not ruled out
+
+
+class _Scale(NamedTuple):
+    """How logits become weights (float32): exp((logit - best) * inverse), none below ``least``."""
+
+    best: Any
+    temperature: Any
+    inverse: Any
+    least: Any
+
+
+class _Cut(NamedTuple):
+    """Where the ranked candidates end: the bits of the last one's weight, how many of its equals rank before it, and the mass."""
+
+    bits: int
+    tie: float
+    mass: float
+
+
+@inline
+def _array_bytes(vocab: int) -> Any:
+    """Room for one number a logit, in whole blocks, and one block more: vectors are written past the end."""
+    return _BLOCK_BYTES * ((vocab + _BLOCK - 1) // _BLOCK + 1)
+
+
 def scratch_bytes(vocab: int) -> int:
-    """Memory a chunk needs: histogram, weights [vocab] and keys [vocab]."""
-    return _HISTOGRAM + 4 * (vocab + 16) + 8 * vocab + 64
+    """Memory a chunk needs: copy, maxima, weights, ids and rest. What a row does not need is never touched."""
+    return 5 * int(_array_bytes(vocab))
 
 
 @inline
@@ -87,211 +138,345 @@ def philox(seed: int, sample: int, position: int) -> Any:
 
 
 @inline
-def _copy(logits: Address, work: Address, vocab: int) -> None:
-    """The row's logits into scratch, the tail filled up with -infinity."""
-    for i in range(0, vocab, 16):
-        x = load_f32x16(logits + 4 * i)
-        store_f32x16(work + 4 * i, first_lanes(x, vocab - i, _MINUS_INFINITY))
+def _row(args: Address, index: int, memory: Address) -> Any:
+    """The row and its scratch memory. A row with banned ids is copied; of others, only a last block that is not whole."""
+    vocab, array = load_i64(args + VOCAB), _array_bytes(load_i64(args + VOCAB))
+    starts = load_i64(args + BANNED_START) + 4 * index
+    copied_from = vocab // _BLOCK if load_i32(starts) == load_i32(starts + 4) else 0
+    return _Row(
+        load_i64(args + LOGITS) + index * load_i64(args + LOGIT_STRIDE),
+        (vocab + _BLOCK - 1) // _BLOCK,
+        copied_from,
+        memory,
+        memory + array,
+        memory + 2 * array,
+        memory + 3 * array,
+        memory + 4 * array,
+    )
 
 
 @inline
-def _ban(args: Address, row: int, work: Address, vocab: int) -> None:
-    starts, ids = load_i64(args + BANNED_START) + 4 * row, load_i64(load_i64(args + BANNED))
+def _copy(row: _Row, vocab: int) -> None:
+    """The blocks that are not read in place, the last filled up with -infinity."""
+    for i in range(_BLOCK * row.copied_from, _BLOCK * row.blocks, 16):
+        x = splat(_MINUS_INFINITY)
+        if i < vocab:
+            x = first_lanes(load_f32x16(row.logits + 4 * i), vocab - i, _MINUS_INFINITY)
+        store_f32x16(row.copy + 4 * i, x)
+
+
+@inline
+def _ban(args: Address, index: int, row: _Row, vocab: int) -> None:
+    starts, ids = load_i64(args + BANNED_START) + 4 * index, load_i64(load_i64(args + BANNED))
     for i in range(load_i32(starts), load_i32(starts + 4)):
         token = load_i32(ids + 4 * i)
         if 0 <= token < vocab:
-            store_f32(work + 4 * token, _MINUS_INFINITY)
+            store_f32(row.copy + 4 * token, _MINUS_INFINITY)
 
 
 @inline
-def _best(work: Address, vocab: int) -> Any:
-    """The largest logit; NaN if any is."""
-    best, size = splat(_MINUS_INFINITY), magnitude(splat(float32(0.0)))
-    for i in range(0, 4 * vocab, 64):
-        x = load_f32x16(work + i)
-        best, size = maximum(x, best), maximum_i32(magnitude(x), size)
+def _block(row: _Row, block: int) -> Any:
+    """Where a block's logits lie."""
+    return (row.logits if block < row.copied_from else row.copy) + _BLOCK_BYTES * block
+
+
+@inline
+def _best(row: _Row) -> Any:
+    """The largest logit, NaN if any is; writes the maxima."""
+    best, size = splat(_MINUS_INFINITY), magnitude(splat(0.0))
+    for block in range(row.blocks):
+        logits, top = _block(row, block), splat(_MINUS_INFINITY)
+        for i in range(0, _BLOCK_BYTES, 64):
+            x = load_f32x16(logits + i)
+            top, size = maximum(x, top), maximum_i32(magnitude(x), size)
+        store_f32x16(row.maxima + 64 * block, top)
+        best = maximum(top, best)
+    _fill_up(row.maxima, 16 * row.blocks, _MINUS_INFINITY)
     largest = largest_magnitude(size)
     return largest if largest != largest else max_lanes(best)
 
 
 @inline
-def _first_equal(work: Address, vocab: int, value: Scalar) -> Any:
-    """The lowest id whose logit is ``value``."""
-    for i in range(0, vocab, 16):
-        same = equal_lanes(load_f32x16(work + 4 * i), value)
-        if same != 0:
-            lane = 0
-            while (same >> lane) & 1 == 0:
-                lane += 1
-            return i + lane
-    return -1
+def _first(row: _Row, best: Scalar) -> Any:
+    """The lowest id whose logit is ``best``."""
+    block, i = 0, 0
+    while equal_lanes(load_f32x16(row.maxima + 64 * block), best) == 0:
+        block += 1
+    logits = _block(row, block)
+    while equal_lanes(load_f32x16(logits + 4 * i), best) == 0:
+        i += 16
+    return _BLOCK * block + i + lowest_bit(equal_lanes(load_f32x16(logits + 4 * i), best))
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 @inline
-def _to_weights(work: Address, vocab: int, best: Scalar, temperature: Scalar) -> None:
-    t, peak = splat(temperature), splat(best)
-    for i in range(0, 4 * vocab, 64):
-        store_f32x16(work + i, exp(div(sub(load_f32x16(work + i), peak), t)))
+def _weights(x: Register, scale: _Scale) -> Any:
+    """The weights of 16 logits; 0 where that is too little."""
+    return keep_from(exp(mul(sub(x, splat(scale.best)), splat(scale.inverse))), scale.least)
 
 
 @inline
-def _draw_all(work: Address, vocab: int, least: Scalar, u: Scalar) -> Any:
-    """Draw among all weights of at least ``least``, in id order."""
-    total = 0.0
-    for i in range(vocab):
-        w = load_f32(work + 4 * i)
-        if w >= least:
-            total += w
-    target, mass, last = u * total, 0.0, -1
-    for i in range(vocab):
-        w = load_f32(work + 4 * i)
-        if w >= least:
-            mass += w
+def _reach(logit: float, scale: _Scale) -> Any:
+    """A little less than ``logit``, so that a logit below it has a smaller weight than one at ``logit``, for all the rounding.
+
+    The three roundings of (logit - best) * inverse and the error of exp, for both logits, come to less than 4e-7 of each term.
+    """
+    return float32(logit - 1e-6 * (scale.best - logit + scale.temperature))
+
+
+@inline
+def _logit_of(weight: float, scale: _Scale) -> Any:
+    """The logit that has this weight."""
+    return scale.best + float64(scale.temperature) * log(float64(weight))
+
+
+@shared
+def _mass(row: _Row, scale: _Scale) -> Any:
+    """The mass of all weights; writes those of the blocks to ``rest``."""
+    total, low = 0.0, _reach(_logit_of(scale.least, scale), scale)
+    for block in range(row.blocks):
+        mass = splat(0.0)
+        if lanes_from(load_f32x16(row.maxima + 64 * block), low) != 0:
+            logits = _block(row, block)
+            for i in range(0, _BLOCK_BYTES, 64):
+                mass = add(mass, _weights(load_f32x16(logits + i), scale))
+        store_f32(row.rest + 4 * block, sum_lanes(mass))
+        total += load_f32(row.rest + 4 * block)
+    return total
+
+
+@shared
+def _gather(row: _Row, scale: _Scale, low: Scalar) -> Any:
+    """Make the logits of at least ``low`` the candidates; the number of blocks they fill, the last one up with weights of 0."""
+    size = 0
+    for block in range(row.blocks):
+        if lanes_from(load_f32x16(row.maxima + 64 * block), low) != 0:
+            logits = _block(row, block)
+            for i in range(0, _BLOCK, 16):
+                x = load_f32x16(logits + 4 * i)
+                lanes = lanes_from(x, low)
+                if lanes != 0:
+                    pack_lanes(row.weights + 4 * size, x, lanes)
+                    pack_lanes(row.ids + 4 * size, count_from(_BLOCK * block + i), lanes)
+                    size += ones(lanes)
+    blocks = _fill_up(row.weights, size, _MINUS_INFINITY)
+    for i in range(0, _BLOCK_BYTES * blocks, 64):
+        store_f32x16(row.weights + i, _weights(load_f32x16(row.weights + i), scale))
+    return blocks
+
+
+@inline
+def _fill_up(values: Address, size: int, value: Scalar) -> Any:
+    """Write ``value`` behind so many values until they are whole blocks; how many blocks."""
+    blocks = (size + _BLOCK - 1) // _BLOCK
+    for i in range(size, _BLOCK * blocks, 16):
+        store_f32x16(values + 4 * i, splat(value))
+    return blocks
+
+
+@shared
+def _tally(values: Address, blocks: int, low: Scalar) -> Any:
+    """The sum and the number of the values that are at least ``low``."""
+    mass, count = 0.0, 0
+    for first in range(values, values + _BLOCK_BYTES * blocks, _BLOCK_BYTES):
+        part = splat(0.0)
+        for i in range(first, first + _BLOCK_BYTES, 128):
+            x, y = load_f32x16(i), load_f32x16(i + 64)
+            part = add(part, add(keep_from(x, low), keep_from(y, low)))
+            count += ones(lanes_from(x, low) | (lanes_from(y, low) << 16))
+        mass += sum_lanes(part)
+    return mass, count
+
+
+@inline
+def _bound(row: _Row, scale: _Scale, wanted: int) -> Any:
+    """A logit below which none of the ``wanted`` best lies: at least so many of the maxima reach it, and seldom over four times
+    as many. (If there are fewer maxima: one below which all weights are 0.)"""
+    low, high = _logit_of(scale.least, scale), _logit_of(_ONE, scale)
+    for _ in range(_BOUND_STEPS):
+        middle = float32(0.5 * (low + high))
+        count = _tally(row.maxima, (row.blocks + 15) // 16, middle)[1]
+        if count < wanted:
+            high = middle
+        else:
+            low = middle
+            if count <= 4 * wanted:
+                break
+    return _reach(low, scale)
+
+
+@shared
+def _narrow(values: Address, blocks: int, low: int, high: int, out: Address) -> Any:
+    """Copy the weights whose bits are from ``low`` to below ``high``, filled up with 0; how many blocks. ``out`` may be ``values``."""
+    size = 0
+    for i in range(values, values + _BLOCK_BYTES * blocks, 64):
+        x = load_f32x16(i)
+        lanes = lanes_from(x, f32_of_bits(low)) & ~lanes_from(x, f32_of_bits(high))
+        if lanes != 0:
+            pack_lanes(out + 4 * size, x, lanes)
+            size += ones(lanes)
+    return _fill_up(out, size, 0.0)
+
+
+@shared
+def _rank(row: _Row, blocks: int, low: int, mass: float, count: int) -> Any:
+    """The bits of the largest weight, from ``low`` on, such that the candidates of at least that weight have this mass (or all
+    there is) and are this many; also the mass and the number of those above it.
+
+    Sums are grouped otherwise once the search has narrowed: a mass that is hit to the last bit may lead to no candidate's weight.
+    """
+    high, above, larger = _ONE_BITS + 1, 0.0, 0
+    values, gone, removed = (
+        row.weights,
+        0.0,
+        0,
+    )  # where the search goes on; mass and number of what it has left behind above
+    total, number = _tally(values, blocks, f32_of_bits(low))
+    mass = min(mass, total)
+    while high - low > 1:
+        if blocks > 1 and number - larger < _NARROW * blocks:
+            blocks = _narrow(values, blocks, low, high, row.rest)
+            values, gone, removed = row.rest, above, larger
+        middle = (low + high) >> 1
+        more, others = _tally(values, blocks, f32_of_bits(middle))
+        if gone + more >= mass and removed + others >= count:
+            low, number = middle, removed + others
+        else:
+            high, above, larger = middle, gone + more, removed + others
+    return low, above, larger
+
+
+@inline
+def _cut_after(row: _Row, blocks: int, cut: _Cut, count: int) -> Any:
+    """The cut that leaves the ``count`` best candidates, of more than so many."""
+    bits, above, number = _rank(row, blocks, cut.bits, 0.0, count)
+    return _Cut(bits, count - number - 1.0, above + (count - number) * f32_of_bits(bits))
+
+
+@shared
+def _cut_at(row: _Row, blocks: int, cut: _Cut, mass: float) -> Any:
+    """The cut after the candidate with which the mass, best first, reaches ``mass``; not beyond ``cut``."""
+    bits, above, _ = _rank(row, blocks, cut.bits, mass, int64(0))
+    weight = f32_of_bits(bits)
+    tie = max(ceil((mass - above) / weight) - 1.0, 0.0)
+    if bits == cut.bits:
+        tie = min(tie, cut.tie)
+    return _Cut(bits, tie, above + (tie + 1.0) * weight)
+
+
+# --- draws -----------------------------------------------------------------------------------------------------------
+
+
+@inline
+def _draw_all(row: _Row, scale: _Scale, u: float) -> Any:
+    """Draw among all weights, in id order: first the block, then the id."""
+    target, before, passed, chosen = u * _mass(row, scale), 0.0, 0.0, 0
+    for block in range(row.blocks):
+        mass = load_f32(row.rest + 4 * block)
+        if mass > 0:
+            chosen, before = block, passed
+            passed += mass
+            if passed > target:
+                break
+    return _BLOCK * chosen + _draw_inside(row, scale, _block(row, chosen), target - before)
+
+
+@inline
+def _draw_inside(row: _Row, scale: _Scale, logits: Address, target: float) -> Any:
+    """The first of a block's logits whose weight takes the mass past ``target``; should rounding let none, the last with any."""
+    for i in range(0, _BLOCK_BYTES, 64):
+        store_f32x16(row.weights + i, _weights(load_f32x16(logits + i), scale))
+    last, passed = 0, 0.0
+    for i in range(_BLOCK):
+        weight = load_f32(row.weights + 4 * i)
+        if weight > 0:
             last = i
-            if mass > target:
+            passed += weight
+            if passed > target:
                 break
     return last
 
 
 @inline
-def _count_bins(histogram: Address, work: Address, vocab: int, least: Scalar) -> None:
-    for b in range(_BINS):
-        store_f64(histogram + 16 * b, 0.0)
-        store_i64(histogram + 16 * b + 8, 0)
-    for i in range(vocab):
-        w = load_f32(work + 4 * i)
-        if w >= least:
-            b = histogram + 16 * (load_u32(work + 4 * i) >> 23)
-            store_f64(b, load_f64(b) + w)
-            store_i64(b + 8, load_i64(b + 8) + 1)
+def _nucleus_reach(row: _Row, scale: _Scale, total: float, top_p: Scalar) -> Any:
+    """A logit below which nothing is in the nucleus.
+
+    The n logits or fewer whose weights are below (1 - top_p) * total / n have less than (1 - top_p) * total together. All others
+    rank before them and have more than top_p * total: the nucleus ends among those.
+    """
+    weight = (1.0 - top_p) * total / (_BLOCK * row.blocks)
+    return _reach(_logit_of(max(weight, float64(scale.least)), scale), scale)
 
 
 @inline
-def _lowest_bin(histogram: Address, top_k: int, top_p: Scalar) -> Any:
-    """The highest bin such that it and those above hold all survivors."""
-    total = 0.0
-    for b in range(_BINS):
-        total += load_f64(histogram + 16 * b)
-    mass, count, b = 0.0, 0, _BINS
-    while b > 0:
-        b -= 1
-        mass += load_f64(histogram + 16 * b)
-        count += load_i64(histogram + 16 * b + 8)
-        if top_k > 0:
-            if count >= top_k:
-                break
-        elif mass >= top_p * total:
-            break
-    return b, total
+def _last(row: _Row, blocks: int, cut: _Cut) -> Any:
+    """The id of the last candidate before the cut; -1 if rounding led to none (see `_rank`)."""
+    left, last = cut.tie, -1
+    for i in range(0, _BLOCK * blocks, 16):
+        lanes = equal_lanes(load_f32x16(row.weights + 4 * i), f32_of_bits(cut.bits))
+        while lanes != 0:
+            last = load_i32(row.ids + 4 * (i + lowest_bit(lanes)))
+            if left < 1.0:
+                return last
+            left -= 1.0
+            lanes &= lanes - 1
+    return last
 
 
 @inline
-def _sink(heap: Address, i: int, size: int) -> None:
-    """Restore the heap below node i."""
-    key = load_i64(heap + 8 * i)
-    while 2 * i + 1 < size:
-        child = 2 * i + 1
-        if child + 1 < size and load_i64(heap + 8 * (child + 1)) > load_i64(heap + 8 * child):
-            child += 1
-        if load_i64(heap + 8 * child) <= key:
-            break
-        store_i64(heap + 8 * i, load_i64(heap + 8 * child))
-        i = child
-    store_i64(heap + 8 * i, key)
+def _draw_best(row: _Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) -> Any:
+    """Draw among what top_k and then top_p leave, best first."""
+    blocks = _gather(row, scale, _bound(row, scale, top_k if top_k > 0 else _SMALL_NUCLEUS))
+    mass, count = _tally(row.weights, blocks, scale.least)
+    if top_k <= 0:
+        total = _mass(row, scale)
+        if mass < top_p * total:
+            blocks = _gather(row, scale, _nucleus_reach(row, scale, total, top_p))
+        mass = total
+    cut = _Cut(_LEAST_BITS, float64(count), mass)
+    if 0 < top_k < count:
+        cut = _cut_after(row, blocks, cut, top_k)
+    if top_p < 1.0:
+        cut = _cut_at(row, blocks, cut, top_p * cut.mass)
+    return _last(row, blocks, _cut_at(row, blocks, cut, u * cut.mass))
 
 
 @inline
-def _gather(heap: Address, work: Address, vocab: int, least: Scalar, lowest: int) -> Any:
-    """Keys of the weights in bins from ``lowest`` up, as a heap: weight bits high, inverted id low. Their number."""
-    size = 0
-    for i in range(vocab):
-        bits = load_u32(work + 4 * i)
-        if bits >> 23 >= lowest and load_f32(work + 4 * i) >= least:
-            store_i64(heap + 8 * size, (bits << 32) | (0xFFFFFFFF - i))
-            size += 1
-    for i in range(size // 2 - 1, -1, -1):
-        _sink(heap, i, size)
-    return size
+def _scale(args: Address, index: int, best: Scalar, temperature: Scalar) -> Any:
+    least = max(load_f32(load_i64(args + MIN_P) + 4 * index), _LEAST)
+    return _Scale(best, temperature, min(_ONE / temperature, _LARGEST), least)
 
 
 @inline
-def _pop(heap: Address, size: int) -> Any:
-    """Move the largest key behind the heap's end."""
-    key = load_i64(heap)
-    store_i64(heap, load_i64(heap + 8 * (size - 1)))
-    _sink(heap, 0, size - 1)
-    store_i64(heap + 8 * (size - 1), key)
-    return key
+def _draw(args: Address, index: int, row: _Row, scale: _Scale) -> Any:
+    u = philox(
+        load_i64(load_i64(args + SEED) + 8 * index),
+        load_u32(load_i64(args + SAMPLE) + 4 * index),
+        load_u32(load_i64(args + POSITION) + 4 * index),
+    )
+    top_k, top_p = load_i32(load_i64(args + TOP_K) + 4 * index), load_f32(load_i64(args + TOP_P) + 4 * index)
+    if top_k <= 0 and top_p >= 1.0:
+        return _draw_all(row, scale, u)
+    return _draw_best(row, scale, top_k, top_p, u)
 
 
-@inline
-def _survivors(heap: Address, size: int, limit: int, enough: Scalar) -> Any:
-    """Pop at most ``limit`` keys, until their mass is ``enough``; (how many, their mass). They lie behind the heap, best last."""
-    count, mass = 0, 0.0
-    while count < limit and mass < enough:
-        mass += f32_of_bits(_pop(heap, size - count) >> 32)
-        count += 1
-    return count, mass
-
-
-@inline
-def _prefix(heap: Address, size: int, count: int, enough: Scalar) -> Any:
-    """How many of the ``count`` best reach a mass of ``enough``, and that mass."""
-    taken, mass = 0, 0.0
-    while taken < count and (taken == 0 or mass < enough):
-        mass += f32_of_bits(load_i64(heap + 8 * (size - 1 - taken)) >> 32)
-        taken += 1
-    return taken, mass
-
-
-@inline
-def _draw_best(
-    histogram: Address, work: Address, heap: Address, vocab: int, least: Scalar, top_k: int, top_p: Scalar, u: Scalar
-) -> Any:
-    """Draw among the survivors of top_k and then top_p, best first."""
-    _count_bins(histogram, work, vocab, least)
-    lowest, total = _lowest_bin(histogram, top_k, top_p)
-    size = _gather(heap, work, vocab, least, lowest)
-    if top_k > 0:
-        count, mass = _survivors(heap, size, min(top_k, size), float("inf"))
-        if top_p < 1.0:
-            count, mass = _prefix(heap, size, count, top_p * mass)
-    else:
-        count, mass = _survivors(heap, size, size, top_p * total)
-    target, passed = u * mass, 0.0
-    for i in range(count):
-        key = load_i64(heap + 8 * (size - 1 - i))
-        passed += f32_of_bits(key >> 32)
-        if passed > target or i == count - 1:
-            return 0xFFFFFFFF - (key & 0xFFFFFFFF)
-    return -1
-
-
-@inline
-def _choose(args: Address, row: int, memory: Address) -> Any:
+@shared
+def _choose(args: Address, index: int, memory: Address) -> Any:
     """The token of one row, or -1."""
-    vocab = load_i64(args + VOCAB)
-    work = memory + _HISTOGRAM
-    _copy(load_i64(args + LOGITS) + row * load_i64(args + LOGIT_STRIDE), work, vocab)
-    _ban(args, row, work, vocab)
-    best = _best(work, vocab)
+    row, vocab = _row(args, index, memory), load_i64(args + VOCAB)
+    _copy(row, vocab)
+    _ban(args, index, row, vocab)
+    best = _best(row)
     if not (_MINUS_INFINITY < best < _INFINITY):
         return -1
-    temperature = load_f32(load_i64(args + TEMPERATURE) + 4 * row)
+    first = _first(row, best)
+    temperature = load_f32(load_i64(args + TEMPERATURE) + 4 * index)
     if temperature == 0:
-        return _first_equal(work, vocab, best)
-    _to_weights(work, vocab, best, temperature)
-    u = philox(
-        load_i64(load_i64(args + SEED) + 8 * row),
-        load_u32(load_i64(args + SAMPLE) + 4 * row),
-        load_u32(load_i64(args + POSITION) + 4 * row),
-    )
-    least = max(load_f32(load_i64(args + MIN_P) + 4 * row), _LEAST)
-    top_k, top_p = load_i32(load_i64(args + TOP_K) + 4 * row), load_f32(load_i64(args + TOP_P) + 4 * row)
-    if top_k <= 0 and top_p >= 1.0:
-        return _draw_all(work, vocab, least, u)
-    heap = work + 4 * (vocab + 16)
-    return _draw_best(memory, work, heap, vocab, least, top_k, top_p, u)
+        return first
+    token = _draw(args, index, row, _scale(args, index, best, temperature))
+    return token if token >= 0 else first
 
 
 @kernel

@@ -33,7 +33,7 @@ Function = Any  # a compiled helper, passed in
 Builder = Any
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-_HALF, _F32, _F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_HALF, _F32 = ir.HalfType(), ir.FloatType()
 
 
 def _vector(element: ir.Type, lanes: int) -> ir.VectorType:
@@ -197,18 +197,6 @@ def load_u8(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 def load_u32(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """The uint32 at an address."""
     return b.zext(_load(b, address, _I32), _I64)
-
-
-@_operation(types.float64)
-def load_f64(b: Builder, _: Any, address: ir.Value) -> ir.Value:
-    """The float64 at an address."""
-    return _load(b, address, _F64)
-
-
-@_operation(types.void)
-def store_f64(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
-    """Write a float64."""
-    _store(b, value, address)
 
 
 @_operation(types.float32)
@@ -762,6 +750,50 @@ def equal_lanes(b: Builder, _: Any, x: ir.Value, value: ir.Value) -> ir.Value:
     """Bit r is set where lane r equals ``value``."""
     same = b.fcmp_ordered("==", x, _splat(b, _as_f32(b, value), 16))
     return b.zext(b.bitcast(same, _I16), _I64)
+
+
+@_operation(types.int64)
+def lanes_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
+    """Bit r is set where lane r is at least ``least``."""
+    return b.zext(b.bitcast(b.fcmp_ordered(">=", x, _splat(b, _as_f32(b, least), 16)), _I16), _I64)
+
+
+@_operation(f32x16)
+def keep_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
+    """x where it is at least ``least``, otherwise 0."""
+    return b.select(b.fcmp_ordered(">=", x, _splat(b, _as_f32(b, least), 16)), x, _const(0.0, _F32X16))
+
+
+@_operation(i32x16)
+def count_from(b: Builder, _: Any, first: ir.Value) -> ir.Value:
+    """first, first + 1, ... first + 15."""
+    return b.add(_splat(b, b.trunc(first, _I32), 16), ir.Constant(_I32X16, list(range(16))))
+
+
+@_operation(types.void)
+def pack_lanes(b: Builder, _: Any, address: ir.Value, x: ir.Value, lanes: ir.Value) -> None:
+    """Write the lanes whose bit is set, one behind the other. Anything may be written up to 16 lanes from the address."""
+    x = b.bitcast(x, _I32X16)
+    if ISA == "avx512vnni":
+        mask = b.bitcast(b.trunc(lanes, _I16), _vector(_I1, 16))
+        _store(b, _call(b, "llvm.x86.avx512.mask.compress.v16i32", _I32X16, x, x, mask), address)
+        return
+    for lane in range(16):
+        _store(b, b.extract_element(x, ir.Constant(_I32, lane)), address)
+        bit = b.and_(b.lshr(lanes, ir.Constant(_I64, lane)), ir.Constant(_I64, 1))
+        address = b.add(address, b.shl(bit, ir.Constant(_I64, 2)))
+
+
+@_operation(types.int64)
+def ones(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """How many bits of an int64 are set."""
+    return b.ctpop(x)
+
+
+@_operation(types.int64)
+def lowest_bit(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """Number of the lowest set bit of an int64 that is not 0."""
+    return b.cttz(x, ir.Constant(_I1, 1))
 
 
 @_operation(types.int64)
