@@ -24,6 +24,7 @@ def silent(line: str) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "measure_peaks", lambda threads: PEAKS)
     monkeypatch.setattr(kernels, "STREAM_BYTES", 100_000)
+    monkeypatch.setattr(kernels, "_SETTLE_SECONDS", 0.0)
     monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
 
 
@@ -87,12 +88,13 @@ def report() -> KernelReport:
         for place in ("memory", "cache")
         for rows, seconds in ((1, 0.001), (16, 0.002))
     ]
-    return KernelReport("Some CPU", "cpu: kernels", PEAKS, 5, products)
+    return KernelReport("Some CPU", "cpu: kernels", PEAKS, 5, products, other_load=0.034)
 
 
 def test_markdown_has_a_line_a_type_and_a_column_a_number_of_tokens(report: KernelReport) -> None:
     text = report.as_markdown()
     assert "Machine: Some CPU; 2 threads read 10.0 GB/s, copy 8.0 GB/s (read and written), multiply 50 GMAC/s" in text
+    assert "Other processes used 3.4% of it during NumPy's turns." in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert lines[:4] == [
         "| type | 1 | 16 |",

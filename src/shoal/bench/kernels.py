@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from shoal.bench.machine import Peaks, cpu_name, measure_peaks
 from shoal.bench.markdown import table
 from shoal.bench.products import Products
 from shoal.bench.timing import timings
-from shoal.bench.turns import Worker
+from shoal.bench.turns import OtherLoad, Worker
 from shoal.errors import ParameterError
 from shoal.gguf.quants import FORMATS, QuantFormat, format_named
 from shoal.kernels.base import Backend
@@ -27,6 +28,7 @@ from shoal.kernels.load import load_backend
 STREAM_BYTES = 256 << 20  # of matrices that are to come from memory: more than caches hold
 _MOST_COPIES = 128
 _REPEATS = 64  # products of a cached matrix in one pass
+_SETTLE_SECONDS = 0.2  # threads of NumPy's BLAS stop spinning
 MEMORY, CACHE = "memory", "cache"
 
 Shape = tuple[int, int]  # rows and columns of a matrix
@@ -92,19 +94,20 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class KernelReport:
-    """All products, with what one needs to repeat them."""
+    """All products, with what one needs to repeat them. ``other_load``: share of the machine that others used in NumPy's turns."""
 
     cpu: str
     backend: str
     peaks: Peaks
     rounds: int
     products: Sequence[Product]
+    other_load: float
 
     def as_markdown(self) -> str:
         """A heading and a table for each quantity: a line a type, a column a number of rows."""
         parts = [
             f"shoal {__version__}, {self.backend}, medians of {self.rounds} rounds.",
-            f"Machine: {self.cpu}; {self.peaks}.",
+            f"Machine: {self.cpu}; {self.peaks}. Other processes used {self.other_load:.1%} of it during NumPy's turns.",
         ]
         for place in dict.fromkeys(product.place for product in self.products):
             parts += _tables([product for product in self.products if product.place == place])
@@ -125,15 +128,15 @@ def measure_kernels(plan: Plan, say: Callable[[str], None]) -> KernelReport:
     try:
         formats = _formats(plan, backend)
         say("measuring the machine")
-        peaks = measure_peaks(plan.threads)
+        peaks, load = measure_peaks(plan.threads), OtherLoad()
         with Worker("NumPy", [sys.executable, "-m", "shoal.bench.sgemm_worker", str(plan.threads)]) as sgemm:
             products = [
                 product
                 for fmt in formats
                 for place in plan.places()
-                for product in _Case(plan, backend, peaks, fmt, place).products(sgemm, say)
+                for product in _Case(plan, backend, peaks, fmt, place).products(sgemm, load, say)
             ]
-        return KernelReport(cpu_name(), backend.describe(), peaks, plan.rounds, products)
+        return KernelReport(cpu_name(), backend.describe(), peaks, plan.rounds, products, load.share)
     finally:
         backend.close()
 
@@ -148,11 +151,12 @@ class _Case:
     format: QuantFormat
     place: str
 
-    def products(self, sgemm: Worker, say: Callable[[str], None]) -> Iterator[Product]:
+    def products(self, sgemm: Worker, load: OtherLoad, say: Callable[[str], None]) -> Iterator[Product]:
         """NumPy's turn, then ours, with each number of rows."""
         say(f"{self.format.name} from {self.place}")
         shape, plan = self.plan.places()[self.place], self.plan
-        answer = sgemm.ask({"shape": shape, "rows": plan.rows, "rounds": plan.rounds})
+        answer = load.watch(sgemm, {"shape": shape, "rows": plan.rows, "rounds": plan.rounds})
+        time.sleep(_SETTLE_SECONDS)
         num_bytes = shape[0] * self.format.row_bytes(shape[1])
         copies, repeats = (
             (min(-(-STREAM_BYTES // num_bytes), _MOST_COPIES), 1) if self.place == MEMORY else (1, _REPEATS)
