@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
+import psutil
 import pytest
 
-from shoal.bench.throughput import ThroughputResult, measure_throughput
+from shoal.bench.throughput import ThroughputResult, busy_process, measure_throughput
 from shoal.bench.workload import fixed_length, random_prompts
 from shoal.llm import LLM
 
@@ -28,11 +31,31 @@ def test_one_at_a_time_is_compared() -> None:
     assert str(result).endswith("One at a time: 7.00 s, together 2.00 s: 3.50x")
 
 
+def test_a_busy_neighbour_is_compared() -> None:
+    result = ThroughputResult(2.0, 10, 60, 40, busy_time=5.0)
+    assert list(result.as_json()) == [*VLLM_KEYS, "busy_time", "busy_share"]
+    assert result.as_json()["busy_share"] == 0.4
+    assert str(result).endswith("With a busy neighbour: 5.00 s, alone 2.00 s: 40% of tokens/s")
+
+
+def test_the_neighbour_is_busy_and_goes() -> None:
+    me = psutil.Process()
+    with busy_process():
+        (neighbour,) = [child for child in me.children() if "while True" in " ".join(child.cmdline())]
+        before, deadline = sum(neighbour.cpu_times()[:2]), time.monotonic() + 20
+        while sum(neighbour.cpu_times()[:2]) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert not neighbour.is_running()
+
+
 @pytest.mark.parametrize("compare", [False, True])
-def test_measured_requests_are_counted_once(llm: LLM, compare: bool) -> None:
+@pytest.mark.parametrize("busy", [False, True])
+def test_measured_requests_are_counted_once(llm: LLM, compare: bool, busy: bool) -> None:
     prompts = random_prompts(llm, 5, 7)
-    result = measure_throughput(llm, prompts, fixed_length(3), compare_sequential=compare)
+    result = measure_throughput(llm, prompts, fixed_length(3), compare_sequential=compare, busy_neighbour=busy)
     assert (result.num_requests, result.num_prompt_tokens, result.num_output_tokens) == (5, 35, 15)
     assert result.elapsed_time > 0
     assert (result.sequential_time is not None) == compare
-    assert llm.engine.stats().generation_tokens == 3 * (1 + 5 + 5 * compare)  # the first one warms up
+    assert (result.busy_time is not None) == busy
+    assert llm.engine.stats().generation_tokens == 3 * (1 + 5 + 5 * compare + 5 * busy)  # the first one warms up

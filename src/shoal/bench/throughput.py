@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +17,18 @@ from shoal.params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class ThroughputResult:
-    """Seconds for all requests, and their tokens. ``sequential_time``: seconds for the same requests one after the other."""
+    """Seconds for all requests, and their tokens.
+
+    ``sequential_time``: seconds for the same requests one after the other; ``busy_time``: together again, while another process
+    spins on one core.
+    """
 
     elapsed_time: float
     num_requests: int
     num_prompt_tokens: int
     num_output_tokens: int
     sequential_time: float | None = None
+    busy_time: float | None = None
 
     @property
     def total_num_tokens(self) -> int:
@@ -28,7 +36,7 @@ class ThroughputResult:
         return self.num_prompt_tokens + self.num_output_tokens
 
     def as_json(self) -> dict[str, Any]:
-        """vLLM's keys, and ours where the requests were also run one after the other."""
+        """vLLM's keys, and ours where the requests were also run in other ways."""
         found: dict[str, Any] = {
             "elapsed_time": self.elapsed_time,
             "num_requests": self.num_requests,
@@ -39,6 +47,9 @@ class ThroughputResult:
         if self.sequential_time is not None:
             found["sequential_time"] = self.sequential_time
             found["speedup"] = self.sequential_time / self.elapsed_time
+        if self.busy_time is not None:
+            found["busy_time"] = self.busy_time
+            found["busy_share"] = self.elapsed_time / self.busy_time
         return found
 
     def __str__(self) -> str:
@@ -55,13 +66,24 @@ class ThroughputResult:
             lines.append(
                 f"One at a time: {self.sequential_time:.2f} s, together {self.elapsed_time:.2f} s: {speedup:.2f}x"
             )
+        if self.busy_time is not None:
+            share = self.elapsed_time / self.busy_time
+            lines.append(
+                f"With a busy neighbour: {self.busy_time:.2f} s, alone {self.elapsed_time:.2f} s: {share:.0%} of tokens/s"
+            )
         return "\n".join(lines)
 
 
 def measure_throughput(
-    llm: LLM, prompts: Sequence[Prompt], params: SamplingParams, *, compare_sequential: bool = False
+    llm: LLM,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    *,
+    compare_sequential: bool = False,
+    busy_neighbour: bool = False,
 ) -> ThroughputResult:
-    """Answer all prompts together, after one alone to warm up; with ``compare_sequential`` also one after the other."""
+    """Answer all prompts together, after one alone to warm up; if asked to, also one after the other, and together once more
+    beside a busy neighbour."""
     answers(llm, prompts[:1], params)
     start = time.perf_counter()
     outputs = answers(llm, prompts, params, progress=True)
@@ -72,6 +94,7 @@ def measure_throughput(
         num_prompt_tokens=sum(len(output.prompt_token_ids) for output in outputs),
         num_output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
         sequential_time=_one_at_a_time(llm, prompts, params) if compare_sequential else None,
+        busy_time=_beside_a_neighbour(llm, prompts, params) if busy_neighbour else None,
     )
 
 
@@ -80,3 +103,25 @@ def _one_at_a_time(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams) 
     for prompt in prompts:
         answers(llm, [prompt], params)
     return time.perf_counter() - start
+
+
+def _beside_a_neighbour(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams) -> float:
+    with busy_process():
+        start = time.perf_counter()
+        answers(llm, prompts, params)
+        return time.perf_counter() - start
+
+
+@contextmanager
+def busy_process() -> Iterator[None]:
+    """A process that keeps one core busy."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL
+    )
+    with process:
+        assert process.stdout is not None, "opened with a pipe"
+        process.stdout.readline()  # from now on it spins
+        try:
+            yield
+        finally:
+            process.kill()
