@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shoal.gguf.reader import GGUFFile
 from tests.cli.conftest import Shoal
 from tests.support.tiny_model import write_tiny_model
 
@@ -63,6 +64,34 @@ def test_peers_without_the_peer_says_how_to_get_it(shoal: Shoal, tiny: Path, tmp
     assert (done.returncode, done.stdout) == (2, "")
     assert len(done.stderr.splitlines()) == 1
     assert f"{python} -m pip install llama-cpp-python" in done.stderr
+
+
+def test_quantize_without_llama_cpp_says_how_to_get_it(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    done = shoal("bench", "quantize", tiny, "Q4_K_M", "out.gguf", "--peer-python", tmp_path / "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install llama-cpp-python" in done.stderr
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_random_model_is_written(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    flags = ["--shape", "smollm2-135m", "--type", "IQ1_S", "--tokenizer-from", tiny]
+    done = shoal("bench", "random-model", "out.gguf", *flags)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    with GGUFFile.open(tmp_path / "out.gguf") as file:
+        assert file.tensors["blk.29.ffn_down.weight"].format.name == "IQ1_S"
+        assert file.tensors["token_embd.weight"].shape == (49152, 576)
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"), [("--shape", "big", "one of llama-1b"), ("--type", "Q4_Q", "one of Q4_K_M")]
+)
+def test_what_no_random_model_has_is_refused(
+    shoal: Shoal, tiny: Path, tmp_path: Path, flag: str, value: str, message: str
+) -> None:
+    done = shoal("bench", "random-model", "out.gguf", "--tokenizer-from", tiny, flag, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def _rows(prompts: list[list[int]]) -> list[Token]:
 
 def main() -> None:
     """Load the model, then answer turns until stdin ends."""
-    llama = Llama(**json.loads(sys.argv[1]))
+    settings = json.loads(sys.argv[1])
+    llama = Llama(settings["model"], settings["threads"])
     system = llama_cpp.llama_print_system_info().decode()
     print(json.dumps({"version": llama_cpp.__version__, "system": system}), flush=True)
     for line in sys.stdin:

@@ -10,19 +10,6 @@ from typing import Any
 from shoal.bench.machine import Machine
 from shoal.bench.roofline import Work
 
-_COLUMNS = (
-    "sequences",
-    "prompt",
-    "shoal tokens/s",
-    "llama.cpp tokens/s",
-    "ratio",
-    "llama.cpp settings",
-    "MB",
-    "GMAC",
-    "roofline tokens/s",
-    "reached",
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -54,57 +41,81 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
+class Ratio:
+    """shoal's median over a peer's, with the least and most of it in any one round."""
+
+    of_medians: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, shoal: Sequence[float], peer: Sequence[float]) -> Ratio:
+        """From the seconds that each round took, the same rounds of both; a peer that failed has fewer of them."""
+        rounds = [other / own for own, other in zip(shoal, peer, strict=False)]
+        return cls(statistics.median(peer) / statistics.median(shoal), min(rounds), max(rounds))
+
+    def __str__(self) -> str:
+        return f"{self.of_medians:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSpeed:
+    """A peer in one phase, with whichever ``setting`` suits it best there."""
+
+    speed: Speed
+    setting: str
+    ratio: Ratio
+
+    @classmethod
+    def of(cls, tokens: int, shoal: Sequence[float], peer: Mapping[str, Sequence[float]]) -> PeerSpeed:
+        """From seconds a round: shoal's, and the peer's for each of its settings."""
+        best = min(peer, key=lambda setting: statistics.median(peer[setting]))
+        return cls(Speed.of(tokens, peer[best]), best, Ratio.of(shoal, peer[best]))
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
-    """One row: both sides' speed in one phase, the peer with whichever ``setting`` suits it best there.
+    """One row: the speed of all sides in one phase.
 
     ``roofline`` is the most tokens a second that the machine allows (see roofline.py).
     """
 
     phase: Phase
     shoal: Speed
-    peer: Speed
-    setting: str
+    peers: Mapping[str, PeerSpeed]
     roofline: float
 
     @classmethod
     def of(
-        cls, phase: Phase, shoal: Sequence[float], peer: Mapping[str, Sequence[float]], machine: Machine
+        cls,
+        phase: Phase,
+        shoal: Sequence[float],
+        peers: Mapping[str, Mapping[str, Sequence[float]]],
+        machine: Machine,
     ) -> Comparison:
-        """From seconds a round: shoal's, and the peer's for each of its settings."""
-        speeds = {setting: Speed.of(phase.tokens, seconds) for setting, seconds in peer.items()}
-        best = max(speeds, key=lambda setting: speeds[setting].median)
+        """From seconds a round: shoal's, and for each setting of each peer."""
+        speeds = {name: PeerSpeed.of(phase.tokens, shoal, seconds) for name, seconds in peers.items()}
         floor = phase.passes * phase.work.floor_seconds(machine)
-        return cls(phase, Speed.of(phase.tokens, shoal), speeds[best], best, phase.tokens / floor)
-
-    @property
-    def ratio(self) -> float:
-        """shoal's median over the peer's."""
-        return self.shoal.median / self.peer.median
+        return cls(phase, Speed.of(phase.tokens, shoal), speeds, phase.tokens / floor)
 
     @property
     def reached(self) -> float:
         """shoal's share of the roofline."""
         return self.shoal.median / self.roofline
 
-    def cells(self) -> list[str]:
-        """The row of the table, as ``_COLUMNS``."""
+    def cells(self, peers: Sequence[str]) -> list[str]:
+        """The row of a table with ``_columns(peers)``; a peer that was not measured has dashes."""
         phase = self.phase
-        return [
-            str(phase.batch),
-            str(phase.prompt_len),
-            str(self.shoal),
-            str(self.peer),
-            f"{self.ratio:.2f}",
-            self.setting,
-            f"{phase.work.num_bytes / 1e6:.0f}",
-            f"{phase.work.macs / 1e9:.2f}",
-            f"{self.roofline:.0f}",
-            f"{self.reached:.0%}",
-        ]
+        cells = [str(phase.batch), str(phase.prompt_len), str(self.shoal)]
+        for name in peers:
+            peer = self.peers.get(name)
+            cells += [str(peer.speed), str(peer.ratio), peer.setting] if peer else ["-"] * 3
+        work = [f"{phase.work.num_bytes / 1e6:.0f}", f"{phase.work.macs / 1e9:.2f}"]
+        return [*cells, *work, f"{self.roofline:.0f}", f"{self.reached:.0%}"]
 
     def as_json(self) -> dict[str, Any]:
         """All fields, and what follows from them."""
-        return asdict(self) | {"ratio": self.ratio, "reached": self.reached}
+        return asdict(self) | {"reached": self.reached}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +136,19 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything, with what one needs to repeat it. ``other_load``: share of the machine that others used meanwhile."""
+    """Everything, with what one needs to repeat it.
+
+    ``formats``: how many matrices of the file have each. ``not_run``: why a peer is missing, or some of its rounds.
+    ``other_load``: share of the machine that others used meanwhile.
+    """
 
     model: str
+    formats: Mapping[str, int]
     machine: Machine
     threads: int
     rounds: int
     versions: Mapping[str, str]
+    not_run: Mapping[str, str]
     decode: Sequence[Comparison]
     prefill: Sequence[Comparison]
     memory: Memory
@@ -139,9 +156,12 @@ class Report:
 
     def as_markdown(self) -> str:
         """For docs/benchmarks.md."""
-        versions = " and ".join(f"{name} {version}" for name, version in self.versions.items())
+        formats = ", ".join(f"{count} {name}" for name, count in sorted(self.formats.items()))
+        versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         lines = [
-            f"{self.model}, {versions}, {self.threads} threads each, medians (min-max) of {self.rounds} alternating rounds.",
+            f"{self.model} ({formats}), {versions}, {self.threads} threads each, medians (min-max) of {self.rounds}"
+            " alternating rounds.",
+            *(f"Not measured: {reason}." for reason in self.not_run.values()),
             f"Machine: {self.machine}. Other processes used {self.other_load:.1%} of it during the turns.",
             f"{self.memory}.",
             *_table("Decode (MB and GMAC: one step)", self.decode),
@@ -155,9 +175,16 @@ class Report:
         return asdict(self) | tables
 
 
+def _columns(peers: Sequence[str]) -> list[str]:
+    beside = [column for name in peers for column in (f"{name} tokens/s", "ratio", f"{name} settings")]
+    return ["sequences", "prompt", "shoal tokens/s", *beside, "MB", "GMAC", "roofline tokens/s", "reached"]
+
+
 def _table(title: str, rows: Sequence[Comparison]) -> list[str]:
-    """A title and a table; nothing without rows."""
+    """A title and a table with a column group for each peer that was measured; nothing without rows."""
     if not rows:
         return []
-    cells = [list(_COLUMNS), ["---:"] * len(_COLUMNS), *(row.cells() for row in rows)]
+    peers = list(dict.fromkeys(name for row in rows for name in row.peers))
+    columns = _columns(peers)
+    cells = [columns, ["---:"] * len(columns), *(row.cells(peers) for row in rows)]
     return [f"**{title}**", "\n".join(f"| {' | '.join(row)} |" for row in cells)]

@@ -1,16 +1,17 @@
-"""``shoal bench``: throughput, latency, and llama.cpp side by side."""
+"""``shoal bench``: throughput and latency; its other verbs are in modules of their own."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from shoal.cli.bench_files import quantize, random_model
 from shoal.cli.bench_kernels import kernels
-from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, numbers, output_json_option, show
+from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_json_option, show
+from shoal.cli.bench_peers import peers
 from shoal.cli.bench_startup import startup
 from shoal.cli.bench_sweep import sweep
 from shoal.cli.options import engine_options, model_argument
@@ -20,17 +21,14 @@ if TYPE_CHECKING:
     from shoal.bench.workload import Prompt
     from shoal.llm import LLM
 
-_MAX_SEQUENCES = 256  # of a llama.cpp context
-
 
 @click.group()
 def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-bench.add_command(kernels)
-bench.add_command(sweep)
-bench.add_command(startup)
+for _verb in (kernels, sweep, startup, peers, quantize, random_model):
+    bench.add_command(_verb)
 
 
 @bench.command()
@@ -51,6 +49,7 @@ bench.add_command(startup)
     help='JSONL with a text "prompt" on each line.',
 )
 @click.option("--compare-sequential", is_flag=True, help="Run the same requests one at a time too.")
+@click.option("--busy-neighbour", is_flag=True, help="Run them together once more while another process spins.")
 @disable_detokenize_option
 @output_json_option
 @engine_options
@@ -62,6 +61,7 @@ def throughput(
     dataset_name: str,
     dataset_path: Path | None,
     compare_sequential: bool,
+    busy_neighbour: bool,
     disable_detokenize: bool,
     output_json: Path | None,
     engine_config: EngineConfig,
@@ -79,7 +79,9 @@ def throughput(
         else:
             prompts = workload.read_prompts(dataset_path, num_prompts)
         params = workload.fixed_length(output_len)
-        result = measure_throughput(llm, prompts, params, compare_sequential=compare_sequential)
+        result = measure_throughput(
+            llm, prompts, params, compare_sequential=compare_sequential, busy_neighbour=busy_neighbour
+        )
     show(str(result), result.as_json(), output_json)
 
 
@@ -113,49 +115,6 @@ def latency(
         params = workload.fixed_length(output_len)
         result = measure_latency(llm, prompts, params, warmup=num_iters_warmup, iterations=num_iters)
     show(str(result), result.as_json(), output_json)
-
-
-@bench.command()
-@model_argument()
-@click.option("--peer-python", metavar="PYTHON", help="Interpreter that has llama-cpp-python.  [default: this one]")
-@click.option("--prompt-len", type=POSITIVE, default=128, show_default=True, help="Tokens of each prompt.")
-@click.option("--output-len", type=POSITIVE, default=32, show_default=True, help="Decode steps.")
-@click.option(
-    "--batch",
-    "batches",
-    type=numbers(1, _MAX_SEQUENCES),
-    metavar="N,N,...",
-    default="1,4,8,16,32",
-    show_default=True,
-    help="Sequences.",
-)
-@click.option(
-    "--prefill-len",
-    "prefill_lens",
-    type=numbers(1, 1 << 20, at_least=0),
-    metavar="N,N,...",
-    default="512",
-    show_default=True,
-    help="Single prompts that are only prefilled.",
-)
-@click.option("--rounds", type=POSITIVE, default=5, show_default=True, help="Turns of each side.")
-@click.option("--threads", type=POSITIVE, default=2, show_default=True, help="Threads of each side.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the token ids.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
-@disable_detokenize_option
-@output_json_option
-def peers(
-    model: str, peer_python: str | None, disable_detokenize: bool, output_json: Path | None, **settings: Any
-) -> None:
-    """shoal and llama.cpp in turns on the same file; prints Markdown."""
-    from shoal import hub
-    from shoal.bench.peers import Plan, compare_with_llama_cpp, require_llama_cpp
-
-    python = peer_python or sys.executable
-    require_llama_cpp(python)  # before a model is downloaded in vain
-    plan = Plan(model=hub.resolve(model), peer_python=python, skip_tokenizer_init=disable_detokenize, **settings)
-    report = compare_with_llama_cpp(plan, lambda line: click.echo(line, err=True))
-    show(report.as_markdown(), report.as_json(), output_json)
 
 
 def _llm(model: str, config: EngineConfig, disable_detokenize: bool) -> LLM:

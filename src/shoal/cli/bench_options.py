@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ POSITIVE = click.IntRange(min=1)
 disable_detokenize_option = click.option("--disable-detokenize", is_flag=True, help="Leave the tokenizer out.")
 output_json_option = click.option(
     "--output-json", type=click.Path(dir_okay=False, path_type=Path), help="Write results here."
+)
+peer_python_option = click.option(
+    "--peer-python",
+    metavar="PYTHON",
+    default=sys.executable,
+    help="Interpreter that has llama-cpp-python.  [default: this one]",
 )
 
 
