@@ -55,6 +55,16 @@ def test_unpacks_to_the_same_bits(backend: CPUBackend, name: str, shape: tuple[i
     assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
 
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("columns", [1, 14, 16, 48, 50])
+def test_floats_of_any_width(backend: CPUBackend, name: str, columns: int) -> None:
+    raw = _weights(name, 23, columns)
+    weight, matrix = dequantise(raw.format, raw.data), backend.matrix([raw])
+    assert np.array_equal(embed(backend, matrix, np.arange(23, dtype=np.int32)), weight)
+    x = _activations(5, columns)
+    assert _nmse(multiply(backend, matrix, x), reference.linear(x, weight)) < 1e-10
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("shape", [(16, 1), (23, 2), (8, 3), (1, 1), (112, 6)], ids=str)
 def test_product_equals_its_twin(backend: CPUBackend, name: str, shape: tuple[int, int]) -> None:

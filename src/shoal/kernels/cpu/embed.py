@@ -14,6 +14,7 @@ from shoal.kernels.cpu.elementwise import OUT, OUT_STRIDE, WIDTH, span
 from shoal.kernels.cpu.groups import TENSOR_SCALE
 from shoal.kernels.cpu.jit import inline, kernel
 from shoal.kernels.cpu.linear import DECODED_BYTES, WEIGHTS
+from shoal.kernels.cpu.linear import COLUMNS as DECODE_COLUMNS
 from shoal.kernels.cpu.linear import OUT as DECODE_OUT
 from shoal.kernels.cpu.simd import (
     Address,
@@ -63,10 +64,10 @@ def _embed_row(args: Address, row: int, call: Address, decoded: Address) -> None
     out, width = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE), load_i64(args + WIDTH)
     store_i64(call + WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
     columns, kind, offset = load_i64(args + COLUMNS_PER_BLOCK), load_i64(args + KIND), load_f32(load_i64(args + OFFSET))
-    for block in range(width // columns):
-        call_kernel(load_i64(args + DECODE), call, block)
-        for c in range(columns):
-            store_f32(out + 4 * (block * columns + c), _value(decoded, kind, offset, c, token % 16))
+    for first in range(0, width, columns):
+        call_kernel(load_i64(args + DECODE), call, first // columns)
+        for c in range(min(columns, width - first)):
+            store_f32(out + 4 * (first + c), _value(decoded, kind, offset, c, token % 16))
 
 
 @kernel
@@ -75,6 +76,7 @@ def embed(args: Address, chunk: int) -> None:
     call, decoded = scratch(_K1), scratch(_K6)
     store_i64(call + TENSOR_SCALE, load_i64(args + SCALE))
     store_i64(call + DECODE_OUT, decoded)
+    store_i64(call + DECODE_COLUMNS, load_i64(args + WIDTH))
     first, last = span(args, chunk)
     for row in range(first, last):
         _embed_row(args, row, call, decoded)

@@ -288,7 +288,7 @@ def _store_group(out: Address, codes: Any, d: Register, m: Register, e: Register
 def _decode_floats(args: Address, block: int) -> None:
     """32 columns of a strip as float32."""
     w, out = load_i64(args + WEIGHTS) + block * 32 * GROUP_BYTES, load_i64(args + OUT)
-    for k in range(32):
+    for k in range(min(32, load_i64(args + COLUMNS) - 32 * block)):
         store_f32x16(out + 64 * k, LOAD(w + GROUP_BYTES * k))
 
 
