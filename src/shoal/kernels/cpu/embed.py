@@ -10,12 +10,10 @@ from typing import Any
 
 from numpy import float32
 
+from shoal.kernels.cpu import linear
 from shoal.kernels.cpu.elementwise import OUT, OUT_STRIDE, WIDTH, span
 from shoal.kernels.cpu.groups import TENSOR_SCALE
 from shoal.kernels.cpu.jit import inline, kernel
-from shoal.kernels.cpu.linear import DECODED_BYTES, WEIGHTS
-from shoal.kernels.cpu.linear import COLUMNS as DECODE_COLUMNS
-from shoal.kernels.cpu.linear import OUT as DECODE_OUT
 from shoal.kernels.cpu.simd import (
     Address,
     call_kernel,
@@ -50,7 +48,7 @@ def _value(decoded: Address, kind: int, offset: float, c: int, r: int) -> Any:
     """Column c of row r."""
     if kind == FLOATS:
         return load_f32(decoded + 64 * c + 4 * r)
-    group = decoded + c // 32 * DECODED_BYTES
+    group = decoded + c // 32 * linear.DECODED_BYTES
     code = float32(load_u8(group + c % 32 // 4 * 64 + 4 * r + c % 4))
     scales = group + 512 + c % 32 // 16 * 128 + 4 * r
     if kind == CENTRED:
@@ -62,7 +60,7 @@ def _value(decoded: Address, kind: int, offset: float, c: int, r: int) -> Any:
 def _embed_row(args: Address, row: int, call: Address, decoded: Address) -> None:
     token = load_i32(load_i64(load_i64(args + TOKENS)) + 4 * row)
     out, width = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE), load_i64(args + WIDTH)
-    store_i64(call + WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
+    store_i64(call + linear.WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
     columns, kind, offset = load_i64(args + COLUMNS_PER_BLOCK), load_i64(args + KIND), load_f32(load_i64(args + OFFSET))
     for first in range(0, width, columns):
         call_kernel(load_i64(args + DECODE), call, first // columns)
@@ -75,8 +73,8 @@ def embed(args: Address, chunk: int) -> None:
     """The weight rows named by the step's token ids."""
     call, decoded = scratch(_K1), scratch(_K6)
     store_i64(call + TENSOR_SCALE, load_i64(args + SCALE))
-    store_i64(call + DECODE_OUT, decoded)
-    store_i64(call + DECODE_COLUMNS, load_i64(args + WIDTH))
+    store_i64(call + linear.OUT, decoded)
+    store_i64(call + linear.COLUMNS, load_i64(args + WIDTH))
     first, last = span(args, chunk)
     for row in range(first, last):
         _embed_row(args, row, call, decoded)
