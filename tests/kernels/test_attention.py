@@ -118,9 +118,10 @@ def test_one_thread_and_too_few_slots_change_no_bit(
 ) -> None:
     dtype, _, at_once = long_run
     ends = np.cumsum(LENGTHS) - 1
-    # Slots for 7 pieces: the first sequence has 5, twice; the second 3, twice.
+    # Tasks of up to 3 pieces, and 7 slots: of the first sequence's 5 pieces, twice, they take one.
     pieces = long_case.shape.kv_heads * -(-long_case.pages * 16 // PIECE)
     monkeypatch.setattr(backend_module, "_SLOTS_PER_THREAD", 7 - pieces)
+    monkeypatch.setattr(backend_module, "_TASKS_PER_THREAD", 8)
     single = CPUBackend(threads=1)
     run = paged(single, long_case, dtype, sum(LENGTHS))
     run.run(*long_case.whole())

@@ -17,7 +17,8 @@ import numpy as np
 from shoal.gguf.quants import format_named
 from shoal.kernels.base import RawTensor
 from shoal.kernels.cpu.backend import CPUBackend
-from tests.kernels.runner import multiply, rowwise
+from tests.kernels.ragged import make_case
+from tests.kernels.runner import PagedAttention, multiply, rowwise
 from tests.support.gguf_builder import random_rows
 
 backend = CPUBackend(2)
@@ -33,6 +34,11 @@ x = rng.standard_normal((5, 192)).astype(np.float32) * 9
 digest.update(rowwise(backend, x, lambda ops, r: ops.swiglu(r)).tobytes())
 weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))
 digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, weight, 1e-5)).tobytes())
+case = make_case(7, 1, 48, [300, 19])
+for dtype in ("f16", "f32"):
+    paged = PagedAttention(backend, case.shape, case.rope, case.pages, dtype, 400)
+    digest.update(paged.run(*case.whole()).tobytes())
+    digest.update(paged.run(*case.step([(0, 299, 300), (1, 18, 19)])).tobytes())
 print(digest.hexdigest())
 """
 

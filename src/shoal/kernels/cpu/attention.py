@@ -55,6 +55,7 @@ from shoal.kernels.cpu.simd import (
 
 PAGE = 16
 PIECE = 256
+_AHEAD = 4 * PAGE  # KV is asked for so many positions ahead: 8 KiB of K for a head of 64
 MAX_HEAD_DIM = 256
 # Queries in a tile of rows, and the most in a tile of heads: their sums, two vectors of 16 lanes each, fit the registers.
 MAX_TILE = 8 if ISA == "avx512vnni" else 3
@@ -85,6 +86,7 @@ QUERY_BLOCK = 24  # rows of one task
     TASK_COUNT,  # address of the number of tasks
     MERGES,  # int32 [merges, 4] (below)
     MERGE_COUNT,  # address of the number of merges
+    TASKS_WANTED,  # tasks of single rows, so that every thread has some
     SLOTS,  # workspace for records: how many slots, address of the first, bytes of one
     SLOT_START,
     SLOT_BYTES,
@@ -93,8 +95,8 @@ QUERY_BLOCK = 24  # rows of one task
     ROW_WEIGH,
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
-) = (8 * i for i in range(31))
-ATTENTION_FIELDS = 31
+) = (8 * i for i in range(32))
+ATTENTION_FIELDS = 32
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN, PAGE_TABLE, PAGE_TABLE_STRIDE) = (
@@ -102,9 +104,9 @@ ATTENTION_FIELDS = 31
 )
 STEP_FIELDS = 10
 
-# A task: all query heads of a KV head in one row, or one query head in several rows. SLOT is -1 if it walks all pieces; otherwise
-# it is the piece that begins at position FIRST, and its records go to that slot.
-(SEQUENCE, HEAD, ROW, ROW_COUNT, FIRST, SLOT) = (4 * i for i in range(6))
+# A task: all query heads of a KV head in one row, or one query head in several rows; and all pieces, or some of them in a row:
+# their records go to slots.
+(SEQUENCE, HEAD, ROW, ROW_COUNT, FIRST, PIECES, SLOT) = (4 * i for i in range(7))
 TASK_BYTES = 32
 # A merge: the pieces of one row and KV head lie in neighbouring slots.
 (MERGE_ROW, MERGE_HEAD, MERGE_SLOT, MERGE_PIECES) = (4 * i for i in range(4))
@@ -124,7 +126,8 @@ SUM, DIMS = 4, 64
     SEEN,
     MORE,
     BEGIN,  # the piece's first position
-    END,  # one past the last that the tile sees
+    END,  # one past its last
+    LAST,  # the last position that the tile sees
     TABLE,  # the sequence's page table
     KEYS,  # the KV head's K unit in page 0
     VALUES,  # ... and its V unit
@@ -133,7 +136,7 @@ SUM, DIMS = 4, 64
     RECORDS,  # where the piece's records go
     SCORE_KERNEL,
     WEIGH_KERNEL,
-) = (8 * i for i in range(19))
+) = (8 * i for i in range(20))
 _WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * 9  # memory of a task, in KiB: the above, scores, records of a tile
 _SCORE_STRIDE = 4 * PIECE
 _BEST = 8 * _SCORE_STRIDE
@@ -154,7 +157,8 @@ def padded(head_dim: int) -> Any:
 
 
 @inline
-def _add_task(args: Address, sequence: int, head: int, row: int, rows: int, first: int, slot: int) -> None:
+def _add_task(args: Address, sequence: int, head: int, row: int, rows: int) -> Any:
+    """A task of all pieces; its address."""
     count = load_i64(args + TASK_COUNT)
     task = load_i64(args + TASKS) + TASK_BYTES * load_i64(count)
     store_i64(count, load_i64(count) + 1)
@@ -162,8 +166,8 @@ def _add_task(args: Address, sequence: int, head: int, row: int, rows: int, firs
     store_i32(task + HEAD, head)
     store_i32(task + ROW, row)
     store_i32(task + ROW_COUNT, rows)
-    store_i32(task + FIRST, first)
-    store_i32(task + SLOT, slot)
+    store_i32(task + PIECES, 0)
+    return task
 
 
 @inline
@@ -178,21 +182,40 @@ def _add_merge(args: Address, row: int, head: int, slot: int, pieces: int) -> No
 
 
 @inline
-def _plan_row(args: Address, sequence: int, row: int, slot: int) -> Any:
-    """Tasks of a single row: piece by piece, if there are several and slots for them. The first slot that is free after it."""
-    positions = load_i32(load_i64(load_i64(args + STEP) + POSITIONS) + 4 * row) + 1
-    pieces = (positions + PIECE - 1) // PIECE
+def _pieces(args: Address, row: int) -> Any:
+    """How many pieces a row sees."""
+    return load_i32(load_i64(load_i64(args + STEP) + POSITIONS) + 4 * row) // PIECE + 1
+
+
+@inline
+def _plan_row(args: Address, sequence: int, row: int, longest: int, slot: int) -> Any:
+    """Tasks of a single row, each of at most ``longest`` pieces if there are slots for all; the first slot free after it."""
+    pieces = _pieces(args, row)
+    parts = (pieces + longest - 1) // longest
     for h in range(load_i64(args + KV_HEADS)):
-        parts = pieces
-        if pieces == 1 or slot + pieces > load_i64(args + SLOTS):
-            parts = 0
-            _add_task(args, sequence, h, row, 1, 0, -1)
-        else:
-            _add_merge(args, row, h, slot, pieces)
-        for piece in range(parts):
-            _add_task(args, sequence, h, row, 1, piece * PIECE, slot + piece)
-        slot += parts
+        if parts == 1 or slot + pieces > load_i64(args + SLOTS):
+            _add_task(args, sequence, h, row, 1)
+            continue
+        _add_merge(args, row, h, slot, pieces)
+        for part in range(parts):
+            first, last = pieces * part // parts, pieces * (part + 1) // parts
+            task = _add_task(args, sequence, h, row, 1)
+            store_i32(task + FIRST, first)
+            store_i32(task + PIECES, last - first)
+            store_i32(task + SLOT, slot + first)
+        slot += pieces
     return slot
+
+
+@inline
+def _longest(args: Address) -> Any:
+    """The most pieces of a task, so that there are about as many tasks of single rows as are wanted."""
+    step, total = load_i64(args + STEP), 0
+    for s in range(load_i64(step + SEQS)):
+        first = load_i32(load_i64(step + ROW_START) + 4 * s)
+        if load_i32(load_i64(step + ROW_START) + 4 * s + 4) - first == 1:
+            total += load_i64(args + KV_HEADS) * _pieces(args, first)
+    return max(1, total // load_i64(args + TASKS_WANTED))
 
 
 @kernel
@@ -201,15 +224,15 @@ def plan(args: Address, chunk: int) -> None:
     step = load_i64(args + STEP)
     store_i64(load_i64(args + TASK_COUNT), 0)
     store_i64(load_i64(args + MERGE_COUNT), 0)
-    slot = 0
+    longest, slot = _longest(args), 0
     for s in range(load_i64(step + SEQS)):
         first, last = load_i32(load_i64(step + ROW_START) + 4 * s), load_i32(load_i64(step + ROW_START) + 4 * s + 4)
         for row in range(first, last, QUERY_BLOCK):
             if last - row == 1:
-                slot = _plan_row(args, s, row, slot)
+                slot = _plan_row(args, s, row, longest, slot)
             else:
                 for h in range(load_i64(args + HEADS)):
-                    _add_task(args, s, h, row, min(QUERY_BLOCK, last - row), 0, -1)
+                    _add_task(args, s, h, row, min(QUERY_BLOCK, last - row))
 
 
 # --- a piece ---------------------------------------------------------------------------------------------------------
@@ -225,8 +248,8 @@ def _read(kind: int, address: Address) -> Any:
 
 @inline
 def _page(work: Address, units: Address, position: int) -> Any:
-    """The unit of a position's page; of the piece's last page for what lies past it."""
-    page = min(position, load_i64(work + END) - 1) // PAGE
+    """The unit of a position's page; of the last page for what lies past the last position."""
+    page = min(position, load_i64(work + LAST)) // PAGE
     return units + load_i32(load_i64(work + TABLE) + 4 * page) * load_i64(work + PAGE_BYTES)
 
 
@@ -234,15 +257,19 @@ def _page(work: Address, units: Address, position: int) -> Any:
 def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
     """Scores, two pages at a time, so that sums overlap (the second may be past the end: all hidden)."""
     q, stride, keys = load_i64(work + QUERIES), load_i64(work + QUERY_STRIDE), load_i64(work + KEYS)
-    seen, more, begin = load_i64(work + SEEN), load_i64(work + MORE), load_i64(work + BEGIN)
+    seen, more = load_i64(work + SEEN), load_i64(work + MORE)
+    begin, end = load_i64(work + BEGIN), load_i64(work + END)
     dims, column, best = load_i64(args + HEAD_DIM), PAGE * load_i64(args + VALUE_BYTES), tile_splat(shape, _LOWEST)
-    for position in range(begin, load_i64(work + END), 2 * PAGE):
+    for position in range(begin, end, 2 * PAGE):
         k0, k1 = _page(work, keys, position), _page(work, keys, position + PAGE)
-        next0, next1 = _page(work, keys, position + 2 * PAGE), _page(work, keys, position + 3 * PAGE)
+        units, ahead = keys, position + _AHEAD
+        if ahead >= end:  # then comes V
+            units, ahead = load_i64(work + VALUES), ahead - end + begin
+        ahead0, ahead1 = _page(work, units, ahead), _page(work, units, ahead + PAGE)
         a, b = tile_zero(shape), tile_zero(shape)
         for d in range(dims):
-            prefetch(next0 + d * column)
-            prefetch(next1 + d * column)
+            prefetch(ahead0 + d * column)
+            prefetch(ahead1 + d * column)
             a = tile_fma(a, _read(kind, k0 + d * column), q + 4 * d, stride)
             b = tile_fma(b, _read(kind, k1 + d * column), q + 4 * d, stride)
         a, b = tile_hide(a, seen - position, more), tile_hide(b, seen - position - PAGE, more)
@@ -280,9 +307,11 @@ def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
         left, right, weights = tile_zero(shape), tile_zero(shape), load_i64(work + SCORES)
         for position in range(begin, end, PAGE):
-            v, ahead = _page(work, values, position), _page(work, values, position + 2 * PAGE)
+            units = values if position + _AHEAD < end else load_i64(work + KEYS)  # then come the keys of the next piece
+            v, ahead = _page(work, values, position), _page(work, units, position + _AHEAD)
             for at in range(size * c, size * (c + columns * min(PAGE, end - position)), size * columns):
                 prefetch(ahead + at)
+                prefetch(ahead + at + 64)
                 left = tile_fma(left, _read(kind, v + at), weights, _SCORE_STRIDE)
                 right = tile_fma(right, _read(kind, v + at + size * beside), weights, _SCORE_STRIDE)
                 weights += 4
@@ -315,9 +344,8 @@ def weigh(kind: int, tile: int) -> Lazy:
 @inline
 def _piece(args: Address, work: Address, begin: int, records: Address) -> None:
     """The records of the tile's queries for the piece at ``begin``."""
-    last = load_i64(work + SEEN) + (load_i64(work + COUNT) - 1) * load_i64(work + MORE)
     store_i64(work + BEGIN, begin)
-    store_i64(work + END, min(begin + PIECE, last))
+    store_i64(work + END, min(begin + PIECE, load_i64(work + LAST) + 1))
     store_i64(work + RECORDS, records)
     call_kernel(load_i64(work + SCORE_KERNEL), args, work)
     _soften(work, load_i64(args + RECORD_BYTES))
@@ -408,7 +436,15 @@ def _begin(args: Address, task: Address, work: Address) -> None:
     store_i64(work + PAGE_BYTES, load_i64(args + KV_HEADS) * unit)
     store_i64(work + SCORES, scratch(_SCORES))
     store_i64(work + SEEN, load_i32(load_i64(step + POSITIONS) + 4 * load_i32(task + ROW)) + 1)
-    store_i64(work + COUNT, min(load_i64(work + TILE), load_i64(work + LEFT)))
+    _size_tile(work)
+
+
+@inline
+def _size_tile(work: Address) -> None:
+    """How many queries the tile has, and what they see."""
+    count = min(load_i64(work + TILE), load_i64(work + LEFT))
+    store_i64(work + COUNT, count)
+    store_i64(work + LAST, load_i64(work + SEEN) + (count - 1) * load_i64(work + MORE) - 1)
 
 
 @inline
@@ -418,33 +454,40 @@ def _next_tile(work: Address) -> None:
     store_i64(work + RESULTS, load_i64(work + RESULTS) + done * load_i64(work + RESULT_STRIDE))
     store_i64(work + SEEN, load_i64(work + SEEN) + done * load_i64(work + MORE))
     store_i64(work + LEFT, load_i64(work + LEFT) - done)
-    store_i64(work + COUNT, min(load_i64(work + TILE), load_i64(work + LEFT)))
+    _size_tile(work)
 
 
 @inline
 def _all_pieces(args: Address, work: Address) -> None:
     """Attention of a tile: its pieces one after another."""
     records, later = scratch(_RECORDS), scratch(_RECORDS)
-    count = load_i64(work + COUNT)
-    for begin in range(0, load_i64(work + SEEN) + (count - 1) * load_i64(work + MORE), PIECE):
+    for begin in range(0, load_i64(work + LAST) + 1, PIECE):
         _piece(args, work, begin, later if begin else records)
         if begin:
-            _fold(records, later, count, load_i64(args + RECORD_BYTES))
-    _finish(args, records, count, load_i64(work + RESULTS), load_i64(work + RESULT_STRIDE))
+            _fold(records, later, load_i64(work + COUNT), load_i64(args + RECORD_BYTES))
+    _finish(args, records, load_i64(work + COUNT), load_i64(work + RESULTS), load_i64(work + RESULT_STRIDE))
+
+
+@inline
+def _some_pieces(args: Address, task: Address, work: Address, tile: int) -> None:
+    """Records of a tile for the task's pieces, each into a slot; ``tile`` counts full tiles before this one."""
+    first = tile * load_i64(work + TILE) * load_i64(args + RECORD_BYTES)
+    for i in range(load_i32(task + PIECES)):
+        slot = load_i64(args + SLOT_START) + (load_i32(task + SLOT) + i) * load_i64(args + SLOT_BYTES)
+        _piece(args, work, (load_i32(task + FIRST) + i) * PIECE, slot + first)
 
 
 @kernel
 def attention(args: Address, chunk: int) -> None:
     """One task of the plan, tile by tile."""
-    task, work = load_i64(args + TASKS) + TASK_BYTES * chunk, scratch(_WORK)
+    task, work, tile = load_i64(args + TASKS) + TASK_BYTES * chunk, scratch(_WORK), 0
     _begin(args, task, work)
-    records = load_i64(args + SLOT_START) + load_i32(task + SLOT) * load_i64(args + SLOT_BYTES)
     while load_i64(work + LEFT) > 0:
-        if load_i32(task + SLOT) < 0:
+        if load_i32(task + PIECES) == 0:
             _all_pieces(args, work)
         else:
-            _piece(args, work, load_i32(task + FIRST), records)
-            records += load_i64(work + TILE) * load_i64(args + RECORD_BYTES)
+            _some_pieces(args, task, work, tile)
+        tile += 1
         _next_tile(work)
 
 

@@ -40,6 +40,7 @@ from shoal.kernels.cpu.pool import Pool, program
 _CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
 # Room for attention records beyond one sequence of greatest length: tasks of one piece are of use until every thread has many.
 _SLOTS_PER_THREAD = 64
+_TASKS_PER_THREAD = 8  # of attention, where single rows see much
 _SPARE_ROWS = attention.MAX_TILE - 1  # a tile of queries that is not full reads past the last row
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
 
@@ -349,6 +350,7 @@ class _Recorder:
             (attention.MERGES, self._kept(np.zeros(slots * attention.MERGE_BYTES, np.uint8))),
             (attention.MERGE_COUNT, self._merge_count),
             (attention.RECORD_BYTES, record_bytes),
+            (attention.TASKS_WANTED, _TASKS_PER_THREAD * self.backend.threads),
             (attention.SLOTS, slots),
             (attention.SLOT_START, self._kept(np.zeros(slots * slot_bytes, np.uint8))),
             (attention.SLOT_BYTES, slot_bytes),

@@ -327,9 +327,10 @@ def store_i8x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
 
 @_operation(types.void)
 def prefetch(b: Builder, _: Any, address: ir.Value) -> None:
-    """Ask for the cache line of an address, which need not be ours to read."""
-    read_keep_data = [ir.Constant(_I32, n) for n in (0, 3, 1)]
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, _I8), *read_keep_data)
+    """Ask for the cache line of an address, which need not be ours to read, into the second-level cache: it has room for more
+    requests under way than the first level."""
+    read_second_data = [ir.Constant(_I32, n) for n in (0, 2, 1)]
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, _I8), *read_second_data)
 
 
 # --- float arithmetic ------------------------------------------------------------------------------------------------
