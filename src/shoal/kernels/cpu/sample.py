@@ -19,6 +19,7 @@ from shoal.kernels.cpu.simd import (
     Register,
     Scalar,
     add,
+    bits_of_f32,
     count_from,
     equal_lanes,
     exp,
@@ -77,7 +78,7 @@ _BOUND_STEPS = 24
 _NARROW = 64  # a search copies what is left to search when that is fewer than so many candidates a block
 _LEAST = float32(1e-38)
 _ONE = float32(1)  # the weight of the best
-_LEAST_BITS, _ONE_BITS = int(_LEAST.view(int32)), int(_ONE.view(int32))
+_ONE_BITS = int(_ONE.view(int32))
 _LARGEST = float32(3e38)
 _INFINITY = float32(float("inf"))
 _MINUS_INFINITY = float32(-float("inf"))
@@ -97,12 +98,13 @@ class _Row(NamedTuple):
 
 
 class _Scale(NamedTuple):
-    """How logits become weights (float32): exp((logit - best) * inverse), none below ``least``."""
+    """How logits become weights: exp((logit - best) * inverse), none below ``least`` (float32, but for ``lowest``)."""
 
     best: Any
     temperature: Any
     inverse: Any
     least: Any
+    lowest: Any  # float64: the logit whose weight is ``least``
 
 
 class _Cut(NamedTuple):
@@ -226,16 +228,16 @@ def _reach(logit: float, scale: _Scale) -> Any:
     return float32(logit - 1e-6 * (scale.best - logit + scale.temperature))
 
 
-@inline
-def _logit_of(weight: float, scale: _Scale) -> Any:
-    """The logit that has this weight."""
-    return scale.best + float64(scale.temperature) * log(float64(weight))
+@shared
+def _floor(scale: _Scale, low: Scalar) -> Any:
+    """The weight that matters least when the candidates reach down to ``low`` (see `_reach`)."""
+    return max(max_lanes(_weights(splat(low), scale)), _LEAST)
 
 
 @shared
 def _mass(row: _Row, scale: _Scale) -> Any:
     """The mass of all weights; writes those of the blocks to ``rest``."""
-    total, low = 0.0, _reach(_logit_of(scale.least, scale), scale)
+    total, low = 0.0, _reach(scale.lowest, scale)
     for block in range(row.blocks):
         mass = splat(0.0)
         if lanes_from(load_f32x16(row.maxima + 64 * block), low) != 0:
@@ -294,7 +296,7 @@ def _tally(values: Address, blocks: int, low: Scalar) -> Any:
 def _bound(row: _Row, scale: _Scale, wanted: int) -> Any:
     """A logit below which none of the ``wanted`` best lies: at least so many of the maxima reach it, and seldom over four times
     as many. (If there are fewer maxima: one below which all weights are 0.)"""
-    low, high = _logit_of(scale.least, scale), _logit_of(_ONE, scale)
+    low, high = scale.lowest, scale.best
     for _ in range(_BOUND_STEPS):
         middle = float32(0.5 * (low + high))
         count = _tally(row.maxima, (row.blocks + 15) // 16, middle)[1]
@@ -328,11 +330,7 @@ def _rank(row: _Row, blocks: int, low: int, mass: float, count: int) -> Any:
     Sums are grouped otherwise once the search has narrowed: a mass that is hit to the last bit may lead to no candidate's weight.
     """
     high, above, larger = _ONE_BITS + 1, 0.0, 0
-    values, gone, removed = (
-        row.weights,
-        0.0,
-        0,
-    )  # where the search goes on; mass and number of what it has left behind above
+    values, gone, removed = row.weights, 0.0, 0  # where to look; mass and number of those above that are not there any more
     total, number = _tally(values, blocks, f32_of_bits(low))
     mass = min(mass, total)
     while high - low > 1:
@@ -406,13 +404,13 @@ def _nucleus_reach(row: _Row, scale: _Scale, total: float, top_p: Scalar) -> Any
     The n logits or fewer whose weights are below (1 - top_p) * total / n have less than (1 - top_p) * total together. All others
     rank before them and have more than top_p * total: the nucleus ends among those.
     """
-    weight = (1.0 - top_p) * total / (_BLOCK * row.blocks)
-    return _reach(_logit_of(max(weight, float64(scale.least)), scale), scale)
+    logit = scale.best + scale.temperature * log((1.0 - top_p) * total / (_BLOCK * row.blocks))
+    return _reach(max(logit, scale.lowest), scale)
 
 
 @inline
 def _last(row: _Row, blocks: int, cut: _Cut) -> Any:
-    """The id of the last candidate before the cut; -1 if rounding led to none (see `_rank`)."""
+    """The id of the last candidate before the cut; -1 if rounding led to a weight that none has (see `_rank`)."""
     left, last = cut.tie, -1
     for i in range(0, _BLOCK * blocks, 16):
         lanes = equal_lanes(load_f32x16(row.weights + 4 * i), f32_of_bits(cut.bits))
@@ -428,14 +426,16 @@ def _last(row: _Row, blocks: int, cut: _Cut) -> Any:
 @inline
 def _draw_best(row: _Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) -> Any:
     """Draw among what top_k and then top_p leave, best first."""
-    blocks = _gather(row, scale, _bound(row, scale, top_k if top_k > 0 else _SMALL_NUCLEUS))
-    mass, count = _tally(row.weights, blocks, scale.least)
+    low = _bound(row, scale, top_k if top_k > 0 else _SMALL_NUCLEUS)
+    blocks = _gather(row, scale, low)
+    mass, count = _tally(row.weights, blocks, _floor(scale, low))
     if top_k <= 0:
         total = _mass(row, scale)
         if mass < top_p * total:
-            blocks = _gather(row, scale, _nucleus_reach(row, scale, total, top_p))
+            low = _nucleus_reach(row, scale, total, top_p)
+            blocks = _gather(row, scale, low)
         mass = total
-    cut = _Cut(_LEAST_BITS, float64(count), mass)
+    cut = _Cut(bits_of_f32(_floor(scale, low)), float64(count), mass)
     if 0 < top_k < count:
         cut = _cut_after(row, blocks, cut, top_k)
     if top_p < 1.0:
@@ -446,7 +446,8 @@ def _draw_best(row: _Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) ->
 @inline
 def _scale(args: Address, index: int, best: Scalar, temperature: Scalar) -> Any:
     least = max(load_f32(load_i64(args + MIN_P) + 4 * index), _LEAST)
-    return _Scale(best, temperature, min(_ONE / temperature, _LARGEST), least)
+    lowest = best + temperature * log(float64(least))
+    return _Scale(best, temperature, min(_ONE / temperature, _LARGEST), least, lowest)
 
 
 @inline

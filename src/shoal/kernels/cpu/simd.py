@@ -805,6 +805,12 @@ def scratch(b: Builder, args: Any, kilobytes: ir.Value) -> ir.Value:
     return b.ptrtoint(memory, _I64)
 
 
+@_operation(types.int64)
+def bits_of_f32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """The bits of a float32."""
+    return b.zext(b.bitcast(x, _I32), _I64)
+
+
 @_operation(types.float32)
 def f32_of_bits(b: Builder, _: Any, bits: ir.Value) -> ir.Value:
     """The float32 with these bits."""
