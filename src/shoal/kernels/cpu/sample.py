@@ -330,7 +330,8 @@ def _rank(row: _Row, blocks: int, low: int, mass: float, count: int) -> Any:
     Sums are grouped otherwise once the search has narrowed: a mass that is hit to the last bit may lead to no candidate's weight.
     """
     high, above, larger = _ONE_BITS + 1, 0.0, 0
-    values, gone, removed = row.weights, 0.0, 0  # where to look; mass and number of those above that are not there any more
+    # Where to look, and the mass and number of those above that a narrowing has left out there.
+    values, gone, removed = row.weights, 0.0, 0
     total, number = _tally(values, blocks, f32_of_bits(low))
     mass = min(mass, total)
     while high - low > 1:
