@@ -108,8 +108,8 @@ class EngineConfig:
     ``max_model_len``: longest prompt + output, in tokens (default: the model's context, at most 8192).
     ``max_num_seqs``: sequences running at once. ``max_num_batched_tokens``: rows of one step, so also the
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
-    need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16
-    or f32. ``threads``: default one for each usable core.
+    need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
+    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
     ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from.
     """
 
@@ -134,7 +134,7 @@ class EngineConfig:
             size = parse_size("kv_cache_memory", self.kv_cache_memory)
             _integer("kv_cache_memory", size, 1, 2**50)
             object.__setattr__(self, "kv_cache_memory", size)
-        _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32"))
+        _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32", "q8_0"))
         _choice("device", self.device, ("auto", "cpu", "reference"))
         if self.threads is not None:
             _integer("threads", self.threads, 1, 1024)

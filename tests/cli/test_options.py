@@ -95,7 +95,7 @@ def test_numbers_that_are_none_or_too_large_are_refused(flag: str, value: str) -
 
 
 def test_other_values_are_refused() -> None:
-    assert "'q8_0' is not one of 'f16', 'f32'" in run(probe, "--kv-cache-dtype", "q8_0").output
+    assert "'q4_0' is not one of 'f16', 'f32', 'q8_0'" in run(probe, "--kv-cache-dtype", "q4_0").output
     assert "does not exist" in run(probe, "--chat-template", "nosuch.jinja").output
     assert "No such option" in run(probe, "--enable-prefix-caching").output
     with pytest.raises(ParameterError, match="kv_cache_memory"):

@@ -68,6 +68,9 @@ class ToyBackend:
     def vector(self, tensor: RawTensor) -> None:
         return None
 
+    def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
+        return 2 * kv_heads * head_dim * {"f16": 2, "f32": 4}[dtype]
+
     def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> IntArray:
         """(token, position) of each slot; -1 where nothing was ever written."""
         return np.full((pages * PAGE_SIZE, 2), -1, np.int32)

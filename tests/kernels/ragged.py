@@ -40,16 +40,20 @@ class Case:
         """The step that computes all of all sequences."""
         return self.step([(s, 0, n) for s, n in enumerate(self.lengths)])
 
-    def expected(self, s: int, dtype: type[np.float16] | type[np.float32]) -> F32:
+    def expected(self, s: int, dtype: str) -> F32:
         """Attention of sequence s from the twins."""
         shape, n = self.shape, self.lengths[s]
         heads = self.qkv[s].reshape(n, -1, shape.head_dim)
         q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
         positions = np.arange(n, dtype=np.int32)
-        k = reference.rotate(k, positions, self.rope).astype(dtype).astype(np.float32)
-        q = reference.rotate(q, positions, self.rope)
-        out = reference.attend(q, k, v.astype(dtype).astype(np.float32), positions, shape.scale)
+        q, k = (reference.rotate(x, positions, self.rope) for x in (q, k))
+        k, v = (reference.store_as(x, dtype) for x in (k, v))
+        out = reference.attend(q, k, v, positions, shape.scale)
         return out.reshape(n, -1)
+
+    def all_expected(self, dtype: str) -> F32:
+        """Attention of all sequences from the twins."""
+        return np.concatenate([self.expected(s, dtype) for s in range(len(self.lengths))])
 
 
 def make_case(

@@ -35,7 +35,7 @@ digest.update(rowwise(backend, x, lambda ops, r: ops.swiglu(r)).tobytes())
 weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))
 digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, weight, 1e-5)).tobytes())
 case = make_case(7, 1, 48, [300, 19])
-for dtype in ("f16", "f32"):
+for dtype in ("f16", "f32", "q8_0"):
     paged = PagedAttention(backend, case.shape, case.rope, case.pages, dtype, 400)
     digest.update(paged.run(*case.whole()).tobytes())
     digest.update(paged.run(*case.step([(0, 299, 300), (1, 18, 19)])).tobytes())

@@ -39,7 +39,11 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         "Memory for the KV cache, such as 512MiB.",
         "enough for max-num-seqs, at most 1GiB and 40 % of free memory",
     ),
-    "kv_cache_dtype": (click.Choice(["f16", "f32"]), "Number type of the KV cache.", None),
+    "kv_cache_dtype": (
+        click.Choice(["f16", "f32", "q8_0"]),
+        "Number type of the KV cache; q8_0 takes half of f16.",
+        None,
+    ),
     "threads": (integer, "Threads that compute.", "the usable cores"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),

@@ -35,7 +35,6 @@ __all__ = [
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_KV_MEMORY = 1 << 30
 DEFAULT_KV_SHARE = 0.4  # of the memory available
-_KV_BYTES = {"f16": 2, "f32": 4}
 
 _log = logging.getLogger(__name__)
 
@@ -79,15 +78,15 @@ class EngineStats:
     generation_tokens: int
 
 
-def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig) -> MemoryPlan:
-    """How long sequences may be and how many KV pages there will be, given the memory available now.
+def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend) -> MemoryPlan:
+    """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
     sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
     bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = _max_model_len(model, config)
-    token_bytes = 2 * model.n_layers * model.n_kv_heads * model.head_dim * _KV_BYTES[config.kv_cache_dtype]
+    token_bytes = model.n_layers * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
     page_bytes = token_bytes * PAGE_SIZE
     budget = _kv_budget(config, page_bytes, _pages_for(longest) * page_bytes)
     return MemoryPlan(weights_bytes, token_bytes, longest, budget // page_bytes)
@@ -162,7 +161,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
     ) -> None:
-        self.memory_plan = plan = plan_memory(model.config, model.nbytes, config)
+        self.memory_plan = plan = plan_memory(model.config, model.nbytes, config, backend)
         self.max_model_len = plan.max_model_len
         self.num_pages = plan.num_pages
         self._clock = clock

@@ -188,8 +188,13 @@ class Backend(Protocol):
         """A small tensor (norm weight, bias) as float32."""
         ...
 
+    def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
+        """What the K and V of one position take in one layer of a ``kv_cache``, padding and scales included."""
+        ...
+
     def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> KVCache:
-        """Pages for all layers; ``dtype`` f16 or f32. Memory is touched only when a page is first written."""
+        """Pages for all layers; ``dtype`` f16, f32 or q8_0 (int8 with a float16 scale for 32 dims of a head). Memory is touched
+        only when a page is first written."""
         ...
 
     def bind(self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits) -> BoundNetwork:

@@ -30,6 +30,7 @@ from shoal.kernels.base import (
 
 F32 = NDArray[np.float32]
 GROUP = 16  # values that share an activation scale
+KV_GROUP = 32  # dims of a head that share a scale in a q8_0 cache
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
 _ROW_BLOCK = (
     16  # rows of one matrix product: always this many, so that a row's bits do not depend on how many there are
@@ -71,6 +72,23 @@ def linear_q8(x: F32, weight: F32) -> F32:
     rounded = (q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)).reshape(x.shape)
     product: F32 = (rounded @ weight.T.astype(np.float64)).astype(np.float32)
     return product
+
+
+def store_as(x: F32, dtype: str) -> F32:
+    """What a KV cache of this type gives back for heads [..., head_dim]. q8_0 is llama.cpp's: 32 values are int8 in +-127 with a
+    float16 scale, which is rounded only after the values were divided by it."""
+    if dtype != "q8_0":
+        with np.errstate(over="ignore"):
+            return x.astype({"f16": np.float16, "f32": np.float32}[dtype]).astype(np.float32)
+    width = x.shape[-1]
+    groups = np.zeros((*x.shape[:-1], -(-width // KV_GROUP), KV_GROUP), np.float32)
+    groups.reshape(*x.shape[:-1], -1)[..., :width] = x
+    largest = np.abs(groups).max(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(largest > TINY, np.float32(127) / largest, np.float32(0)).astype(np.float32)
+        scale = (largest * np.float32(1 / 127)).astype(np.float16).astype(np.float32)
+    rounded: F32 = (np.rint(groups * inverse) * scale).reshape(*x.shape[:-1], -1)[..., :width]
+    return rounded
 
 
 def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
@@ -158,10 +176,11 @@ def sample_row(logits: F32, how: SampleRows, row: int) -> int:
 
 @dataclass
 class _Cache:
-    """K and V pages of all layers: [layers, pages * PAGE_SIZE, kv_heads, head_dim]."""
+    """K and V pages of all layers: [layers, pages * PAGE_SIZE, kv_heads, head_dim], float16 for f16, otherwise float32."""
 
     k: NDArray[Any]
     v: NDArray[Any]
+    dtype: str
 
 
 class ReferenceBackend:
@@ -189,7 +208,11 @@ class ReferenceBackend:
         """Zeroed pages."""
         size = (layers, pages * PAGE_SIZE, shape.kv_heads, shape.head_dim)
         kind = np.float16 if dtype == "f16" else np.float32
-        return _Cache(np.zeros(size, kind), np.zeros(size, kind))
+        return _Cache(np.zeros(size, kind), np.zeros(size, kind), dtype)
+
+    def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
+        """Values that are rounded to q8_0 are kept as float32."""
+        return 2 * kv_heads * head_dim * (2 if dtype == "f16" else 4)
 
     def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
         """Run the network anew each step."""
@@ -238,9 +261,9 @@ class _Bound:
         heads = qkv.reshape(len(qkv), shape.heads + 2 * shape.kv_heads, shape.head_dim)
         q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
         slots = np.concatenate([s[-n:] for s, n in zip(self._slots, np.diff(self._step.row_start), strict=True)])
-        with np.errstate(over="ignore"):
-            self._cache.k[layer, slots] = rotate(k, self._step.positions, rope)
-            self._cache.v[layer, slots] = v
+        k = rotate(k, self._step.positions, rope)
+        self._cache.k[layer, slots] = store_as(k, self._cache.dtype)
+        self._cache.v[layer, slots] = store_as(v, self._cache.dtype)
         return rotate(q, self._step.positions, rope)
 
     def attention(self, q: F32, layer: int, shape: AttentionShape) -> F32:

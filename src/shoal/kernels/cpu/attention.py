@@ -5,6 +5,9 @@ A page holds 16 positions of every KV head; the *unit* of one KV head is
     K   [head_dim][16 positions]     scores of 16 positions come from broadcasts and FMAs
     V   [16 positions][head_dim]     (head_dim rounded up to 16)
 
+as float16, float32 or (q8_0) int8; the latter with a float16 scale for 32 dims of a position, as llama.cpp's type of that name, in
+front: K [32 dims][16 positions], V [16 positions][32 dims]. Arithmetic is float32 in every case.
+
 KV is cut into pieces of 256 positions, counted from the start of the sequence. A piece gives each query a *record*: the largest
 score, the sum of exp(score - largest), and the V rows weighted so. Records are folded in the order of the pieces. As a record
 depends on query and piece alone, it does not matter who makes it: one task walks all pieces of its queries, or each piece is a
@@ -16,6 +19,7 @@ rows of one query head otherwise. A tile that is not full computes what lies beh
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,15 +27,18 @@ from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
     Address,
+    Register,
     Scalar,
     Shape,
     add,
     call_kernel,
     exp,
     fma,
+    load_f16,
     load_f16x16,
     load_f32,
     load_f32x16,
+    load_i8x16,
     load_i32,
     load_i64,
     max_lanes,
@@ -73,6 +80,7 @@ QUERY_BLOCK = 24  # rows of one task
     K,  # this layer's first K page
     V,  # this layer's first V page
     UNIT_BYTES,
+    DATA,  # where a unit's values begin, behind its scales
     VALUE_BYTES,
     RECORD_BYTES,
     COS,  # float32 [positions, table width] (see rotary.py)
@@ -95,8 +103,8 @@ QUERY_BLOCK = 24  # rows of one task
     ROW_WEIGH,
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
-) = (8 * i for i in range(32))
-ATTENTION_FIELDS = 32
+) = (8 * i for i in range(33))
+ATTENTION_FIELDS = 33
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN, PAGE_TABLE, PAGE_TABLE_STRIDE) = (
@@ -142,9 +150,28 @@ _SCORE_STRIDE = 4 * PIECE
 _BEST = 8 * _SCORE_STRIDE
 _LOWEST = -1e30  # the largest score where nothing is seen: exp(-infinity - it) is 0
 
-F16, F32 = range(2)
-KINDS = {"f16": F16, "f32": F32}  # how values lie in a unit
-VALUE_BYTES_OF = {"f16": 2, "f32": 4}
+GROUP = 32  # dims that share a scale
+F16, F32, Q8 = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How values lie in a unit. ``scale_bytes`` is the scale of 32 dims of a position."""
+
+    kind: int
+    value_bytes: int
+    scale_bytes: int
+
+    def data(self, head_dim: int) -> int:
+        """Where the values begin."""
+        return PAGE * self.scale_bytes * -(-head_dim // GROUP)
+
+    def unit_bytes(self, head_dim: int) -> int:
+        """Size of a unit."""
+        return self.data(head_dim) + PAGE * self.value_bytes * (-(-head_dim // 16) * 16)
+
+
+STORAGE = {"f16": Storage(F16, 2, 0), "f32": Storage(F32, 4, 0), "q8_0": Storage(Q8, 1, 2)}
 
 
 @inline
@@ -239,11 +266,25 @@ def plan(args: Address, chunk: int) -> None:
 
 
 @inline
-def _read(kind: int, address: Address) -> Any:
+def _read(kind: int, address: Address, scale: Register) -> Any:
     """16 values."""
     if kind == F16:
         return load_f16x16(address)
-    return load_f32x16(address)
+    if kind == F32:
+        return load_f32x16(address)
+    return mul(load_i8x16(address), scale)
+
+
+@inline
+def _key_scales(kind: int, address: Address) -> Any:
+    """Scales of 16 positions."""
+    return load_f16x16(address) if kind == Q8 else splat(1.0)
+
+
+@inline
+def _value_scale(kind: int, address: Address) -> Any:
+    """Scale of one position."""
+    return splat(load_f16(address)) if kind == Q8 else splat(1.0)
 
 
 @inline
@@ -259,7 +300,8 @@ def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
     q, stride, keys = load_i64(work + QUERIES), load_i64(work + QUERY_STRIDE), load_i64(work + KEYS)
     seen, more = load_i64(work + SEEN), load_i64(work + MORE)
     begin, end = load_i64(work + BEGIN), load_i64(work + END)
-    dims, column, best = load_i64(args + HEAD_DIM), PAGE * load_i64(args + VALUE_BYTES), tile_splat(shape, _LOWEST)
+    dims, data, column = load_i64(args + HEAD_DIM), load_i64(args + DATA), PAGE * load_i64(args + VALUE_BYTES)
+    best = tile_splat(shape, _LOWEST)
     for position in range(begin, end, 2 * PAGE):
         k0, k1 = _page(work, keys, position), _page(work, keys, position + PAGE)
         units, ahead = keys, position + _AHEAD
@@ -267,11 +309,15 @@ def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
             units, ahead = load_i64(work + VALUES), ahead - end + begin
         ahead0, ahead1 = _page(work, units, ahead), _page(work, units, ahead + PAGE)
         a, b = tile_zero(shape), tile_zero(shape)
-        for d in range(dims):
-            prefetch(ahead0 + d * column)
-            prefetch(ahead1 + d * column)
-            a = tile_fma(a, _read(kind, k0 + d * column), q + 4 * d, stride)
-            b = tile_fma(b, _read(kind, k1 + d * column), q + 4 * d, stride)
+        for group in range(0, dims, GROUP):
+            # Scales of a group: 16 times 2 bytes.
+            scale0, scale1 = _key_scales(kind, k0 + group), _key_scales(kind, k1 + group)
+            for d in range(group, min(group + GROUP, dims)):
+                at = data + d * column
+                prefetch(ahead0 + at)
+                prefetch(ahead1 + at)
+                a = tile_fma(a, _read(kind, k0 + at, scale0), q + 4 * d, stride)
+                b = tile_fma(b, _read(kind, k1 + at, scale1), q + 4 * d, stride)
         a, b = tile_hide(a, seen - position, more), tile_hide(b, seen - position - PAGE, more)
         best = tile_maximum(b, tile_maximum(a, best))
         scores = load_i64(work + SCORES) + 4 * (position - begin)
@@ -301,7 +347,7 @@ def _soften(work: Address, record: int) -> None:
 def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
     """Sums of weight * v into the records, 32 dims at a time, so that sums overlap."""
     begin, end, values = load_i64(work + BEGIN), load_i64(work + END), load_i64(work + VALUES)
-    columns, size = padded(load_i64(args + HEAD_DIM)), load_i64(args + VALUE_BYTES)
+    columns, data, size = padded(load_i64(args + HEAD_DIM)), load_i64(args + DATA), load_i64(args + VALUE_BYTES)
     records, record = load_i64(work + RECORDS), load_i64(args + RECORD_BYTES)
     for c in range(0, columns, 32):
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
@@ -309,12 +355,14 @@ def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
         for position in range(begin, end, PAGE):
             units = values if position + _AHEAD < end else load_i64(work + KEYS)  # then come the keys of the next piece
             v, ahead = _page(work, values, position), _page(work, units, position + _AHEAD)
-            for at in range(size * c, size * (c + columns * min(PAGE, end - position)), size * columns):
+            at, scales = data + size * c, v + c // 16  # 2 bytes for 32 dims
+            for _ in range(min(PAGE, end - position)):
                 prefetch(ahead + at)
                 prefetch(ahead + at + 64)
-                left = tile_fma(left, _read(kind, v + at), weights, _SCORE_STRIDE)
-                right = tile_fma(right, _read(kind, v + at + size * beside), weights, _SCORE_STRIDE)
-                weights += 4
+                scale = _value_scale(kind, scales)
+                left = tile_fma(left, _read(kind, v + at, scale), weights, _SCORE_STRIDE)
+                right = tile_fma(right, _read(kind, v + at + size * beside, scale), weights, _SCORE_STRIDE)
+                at, scales, weights = at + size * columns, scales + data // PAGE, weights + 4
         tile_store(left, records + DIMS + 4 * c, record)
         tile_store(right, records + DIMS + 4 * (c + beside), record)
 

@@ -52,7 +52,6 @@ class _Cache:
     k: NDArray[np.uint8]
     v: NDArray[np.uint8]
     dtype: str
-    unit_bytes: int
     layer_bytes: int
 
 
@@ -84,17 +83,20 @@ class CPUBackend:
         out[: len(values)] = values
         return out
 
+    def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
+        """Head sizes are rounded up to whole registers; q8_0 has scales beside its values."""
+        return 2 * kv_heads * attention.STORAGE[dtype].unit_bytes(head_dim) // PAGE_SIZE
+
     def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
         """Zeroed pages; the system gives memory for a page when it is first written."""
         if shape.head_dim > attention.MAX_HEAD_DIM:
             raise UnsupportedError(f"head size {shape.head_dim}: at most {attention.MAX_HEAD_DIM} on {self.name}")
-        unit_bytes = PAGE_SIZE * _padded(shape.head_dim) * attention.VALUE_BYTES_OF[dtype]
-        layer_bytes = pages * shape.kv_heads * unit_bytes
+        layer_bytes = pages * PAGE_SIZE * self.kv_token_bytes(shape.kv_heads, shape.head_dim, dtype) // 2
         try:
             k, v = (np.zeros(layers * layer_bytes + _LINE, np.uint8) for _ in range(2))
         except MemoryError:
             raise MemoryLimitError(f"KV cache: {2 * layers * layer_bytes} bytes are not available") from None
-        return _Cache(k, v, dtype, unit_bytes, layer_bytes)
+        return _Cache(k, v, dtype, layer_bytes)
 
     def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
         """Record both programs and compile what they use."""
@@ -229,7 +231,7 @@ class _Recorder:
     def attention(self, q: _Rows, layer: int, shape: AttentionShape) -> _Rows:
         out = self._rows("attention", shape.heads * shape.head_dim)
         args = self._attention_args(q, layer, shape)
-        kind, tile = attention.KINDS[self.cache.dtype], attention.row_tile(shape.heads // shape.kv_heads)
+        kind, tile = attention.STORAGE[self.cache.dtype].kind, attention.row_tile(shape.heads // shape.kv_heads)
         for field, value in (
             (attention.OUT, out.address),
             (attention.OUT_STRIDE, out.stride),
@@ -318,7 +320,7 @@ class _Recorder:
         return x.rounded
 
     def _attention_args(self, qkv: _Rows, layer: int, shape: AttentionShape) -> NDArray[np.int64]:
-        args = self._fields(attention.ATTENTION_FIELDS)
+        args, storage = self._fields(attention.ATTENTION_FIELDS), attention.STORAGE[self.cache.dtype]
         for field, value in (
             (attention.STEP, self.step.ctypes.data),
             (attention.QKV, qkv.address),
@@ -329,8 +331,9 @@ class _Recorder:
             (attention.SCALE, self._kept(np.array([shape.scale], np.float32))),
             (attention.K, _address(self.cache.k) + layer * self.cache.layer_bytes),
             (attention.V, _address(self.cache.v) + layer * self.cache.layer_bytes),
-            (attention.UNIT_BYTES, self.cache.unit_bytes),
-            (attention.VALUE_BYTES, attention.VALUE_BYTES_OF[self.cache.dtype]),
+            (attention.UNIT_BYTES, storage.unit_bytes(shape.head_dim)),
+            (attention.DATA, storage.data(shape.head_dim)),
+            (attention.VALUE_BYTES, storage.value_bytes),
             *self._plan_fields,
         ):
             args[field // 8] = value

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from numba import float32
+
 from shoal.kernels.cpu.attention import (
     COS,
+    DATA,
+    GROUP,
     HEAD_DIM,
     HEADS,
     KV_HEADS,
@@ -27,25 +33,35 @@ from shoal.kernels.cpu.attention import (
     V,
     padded,
 )
+from shoal.kernels.cpu.elementwise import TINY
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
     Address,
     Function,
     Scalar,
+    first_lanes,
     fma,
+    largest_magnitude,
     load_f32,
     load_f32x16,
     load_i32,
     load_i64,
+    magnitude,
+    maximum_i32,
     mul,
     rotate_pairs,
+    round_i32,
     splat,
     store_f16,
     store_f16x16,
     store_f32,
     store_f32x16,
+    store_i8_apart,
+    store_i8x16,
     sub,
 )
+
+_STEP, _ZERO = float32(1 / 127), float32(0)
 
 
 @inline
@@ -113,6 +129,32 @@ def _put_f32(args: Address, k: Address, v: Address, keys: Address, values: Addre
         store_f32(row + 4 * d, load_f32(v + 4 * d))
 
 
+@inline
+def _round_group(x: Address, dims: int) -> Any:
+    """32 values (zeros from ``dims`` on) as two times 16 int8 in +-127, and their scale."""
+    left, right = first_lanes(load_f32x16(x), dims, _ZERO), first_lanes(load_f32x16(x + 64), dims - 16, _ZERO)
+    largest = largest_magnitude(maximum_i32(magnitude(left), magnitude(right)))
+    inverse = splat(127.0 / largest if largest > TINY else 0.0)
+    return round_i32(mul(left, inverse)), round_i32(mul(right, inverse)), largest * _STEP
+
+
+@inline
+def _put_q8(args: Address, k: Address, v: Address, keys: Address, values: Address, offset: int) -> None:
+    """As `_put_f16`, as int8 with a scale for 32 dims, which is rounded to float16 after the division by it."""
+    head_dim, data = load_i64(args + HEAD_DIM), load_i64(args + DATA)
+    column, row = keys + data + offset, values + data + offset * padded(head_dim)
+    for d in range(0, head_dim, GROUP):
+        k_left, k_right, k_scale = _round_group(k + 4 * d, head_dim - d)
+        v_left, v_right, v_scale = _round_group(v + 4 * d, head_dim - d)
+        store_f16(keys + d + 2 * offset, k_scale)
+        store_f16(values + d // 16 + offset * (data // PAGE), v_scale)
+        store_i8_apart(column + PAGE * d, k_left, PAGE)
+        store_i8x16(row + d, v_left)
+        if head_dim - d > 16:
+            store_i8_apart(column + PAGE * (d + 16), k_right, PAGE)
+            store_i8x16(row + d + 16, v_right)
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -167,4 +209,10 @@ def rope_store_f32(args: Address, chunk: int) -> None:
     _rope_store(_put_f32, args, chunk)
 
 
-ROPE_STORE: dict[str, Lazy] = {"f16": rope_store_f16, "f32": rope_store_f32}
+@kernel
+def rope_store_q8(args: Address, chunk: int) -> None:
+    """Rotary positions, and k and v into int8 pages."""
+    _rope_store(_put_q8, args, chunk)
+
+
+ROPE_STORE: dict[str, Lazy] = {"f16": rope_store_f16, "f32": rope_store_f32, "q8_0": rope_store_q8}
