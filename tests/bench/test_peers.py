@@ -88,7 +88,8 @@ def test_each_round_measures_each_case_with_each_setting(tiny: Path, heard: Path
     two = [(2, 6, 3, fa, unified) for fa in (True, False) for unified in (True, False)]
     still = [(2, 6, 3, True, False), (2, 6, 3, False, False)]  # what was slow in the first round is dropped
     only_prefill = [(1, 9, 0, True, False), (1, 9, 0, False, False)]
-    assert asked == one + one + two + only_prefill + one + still + only_prefill  # the first pair warms up
+    warm_up = [(1, 6, 1, True, False), (1, 6, 1, False, False)]
+    assert asked == warm_up + one + two + only_prefill + one + still + only_prefill
     assert [line for line in said if line.startswith("round 2")] == [
         "round 2/2: 1 x 6 tokens, 3 steps",
         "round 2/2: 2 x 6 tokens, 3 steps",
@@ -136,6 +137,12 @@ def test_all_sides_get_the_same_prompts(tiny: Path, heard: Path, monkeypatch: py
     turns = [json.loads(line)["prompts"] for line in heard.read_text().splitlines()]
     assert asked == turns[::4]
     assert all(turn == turns[0] for turn in turns)
+
+
+def test_the_warm_up_is_short(tiny: Path, heard: Path) -> None:
+    compare_with_peers(plan(tiny, rounds=1, batches=(2,), prompt_len=40, prefill_lens=()), quiet)
+    first = json.loads(heard.read_text().splitlines()[0])
+    assert ([len(prompt) for prompt in first["prompts"]], first["steps"]) == ([16, 16], 1)
 
 
 def test_peers_that_fail_are_left_out_and_say_why(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from shoal.models.config import ModelConfig
 
 ROWS_PER_STEP = 512  # on every side
 _CLOSE = 1.1  # a setting that takes so much longer than the best in the first round is not measured again
+_WARM_UP_LEN = 16
 
 Say = Callable[[str], None]
 
@@ -108,7 +109,7 @@ def compare_with_peers(plan: Plan, say: Say) -> Report:
     """Let all sides take turns; ``say`` hears how it goes.
 
     Each side is a process that loads the model once. In each round each case is measured by shoal and then by each peer with
-    each of its settings; the best median counts, phase by phase. A first turn of each side warms up and is not counted.
+    each of its settings; the best median counts, phase by phase. A first, short turn of each side warms up and is not counted.
     A peer that cannot run the file, or fails in a turn, is left out from there on, and the report says why.
 
     Raises ParameterError where no peer can be imported, EngineError where shoal fails.
@@ -170,9 +171,9 @@ class _Rounds:
             self.versions[peer.package] = worker.facts["version"]
 
     def run(self) -> dict[Case, Samples]:
-        """The first case once to warm up; then the rounds."""
+        """The first case once with short prompts, to warm up; then the rounds."""
         cases = self.plan.cases()
-        self.take_turns(cases[0], Samples())
+        self.take_turns(Case(cases[0].batch, min(cases[0].prompt_len, _WARM_UP_LEN), 1), Samples())
         samples = {case: Samples() for case in cases}
         for number in range(1, self.plan.rounds + 1):
             for case in cases:
