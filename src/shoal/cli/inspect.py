@@ -86,7 +86,7 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         facts: dict[str, Any] = {"backend": backend.describe()}
         try:
             model = check_supported(file, backend)
-            plan = plan_memory(model, sum(info.nbytes for info in file.tensors.values()), config)
+            plan = plan_memory(model, sum(info.nbytes for info in file.tensors.values()), config, backend)
         except (UnsupportedError, GGUFError, MemoryLimitError) as error:
             return {"supported": False, "reason": str(error), **facts}
     finally:

@@ -326,6 +326,14 @@ def store_i8x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
 
 
 @_operation(types.void)
+def store_i8_apart(b: Builder, _: Any, address: ir.Value, value: ir.Value, stride: ir.Value) -> None:
+    """Write 16 int32 in -128 ... 127 as bytes, lane r to address + r * stride."""
+    narrow = b.trunc(value, _vector(_I8, 16))
+    for r in range(16):
+        _store(b, b.extract_element(narrow, ir.Constant(_I32, r)), _at(b, address, stride, r))
+
+
+@_operation(types.void)
 def prefetch(b: Builder, _: Any, address: ir.Value) -> None:
     """Ask for the cache line of an address, which need not be ours to read, into the second-level cache: it has room for more
     requests under way than the first level."""
