@@ -134,6 +134,14 @@ def test_all_at_once_gives_the_tokens_of_each_alone(case: Case, variant: str) ->
         assert generate(llm, case.requests) == case.solo
 
 
+def test_with_int8_pages_too(case: Case) -> None:
+    some = case.requests[:12]  # the longest prompt among them
+    with case.open(kv_cache_dtype="q8_0") as llm:
+        solo = [generate(llm, [request])[0] for request in some]
+    with case.open(kv_cache_dtype="q8_0", threads=1, max_num_batched_tokens=100) as llm:
+        assert generate(llm, some) == solo
+
+
 def test_any_order_gives_the_same_tokens(case: Case) -> None:
     order = np.random.default_rng(5).permutation(NUM_REQUESTS).tolist()
     with case.open() as llm:

@@ -172,6 +172,15 @@ def test_predictions_are_as_near_to_float_arithmetic_as_llama_cpps(
     assert np.sqrt(((cpu_score.nll - exact) ** 2).mean()) <= 0.084
 
 
+def test_int8_pages_lose_little(smollm2_path: Path, text: str, golden_nll: dict[str, NDArray[Any]]) -> None:
+    """The limit is that of f16 pages."""
+    exact = scored(golden_nll["smollm2-q4_1-exact"])
+    with LLM(smollm2_path, device="cpu", max_model_len=1024, max_num_seqs=8, kv_cache_dtype="q8_0") as llm:
+        score = score_text(llm, text)
+    assert np.sqrt(((score.nll - exact) ** 2).mean()) <= 0.084
+    assert score.ppl == pytest.approx(np.exp(exact.mean()), rel=0.015)
+
+
 def test_perplexity_tokens(cpu: LLM, text: str, golden_nll: dict[str, NDArray[Any]]) -> None:
     assert cpu.encode({"prompt_token_ids": golden_nll["smollm2.tokens"]}) == golden_nll["smollm2.tokens"].tolist()
     assert cpu.tokenizer is not None
