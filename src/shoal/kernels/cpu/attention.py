@@ -6,7 +6,7 @@ A page holds 16 positions of every KV head; the *unit* of one KV head is
     V   [16 positions][head_dim]     (head_dim rounded up to 16)
 
 as float16, float32 or (q8_0) int8; the latter with a float16 scale for 32 dims of a position, as llama.cpp's type of that name, in
-front: K [32 dims][16 positions], V [16 positions][32 dims]. Arithmetic is float32 in every case.
+front: [head_dim / 32][16 positions]. Arithmetic is float32 in every case.
 
 KV is cut into pieces of 256 positions, counted from the start of the sequence. A piece gives each query a *record*: the largest
 score, the sum of exp(score - largest), and the V rows weighted so. Records are folded in the order of the pieces. As a record
@@ -27,14 +27,12 @@ from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
 from shoal.kernels.cpu.simd import (
     Address,
-    Register,
     Scalar,
     Shape,
     add,
     call_kernel,
     exp,
     fma,
-    load_f16,
     load_f16x16,
     load_f32,
     load_f32x16,
@@ -53,7 +51,9 @@ from shoal.kernels.cpu.simd import (
     sub,
     sum_lanes,
     tile_fma,
+    tile_fma_lanes,
     tile_hide,
+    tile_load,
     tile_maximum,
     tile_splat,
     tile_store,
@@ -148,6 +148,7 @@ SUM, DIMS = 4, 64
 _WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * 9  # memory of a task, in KiB: the above, scores, records of a tile
 _SCORE_STRIDE = 4 * PIECE
 _BEST = 8 * _SCORE_STRIDE
+_SCALED = _BEST + 8 * 64  # weights of a page times scales of V
 _LOWEST = -1e30  # the largest score where nothing is seen: exp(-infinity - it) is 0
 
 GROUP = 32  # dims that share a scale
@@ -266,25 +267,13 @@ def plan(args: Address, chunk: int) -> None:
 
 
 @inline
-def _read(kind: int, address: Address, scale: Register) -> Any:
-    """16 values."""
+def _read(kind: int, address: Address) -> Any:
+    """16 values, without their scale."""
     if kind == F16:
         return load_f16x16(address)
     if kind == F32:
         return load_f32x16(address)
-    return mul(load_i8x16(address), scale)
-
-
-@inline
-def _key_scales(kind: int, address: Address) -> Any:
-    """Scales of 16 positions."""
-    return load_f16x16(address) if kind == Q8 else splat(1.0)
-
-
-@inline
-def _value_scale(kind: int, address: Address) -> Any:
-    """Scale of one position."""
-    return splat(load_f16(address)) if kind == Q8 else splat(1.0)
+    return load_i8x16(address)
 
 
 @inline
@@ -310,14 +299,17 @@ def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
         ahead0, ahead1 = _page(work, units, ahead), _page(work, units, ahead + PAGE)
         a, b = tile_zero(shape), tile_zero(shape)
         for group in range(0, dims, GROUP):
-            # Scales of a group: 16 times 2 bytes.
-            scale0, scale1 = _key_scales(kind, k0 + group), _key_scales(kind, k1 + group)
-            for d in range(group, min(group + GROUP, dims)):
-                at = data + d * column
+            c, d = (tile_zero(shape), tile_zero(shape)) if kind == Q8 else (a, b)
+            for dim in range(group, min(group + GROUP, dims)):
+                at = data + dim * column
                 prefetch(ahead0 + at)
                 prefetch(ahead1 + at)
-                a = tile_fma(a, _read(kind, k0 + at, scale0), q + 4 * d, stride)
-                b = tile_fma(b, _read(kind, k1 + at, scale1), q + 4 * d, stride)
+                c = tile_fma(c, _read(kind, k0 + at), q + 4 * dim, stride)
+                d = tile_fma(d, _read(kind, k1 + at), q + 4 * dim, stride)
+            if kind == Q8:  # scales of a group are 16 times 2 bytes
+                c = tile_fma_lanes(a, c, load_f16x16(k0 + group))
+                d = tile_fma_lanes(b, d, load_f16x16(k1 + group))
+            a, b = c, d
         a, b = tile_hide(a, seen - position, more), tile_hide(b, seen - position - PAGE, more)
         best = tile_maximum(b, tile_maximum(a, best))
         scores = load_i64(work + SCORES) + 4 * (position - begin)
@@ -348,21 +340,25 @@ def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
     """Sums of weight * v into the records, 32 dims at a time, so that sums overlap."""
     begin, end, values = load_i64(work + BEGIN), load_i64(work + END), load_i64(work + VALUES)
     columns, data, size = padded(load_i64(args + HEAD_DIM)), load_i64(args + DATA), load_i64(args + VALUE_BYTES)
-    records, record = load_i64(work + RECORDS), load_i64(args + RECORD_BYTES)
+    scores, records, record = load_i64(work + SCORES), load_i64(work + RECORDS), load_i64(args + RECORD_BYTES)
     for c in range(0, columns, 32):
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
-        left, right, weights = tile_zero(shape), tile_zero(shape), load_i64(work + SCORES)
+        left, right = tile_zero(shape), tile_zero(shape)
         for position in range(begin, end, PAGE):
             units = values if position + _AHEAD < end else load_i64(work + KEYS)  # then come the keys of the next piece
             v, ahead = _page(work, values, position), _page(work, units, position + _AHEAD)
-            at, scales = data + size * c, v + c // 16  # 2 bytes for 32 dims
+            weights, stride = scores + 4 * (position - begin), _SCORE_STRIDE
+            if kind == Q8:  # weights times scales
+                tile = tile_fma_lanes(tile_zero(shape), tile_load(shape, weights, stride), load_f16x16(v + c))
+                weights, stride = scores + _SCALED, 64
+                tile_store(tile, weights, stride)
+            at = data + size * c
             for _ in range(min(PAGE, end - position)):
                 prefetch(ahead + at)
                 prefetch(ahead + at + 64)
-                scale = _value_scale(kind, scales)
-                left = tile_fma(left, _read(kind, v + at, scale), weights, _SCORE_STRIDE)
-                right = tile_fma(right, _read(kind, v + at + size * beside, scale), weights, _SCORE_STRIDE)
-                at, scales, weights = at + size * columns, scales + data // PAGE, weights + 4
+                left = tile_fma(left, _read(kind, v + at), weights, stride)
+                right = tile_fma(right, _read(kind, v + at + size * beside), weights, stride)
+                at, weights = at + size * columns, weights + 4
         tile_store(left, records + DIMS + 4 * c, record)
         tile_store(right, records + DIMS + 4 * (c + beside), record)
 

@@ -147,7 +147,7 @@ def _put_q8(args: Address, k: Address, v: Address, keys: Address, values: Addres
         k_left, k_right, k_scale = _round_group(k + 4 * d, head_dim - d)
         v_left, v_right, v_scale = _round_group(v + 4 * d, head_dim - d)
         store_f16(keys + d + 2 * offset, k_scale)
-        store_f16(values + d // 16 + offset * (data // PAGE), v_scale)
+        store_f16(values + d + 2 * offset, v_scale)
         store_i8_apart(column + PAGE * d, k_left, PAGE)
         store_i8x16(row + d, v_left)
         if head_dim - d > 16:

@@ -689,6 +689,12 @@ def tile_fma(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Valu
     return _each(b, args[0], one)
 
 
+@_operation(lambda acc, *_: acc)
+def tile_fma_lanes(b: Builder, args: Any, acc: ir.Value, x: ir.Value, factor: ir.Value) -> ir.Value:
+    """acc + x * factor, for a vector ``factor``."""
+    return _each(b, args[0], lambda t: _fma(b, b.extract_value(x, t), factor, b.extract_value(acc, t)))
+
+
 @_operation(lambda tile, *_: tile)
 def tile_maximum(b: Builder, args: Any, x: ir.Value, y: ir.Value) -> ir.Value:
     """The larger of each pair; y where either is NaN."""
