@@ -71,6 +71,14 @@ def test_chunks_and_neighbours_change_no_bit(backend: CPUBackend, chunk: int, dt
         done += chunk
 
 
+def test_tasks_of_several_heads_change_no_bit(backend: CPUBackend) -> None:
+    """With so many single rows a task takes two of the three KV heads."""
+    case = make_case(6, 3, 32, [40] * 12)
+    run = paged(backend, case, "f16", 480)
+    at_once = run.run(*case.whole())
+    assert np.array_equal(run.run(*case.step([(s, 39, 40) for s in range(12)])), at_once[39::40])
+
+
 # --- more than one piece ---------------------------------------------------------------------------------------------
 
 PIECE = attention.PIECE

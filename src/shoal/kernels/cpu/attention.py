@@ -112,9 +112,9 @@ ATTENTION_FIELDS = 33
 )
 STEP_FIELDS = 10
 
-# A task: all query heads of a KV head in one row, or one query head in several rows; and all pieces, or some of them in a row:
+# A task: all query heads of some KV heads in one row, or one query head in several rows; and all pieces, or some of them in a row:
 # their records go to slots.
-(SEQUENCE, HEAD, ROW, ROW_COUNT, FIRST, PIECES, SLOT) = (4 * i for i in range(7))
+(SEQUENCE, HEAD, HEAD_COUNT, ROW, ROW_COUNT, FIRST, PIECES, SLOT) = (4 * i for i in range(8))
 TASK_BYTES = 32
 # A merge: the pieces of one row and KV head lie in neighbouring slots.
 (MERGE_ROW, MERGE_HEAD, MERGE_SLOT, MERGE_PIECES) = (4 * i for i in range(4))
@@ -185,13 +185,14 @@ def padded(head_dim: int) -> Any:
 
 
 @inline
-def _add_task(args: Address, sequence: int, head: int, row: int, rows: int) -> Any:
+def _add_task(args: Address, sequence: int, head: int, heads: int, row: int, rows: int) -> Any:
     """A task of all pieces; its address."""
     count = load_i64(args + TASK_COUNT)
     task = load_i64(args + TASKS) + TASK_BYTES * load_i64(count)
     store_i64(count, load_i64(count) + 1)
     store_i32(task + SEQUENCE, sequence)
     store_i32(task + HEAD, head)
+    store_i32(task + HEAD_COUNT, heads)
     store_i32(task + ROW, row)
     store_i32(task + ROW_COUNT, rows)
     store_i32(task + PIECES, 0)
@@ -217,17 +218,18 @@ def _pieces(args: Address, row: int) -> Any:
 
 @inline
 def _plan_row(args: Address, sequence: int, row: int, longest: int, slot: int) -> Any:
-    """Tasks of a single row, each of at most ``longest`` pieces if there are slots for all; the first slot free after it."""
-    pieces = _pieces(args, row)
-    parts = (pieces + longest - 1) // longest
-    for h in range(load_i64(args + KV_HEADS)):
+    """Tasks of a single row, each of about ``longest`` pieces: several heads, or parts of one if there are slots for all its
+    pieces. The first slot that is free after it."""
+    kv_heads, pieces = load_i64(args + KV_HEADS), _pieces(args, row)
+    heads, parts = max(1, longest // pieces), (pieces + longest - 1) // longest
+    for h in range(0, kv_heads, heads):
         if parts == 1 or slot + pieces > load_i64(args + SLOTS):
-            _add_task(args, sequence, h, row, 1)
+            _add_task(args, sequence, h, min(heads, kv_heads - h), row, 1)
             continue
         _add_merge(args, row, h, slot, pieces)
         for part in range(parts):
             first, last = pieces * part // parts, pieces * (part + 1) // parts
-            task = _add_task(args, sequence, h, row, 1)
+            task = _add_task(args, sequence, h, 1, row, 1)
             store_i32(task + FIRST, first)
             store_i32(task + PIECES, last - first)
             store_i32(task + SLOT, slot + first)
@@ -260,7 +262,7 @@ def plan(args: Address, chunk: int) -> None:
                 slot = _plan_row(args, s, row, longest, slot)
             else:
                 for h in range(load_i64(args + HEADS)):
-                    _add_task(args, s, h, row, min(QUERY_BLOCK, last - row))
+                    _add_task(args, s, h, 1, row, min(QUERY_BLOCK, last - row))
 
 
 # --- a piece ---------------------------------------------------------------------------------------------------------
@@ -345,8 +347,12 @@ def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
         left, right = tile_zero(shape), tile_zero(shape)
         for position in range(begin, end, PAGE):
-            units = values if position + _AHEAD < end else load_i64(work + KEYS)  # then come the keys of the next piece
-            v, ahead = _page(work, values, position), _page(work, units, position + _AHEAD)
+            units, soon = values, position + _AHEAD
+            if soon >= end:  # then come the keys of the next piece, or those of the next KV head
+                units = load_i64(work + KEYS)
+                if end > load_i64(work + LAST):
+                    units, soon = units + load_i64(args + UNIT_BYTES), soon - end
+            v, ahead = _page(work, values, position), _page(work, units, soon)
             weights, stride = scores + 4 * (position - begin), _SCORE_STRIDE
             if kind == Q8:  # weights times scales
                 tile = tile_fma_lanes(tile_zero(shape), tile_load(shape, weights, stride), load_f16x16(v + c))
@@ -436,10 +442,10 @@ def _finish(args: Address, records: Address, count: int, out: Address, stride: i
 
 
 @inline
-def _heads(args: Address, task: Address, work: Address) -> Any:
-    """The query heads of the task's KV head, in one row; that KV head."""
+def _heads(args: Address, task: Address, head: int, work: Address) -> Any:
+    """The query heads of KV head ``head``, in one row; that KV head."""
     group, head_bytes = load_i64(args + HEADS) // load_i64(args + KV_HEADS), 4 * load_i64(args + HEAD_DIM)
-    row, first = load_i32(task + ROW), load_i32(task + HEAD) * group * head_bytes
+    row, first = load_i32(task + ROW), head * group * head_bytes
     store_i64(work + QUERIES, load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE) + first)
     store_i64(work + RESULTS, load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE) + first)
     store_i64(work + QUERY_STRIDE, head_bytes)
@@ -449,13 +455,13 @@ def _heads(args: Address, task: Address, work: Address) -> Any:
     store_i64(work + MORE, 0)
     store_i64(work + SCORE_KERNEL, load_i64(args + ROW_SCORE))
     store_i64(work + WEIGH_KERNEL, load_i64(args + ROW_WEIGH))
-    return load_i32(task + HEAD)
+    return head
 
 
 @inline
-def _rows(args: Address, task: Address, work: Address) -> Any:
-    """One query head of the task's rows; its KV head."""
-    row, first = load_i32(task + ROW), load_i32(task + HEAD) * 4 * load_i64(args + HEAD_DIM)
+def _rows(args: Address, task: Address, head: int, work: Address) -> Any:
+    """Query head ``head`` of the task's rows; its KV head."""
+    row, first = load_i32(task + ROW), head * 4 * load_i64(args + HEAD_DIM)
     store_i64(work + QUERIES, load_i64(args + QKV) + row * load_i64(args + QKV_STRIDE) + first)
     store_i64(work + RESULTS, load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE) + first)
     store_i64(work + QUERY_STRIDE, load_i64(args + QKV_STRIDE))
@@ -465,13 +471,13 @@ def _rows(args: Address, task: Address, work: Address) -> Any:
     store_i64(work + MORE, 1)
     store_i64(work + SCORE_KERNEL, load_i64(args + BLOCK_SCORE))
     store_i64(work + WEIGH_KERNEL, load_i64(args + BLOCK_WEIGH))
-    return load_i32(task + HEAD) // (load_i64(args + HEADS) // load_i64(args + KV_HEADS))
+    return head // (load_i64(args + HEADS) // load_i64(args + KV_HEADS))
 
 
 @inline
-def _begin(args: Address, task: Address, work: Address) -> None:
-    """The task's KV head and its first tile."""
-    kv_head = _heads(args, task, work) if load_i32(task + ROW_COUNT) == 1 else _rows(args, task, work)
+def _begin(args: Address, task: Address, head: int, work: Address) -> None:
+    """One of the task's heads, and its first tile."""
+    kv_head = _heads(args, task, head, work) if load_i32(task + ROW_COUNT) == 1 else _rows(args, task, head, work)
     step, unit = load_i64(args + STEP), load_i64(args + UNIT_BYTES)
     table = load_i64(step + PAGE_TABLE) + load_i32(task + SEQUENCE) * load_i64(step + PAGE_TABLE_STRIDE)
     store_i64(work + TABLE, table)
@@ -521,11 +527,11 @@ def _some_pieces(args: Address, task: Address, work: Address, tile: int) -> None
         _piece(args, work, (load_i32(task + FIRST) + i) * PIECE, slot + first)
 
 
-@kernel
-def attention(args: Address, chunk: int) -> None:
-    """One task of the plan, tile by tile."""
-    task, work, tile = load_i64(args + TASKS) + TASK_BYTES * chunk, scratch(_WORK), 0
-    _begin(args, task, work)
+@inline
+def _head(args: Address, task: Address, head: int, work: Address) -> None:
+    """One of the task's heads, tile by tile."""
+    _begin(args, task, head, work)
+    tile = 0
     while load_i64(work + LEFT) > 0:
         if load_i32(task + PIECES) == 0:
             _all_pieces(args, work)
@@ -533,6 +539,14 @@ def attention(args: Address, chunk: int) -> None:
             _some_pieces(args, task, work, tile)
         tile += 1
         _next_tile(work)
+
+
+@kernel
+def attention(args: Address, chunk: int) -> None:
+    """One task of the plan."""
+    task, work = load_i64(args + TASKS) + TASK_BYTES * chunk, scratch(_WORK)
+    for i in range(load_i32(task + HEAD_COUNT)):
+        _head(args, task, load_i32(task + HEAD) + i, work)
 
 
 @kernel
