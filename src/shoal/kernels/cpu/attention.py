@@ -508,36 +508,36 @@ def _next_tile(work: Address) -> None:
 
 
 @inline
-def _all_pieces(args: Address, work: Address) -> None:
-    """Attention of a tile: its pieces one after another."""
+def _tile(args: Address, task: Address, work: Address, slots: Address) -> None:
+    """A tile's pieces one after another: their records go to ``slots``, or are folded at once if that is 0."""
     records, later = scratch(_RECORDS), scratch(_RECORDS)
-    for begin in range(0, load_i64(work + LAST) + 1, PIECE):
-        _piece(args, work, begin, later if begin else records)
-        if begin:
+    first, last, into = 0, load_i64(work + LAST) // PIECE + 1, records
+    if slots != 0:
+        first, into = load_i32(task + FIRST), slots
+        last = first + load_i32(task + PIECES)
+    for piece in range(first, last):
+        _piece(args, work, piece * PIECE, into)
+        if slots != 0:
+            into += load_i64(args + SLOT_BYTES)
+        elif piece == 0:
+            into = later
+        else:
             _fold(records, later, load_i64(work + COUNT), load_i64(args + RECORD_BYTES))
-    _finish(args, records, load_i64(work + COUNT), load_i64(work + RESULTS), load_i64(work + RESULT_STRIDE))
-
-
-@inline
-def _some_pieces(args: Address, task: Address, work: Address, tile: int) -> None:
-    """Records of a tile for the task's pieces, each into a slot; ``tile`` counts full tiles before this one."""
-    first = tile * load_i64(work + TILE) * load_i64(args + RECORD_BYTES)
-    for i in range(load_i32(task + PIECES)):
-        slot = load_i64(args + SLOT_START) + (load_i32(task + SLOT) + i) * load_i64(args + SLOT_BYTES)
-        _piece(args, work, (load_i32(task + FIRST) + i) * PIECE, slot + first)
+    if slots == 0:
+        _finish(args, records, load_i64(work + COUNT), load_i64(work + RESULTS), load_i64(work + RESULT_STRIDE))
 
 
 @inline
 def _head(args: Address, task: Address, head: int, work: Address) -> None:
     """One of the task's heads, tile by tile."""
     _begin(args, task, head, work)
-    tile = 0
+    slots = 0
+    if load_i32(task + PIECES) > 0:
+        slots = load_i64(args + SLOT_START) + load_i32(task + SLOT) * load_i64(args + SLOT_BYTES)
     while load_i64(work + LEFT) > 0:
-        if load_i32(task + PIECES) == 0:
-            _all_pieces(args, work)
-        else:
-            _some_pieces(args, task, work, tile)
-        tile += 1
+        _tile(args, task, work, slots)
+        if slots != 0:
+            slots += load_i64(work + COUNT) * load_i64(args + RECORD_BYTES)
         _next_tile(work)
 
 
