@@ -32,6 +32,7 @@ from shoal.kernels.base import (
     StepLimits,
 )
 from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, rotary, sample
+from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pack_matrix
@@ -63,6 +64,7 @@ class CPUBackend:
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or _usable_cores()
         self.pool = Pool(self.threads)
+        self._arena = Arena()
 
     def describe(self) -> str:
         """Instruction set, threads, how work is shared."""
@@ -74,7 +76,7 @@ class CPUBackend:
 
     def matrix(self, parts: Sequence[RawTensor]) -> PackedMatrix:
         """Strips of 16 rows (see pack.py)."""
-        return pack_matrix(list(parts))
+        return pack_matrix(list(parts), self._arena)
 
     def vector(self, tensor: RawTensor) -> NDArray[np.float32]:
         """float32, padded to whole registers."""

@@ -31,6 +31,7 @@ from shoal.kernels.cpu.simd import (
     load_f16x16,
     load_f32x16,
     load_i64,
+    prefetch_near,
     store_f32x16,
     store_u8x64,
     tile_add,
@@ -71,6 +72,9 @@ assert _TENSOR_SCALE == TENSOR_SCALE
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
 _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
+
+# A core runs ahead of a small tile by itself and reads memory early enough; from this size on it must be told.
+_SLOW_TILE, _AHEAD = 4, 4096
 
 # --- integer products ------------------------------------------------------------------------------------------------
 # With AVX2 sums are int16 until they are widened; the largest code says how often that must be.
@@ -150,6 +154,8 @@ def _strip_with_one_scale(shape: Shape, args: Address, w: Address, t: int) -> An
             second = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
             acc = tile_fma(acc, m, sums + 4 * g, sum_stride)
+            if len(shape) >= _SLOW_TILE:
+                _ask_ahead(w + _AHEAD, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
@@ -170,6 +176,8 @@ def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int) -> A
             dots = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
             acc = tile_fma(acc, n, sums + 8 * g + 4, scale_stride)
+            if len(shape) >= _SLOW_TILE:
+                _ask_ahead(w + _AHEAD, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
@@ -182,6 +190,12 @@ def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int) -> Any:
     for k in range(load_i64(args + COLUMNS)):
         acc = tile_fma(acc, LOAD(w + GROUP_BYTES * k), x + 4 * k, stride)
     return acc
+
+
+@inline
+def _ask_ahead(w: Address, size: int) -> None:
+    for i in range(0, size, 64):
+        prefetch_near(w + i)
 
 
 @inline

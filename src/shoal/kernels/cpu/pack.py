@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels.base import RawTensor
+from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.codes import codes
 
 STRIP = 16
@@ -134,7 +135,7 @@ class PackedMatrix:
         return sum(part.data.nbytes for part in self.parts)
 
 
-def pack_matrix(tensors: list[RawTensor]) -> PackedMatrix:
+def pack_matrix(tensors: list[RawTensor], arena: Arena) -> PackedMatrix:
     """Stack matrices that read the same input; neighbours of one type become one part."""
     parts: list[PackedPart] = []
     row, columns = 0, tensors[0].shape[1]
@@ -143,7 +144,7 @@ def pack_matrix(tensors: list[RawTensor]) -> PackedMatrix:
         rows = sum(t.shape[0] for t in same)
         raw = same[0].data if len(same) == 1 else np.concatenate([t.data for t in same])
         scale = np.array([same[0].scale], np.float32)
-        parts.append(PackedPart(layout, row, rows, _pack_strips(layout, raw, columns), scale))
+        parts.append(PackedPart(layout, row, rows, _pack_strips(layout, raw, columns, arena), scale))
         row += rows
     return PackedMatrix(row, columns, tuple(parts))
 
@@ -159,12 +160,12 @@ def _runs(tensors: list[RawTensor]) -> list[list[RawTensor]]:
     return runs
 
 
-def _pack_strips(layout: Layout, raw: Bytes, columns: int) -> Bytes:
+def _pack_strips(layout: Layout, raw: Bytes, columns: int, arena: Arena) -> Bytes:
     """[rows, row bytes] -> [strips, strip bytes], a few strips at a time so that scratch memory stays small."""
     pack = _pack_floats if layout.is_float else _pack_codes
     rows = len(raw)
     strips = -(-rows // STRIP)
-    out = np.empty((strips, layout.strip_bytes(columns)), np.uint8)
+    out = arena.array(strips, layout.strip_bytes(columns))
     step = max(1, (1 << 20) // (columns * STRIP))
     for first in range(0, strips, step):
         last = min(first + step, strips)

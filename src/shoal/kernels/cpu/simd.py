@@ -200,19 +200,6 @@ def load_u32(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 
 
 @_operation(types.float32)
-def load_f16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
-    """The float16 at an address, widened."""
-    return b.fpext(_load(b, address, _HALF), _F32)
-
-
-@_operation(types.float32)
-def load_bf16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
-    """The bfloat16 at an address, widened."""
-    wide = b.zext(_load(b, address, _I16), _I32)
-    return b.bitcast(b.shl(wide, ir.Constant(_I32, 16)), _F32)
-
-
-@_operation(types.float32)
 def load_f32(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """The float32 at an address."""
     return _load(b, address, _F32)
@@ -333,12 +320,22 @@ def store_i8_apart(b: Builder, _: Any, address: ir.Value, value: ir.Value, strid
         _store(b, b.extract_element(narrow, ir.Constant(_I32, r)), _at(b, address, stride, r))
 
 
+def _ask(b: Builder, address: ir.Value, closeness: int) -> None:
+    read_close_data = [ir.Constant(_I32, n) for n in (0, closeness, 1)]
+    _call(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, _I8), *read_close_data)
+
+
 @_operation(types.void)
 def prefetch(b: Builder, _: Any, address: ir.Value) -> None:
     """Ask for the cache line of an address, which need not be ours to read, into the second-level cache: it has room for more
     requests under way than the first level."""
-    read_second_data = [ir.Constant(_I32, n) for n in (0, 2, 1)]
-    _call(b, "llvm.prefetch.p0", ir.VoidType(), _pointer(b, address, _I8), *read_second_data)
+    _ask(b, address, 2)
+
+
+@_operation(types.void)
+def prefetch_near(b: Builder, _: Any, address: ir.Value) -> None:
+    """The same into the first-level cache."""
+    _ask(b, address, 3)
 
 
 # --- float arithmetic ------------------------------------------------------------------------------------------------
@@ -392,12 +389,6 @@ def round_i32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
     # Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits: the same on every machine.
     shifted = b.fadd(x, _const(12582912.0, _F32X16))
     return b.sub(b.bitcast(shifted, _I32X16), _const(0x4B400000, _I32X16))
-
-
-@_operation(f32x16)
-def to_f32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
-    """int32 lanes as float32."""
-    return b.sitofp(x, _F32X16)
 
 
 @_operation(i32x16)
