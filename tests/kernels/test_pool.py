@@ -10,7 +10,7 @@ import pytest
 
 from shoal.kernels.cpu.jit import kernel
 from shoal.kernels.cpu.pool import Pool, program
-from shoal.kernels.cpu.simd import Address, atomic_add, load_i64, store_i64
+from shoal.kernels.cpu.simd import Address, atomic_add, atomic_load, load_i64, pause, store_i64
 
 
 @kernel
@@ -46,6 +46,35 @@ def test_every_chunk_runs_once_and_in_order(threads: int) -> None:
         assert (sums == 37 * turn).all()
         if turn % 5 == 0:
             time.sleep(0.01)  # long enough for workers to park
+    pool.close()
+
+
+@kernel
+def be_slow(args: Address, chunk: int) -> None:
+    """Wait for as many looks as the argument says."""
+    for _ in range(load_i64(args)):
+        pause()
+
+
+@kernel
+def meet(args: Address, chunk: int) -> None:
+    """Count who is here and wait for a second one, but not for ever: args = (arrived, met)."""
+    atomic_add(args, 1)
+    looks = 0
+    while atomic_load(args) < 2 and looks < 100_000_000:
+        pause()
+        looks += 1
+    if atomic_load(args) == 2 and looks < 100_000_000:
+        atomic_add(args + 8, 1)
+
+
+def test_a_worker_stays_for_a_whole_program() -> None:
+    """Even if one chunk takes the other thread much longer than a worker waits between programs."""
+    pool = Pool(2, spins=200)
+    looks, one, two, seen = np.array([1_000_000]), np.array([1]), np.array([2]), np.zeros(2, np.int64)
+    slow = (be_slow.address, looks.ctypes.data, one.ctypes.data)
+    pool.run(program([slow, (meet.address, seen.ctypes.data, two.ctypes.data)]))
+    assert seen.tolist() == [2, 2]
     pool.close()
 
 

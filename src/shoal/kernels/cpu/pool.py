@@ -8,7 +8,8 @@ sleep holds up no more than the chunk it has in hand; nobody waits for a thread 
     operation | kernel address | arguments address | address of the number of chunks |
 
 Taking a chunk is a compare-and-swap of the whole ticket: it can only succeed while that operation is open, and while a chunk is
-out the operation cannot end, so what the table says about it is stable. Idle threads spin for a moment and then park in Python.
+out the operation cannot end, so what the table says about it is stable. Between programs idle threads spin for a moment and then park
+in Python; during one they do not, however long the last chunk of an operation takes the others.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 OP_BYTES = 24
 # Offsets of the shared state, each in a cache line of its own.
-TICKET, DONE, PROGRAM, BASE, LENGTH, FINISHED, STOP, PARKED = (64 * i for i in range(8))
-_STATE_BYTES = 64 * 8
+TICKET, DONE, PROGRAM, BASE, LENGTH, FINISHED, STOP, RUNNING, PARKED = (64 * i for i in range(9))
+_STATE_BYTES = 64 * 9
 _SPINS_PER_YIELD = 2000
 
 
@@ -91,21 +92,31 @@ def run_program(state: Address, program: Address, length: int) -> None:
                 sched_yield()
 
 
+@inline
+def _park(state: Address, parked: Address) -> Any:
+    """Park; False if a program has begun meanwhile. Whoever begins one says so first and looks who is parked afterwards."""
+    atomic_swap(parked, 1)
+    if atomic_load(state + RUNNING) == 0:
+        return True
+    return atomic_swap(parked, 0) == 0  # claimed: the bell rings
+
+
 @function(types.void(types.int64, types.int64, types.int64))
 def work(state: Address, parked: Address, spins: int) -> None:
-    """A worker's turn: take chunks as they come; return once nothing came for ``spins`` looks, or at the end."""
+    """A worker's turn: take chunks as they come; return, parked, once no program has run for ``spins`` looks, or at the end."""
     idle = 0
-    while idle < spins and atomic_load(state + STOP) == 0:
+    while atomic_load(state + STOP) == 0:
         ticket = atomic_load(state + TICKET)
         if ticket & 0xFFFFFFFF:
             _take(state, ticket)
             idle = 0
-        else:
-            pause()
-            idle += 1
-            if idle % _SPINS_PER_YIELD == 0:
-                sched_yield()
-    atomic_store(parked, 1)
+            continue
+        pause()
+        idle += 1
+        if idle % _SPINS_PER_YIELD == 0:
+            sched_yield()
+        if idle >= spins and atomic_load(state + RUNNING) == 0 and _park(state, parked):
+            return
 
 
 @function(types.int64(types.int64))
@@ -136,10 +147,12 @@ class Pool:
     def run(self, program: NDArray[np.int64]) -> None:
         """Run a program ([operations, 3]); returns when its last operation is done."""
         with self._lock:
+            self._store(self._state + RUNNING, 1)
             for i, bell in enumerate(self._bells):
                 if wake(self._parked(i)):
                     bell.release()
             run_program(self._state, program.ctypes.data, len(program))
+            self._store(self._state + RUNNING, 0)
 
     def close(self) -> None:
         """Let the workers end."""
