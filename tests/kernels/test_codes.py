@@ -120,7 +120,8 @@ def iq3_s(q: Bytes, c: Codes) -> F32:
 
 
 def iq2(q: Bytes, c: Codes) -> F32:
-    return (head(c, 0) * split(c.scales) / np.float32(8)) * signed(looked_up(IQ2_LEVELS, q & 3), q & 4)
+    halves = np.concatenate((c.scales & 15, c.scales >> 4), axis=2)
+    return (head(c, 0) * split(2 * halves + 1) / np.float32(8)) * signed(looked_up(IQ2_LEVELS, q & 3), q & 4)
 
 
 def iq1(q: Bytes, c: Codes) -> F32:

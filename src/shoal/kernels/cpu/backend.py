@@ -136,6 +136,7 @@ class _Rounded:
     q8: int
     scales: int
     sums: int
+    minus_sums: int
     half_sums: int
 
 
@@ -173,15 +174,15 @@ class _Recorder:
         x = self._rows("x", table.columns)
         args = self._fields(embed.EMBED_FIELDS)
         args[:6] = self._row_args(x, x)[:6]
-        offset = None if part.layout.is_float else groups.GROUPS[part.layout.name].offset
-        kind = embed.FLOATS if part.layout.is_float else embed.AFFINE if offset is None else embed.CENTRED
+        shift = None if part.layout.is_float else groups.GROUPS[part.layout.name].shift
+        kind = embed.FLOATS if part.layout.is_float else embed.AFFINE if shift is None else embed.CENTRED
         for field, value in (
             (embed.DECODE, linear.DECODE[part.layout.name].address),
             (embed.STRIPS, _address(part.data)),
             (embed.STRIP_BYTES, part.data.shape[1]),
             (embed.COLUMNS_PER_BLOCK, GROUP * part.layout.groups_per_block),
             (embed.SCALE, _address(part.scale)),
-            (embed.OFFSET, self._kept(np.array([offset or 0], np.float32))),
+            (embed.OFFSET, 1 << (shift or 0)),
             (embed.KIND, kind),
             (embed.TOKENS, self.step.ctypes.data + attention.TOKENS),
         ):
@@ -303,13 +304,15 @@ class _Recorder:
             (linear.X_STRIDE, x.width),
             (linear.SCALES, rounded.scales),
             (linear.SUMS, rounded.sums),
+            (linear.MINUS_SUMS, rounded.minus_sums),
             (linear.HALF_SUMS, rounded.half_sums),
         ]
 
     def _rounded(self, x: _Rows) -> _Rounded:
         """x as int8: written by the kernel that makes x, or by one of its own."""
         if x.rounded is None:
-            row_bytes = {"q8": x.width, "scales": x.width // 4, "half_sums": x.width // 4, "sums": x.width // 8}
+            q, e = x.width, x.width // 4
+            row_bytes = {"q8": q, "scales": e, "minus_sums": e, "half_sums": e, "sums": e // 2}
             x.rounded = _Rounded(**{name: self._buffer(name, size) for name, size in row_bytes.items()})
             args = x.producer
             if args is None:
@@ -318,6 +321,7 @@ class _Recorder:
             args[elementwise.Q8 // 8] = x.rounded.q8
             args[elementwise.SCALES // 8] = x.rounded.scales
             args[elementwise.SUMS // 8] = x.rounded.sums
+            args[elementwise.MINUS_SUMS // 8] = x.rounded.minus_sums
             args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums
         return x.rounded
 

@@ -20,7 +20,7 @@ integers; products go left to right, and every weight has the float32 bits of th
     MXFP4     4    -        e                  2^(e - 128) * MXFP4_VALUES[q]
     IQ3_XXS   4    d f16    s                  (d * s / 4) * IQ3_XXS_LEVELS[q & 7], negative where q & 8
     IQ3_S     4    d f16    s                  (d * s) * (2 * q - 15)
-    IQ2_XXS   3    d f16    s0, s1             (d * s / 8) * IQ2_LEVELS[q & 3], negative where q & 4
+    IQ2_XXS   3    d f16    s0 | s1 << 4       (d * (2 * s + 1) / 8) * IQ2_LEVELS[q & 3], negative where q & 4
     IQ2_XS    3    the same
     IQ2_S     3    the same
     IQ1_S     2    d f16    b0, b1             (d * (2 * (b >> 2) + 1)) * (q - 1 + delta)
@@ -158,19 +158,19 @@ def _iq2_xxs(blocks: Bytes) -> Codes:
     index = np.ascontiguousarray(words[:, :, 0]).view(np.uint8)
     signs, scales = _signs_and_scales(words[:, :, 1])
     values = _grid("IQ2_XXS", index) | (signs << 2)
-    return Codes(values, _head(blocks, 0, 1), np.stack((scales, scales), axis=2))
+    return Codes(values, _head(blocks, 0, 1), ((scales >> 1) * np.uint8(17))[:, :, None])
 
 
 def _iq2_xs(blocks: Bytes) -> Codes:
     words = blocks[:, 2:66].view("<u2")
     values = _grid("IQ2_XS", words & 511) | (_even_signs(words >> 9) << 2)
-    return Codes(values, _head(blocks, 0, 1), _pairs(_odd(bit_fields(blocks[:, 66:74], 4, 1))))
+    return Codes(values, _head(blocks, 0, 1), blocks[:, 66:74, None])
 
 
 def _iq2_s(blocks: Bytes) -> Codes:
     index = blocks[:, 2:34] | (bit_fields(blocks[:, 66:74], 2, 1).astype(np.uint16) << 8)
     values = _grid("IQ2_S", index) | (single_bits(blocks[:, 34:66]) << 2)
-    return Codes(values, _head(blocks, 0, 1), _pairs(_odd(bit_fields(blocks[:, 74:82], 4, 1))))
+    return Codes(values, _head(blocks, 0, 1), blocks[:, 74:82, None])
 
 
 def _iq1_s(blocks: Bytes) -> Codes:

@@ -32,6 +32,7 @@ from shoal.kernels.cpu.simd import (
     store_f32,
     store_f32x16,
     store_i8x16,
+    store_i32,
     sub,
     sum_lanes,
     sum_lanes_i32,
@@ -47,13 +48,14 @@ from shoal.kernels.cpu.simd import (
     OUT_STRIDE,
     Q8,  # int8 [rows, width]; 0: not wanted
     SCALES,  # float32 [rows, width / 16]
+    MINUS_SUMS,  # int32 [rows, width / 16]
     HALF_SUMS,  # float32 [rows, width / 16]
     SUMS,  # float32 [rows, width / 32]
     EXTRA,  # norm: weight. bias: the bias
     EPS,  # norm: address of eps, float32
     INDEX,  # norm: address of int32 row numbers, 0: rows as they are
-) = (8 * i for i in range(13))
-ROW_FIELDS = 13
+) = (8 * i for i in range(14))
+ROW_FIELDS = 14
 
 _STEP = float32(1 / 127)
 TINY = float32(1e-30)  # a group whose largest value is below this is all zeros
@@ -71,15 +73,17 @@ def span(args: Address, chunk: int) -> Any:
 
 
 @inline
-def _quantise_16(x: Register, q8: Address, scale: Address, total: Address) -> Any:
-    """16 values as int8 in +-127 with one scale; also scale * sum, which is returned. NaN and infinity stay visible in the
+def _quantise_16(x: Register, q8: Address, scale: Address, minus_sum: Address, total: Address) -> Any:
+    """16 values as int8 in +-127 with one scale; also - sum, and scale * sum, which is returned. NaN and infinity stay visible in the
     scale."""
     largest = largest_magnitude(magnitude(x))
     step = largest * _STEP
     q = round_i32(mul(x, splat(127.0 / largest if largest > TINY else 0.0)))
     store_i8x16(q8, q)
     store_f32(scale, step)
-    product = step * float32(sum_lanes_i32(q))
+    whole = sum_lanes_i32(q)
+    store_i32(minus_sum, -whole)
+    product = step * float32(whole)
     store_f32(total, product)
     return product
 
@@ -89,12 +93,13 @@ def _quantise_row(args: Address, row: int, values: Address) -> None:
     """A whole float32 row at ``values``."""
     width = load_i64(args + WIDTH)
     q8, at = load_i64(args + Q8) + row * width, row * (width // 16 * 4)
-    scale, halves = load_i64(args + SCALES) + at, load_i64(args + HALF_SUMS) + at
-    sums = load_i64(args + SUMS) + at // 2
-    for g in range(width // 32):
-        a = _quantise_16(load_f32x16(values + 128 * g), q8 + 32 * g, scale + 8 * g, halves + 8 * g)
-        b = _quantise_16(load_f32x16(values + 128 * g + 64), q8 + 32 * g + 16, scale + 8 * g + 4, halves + 8 * g + 4)
-        store_f32(sums + 4 * g, a + b)
+    scale, minus = load_i64(args + SCALES) + at, load_i64(args + MINUS_SUMS) + at
+    halves, sums = load_i64(args + HALF_SUMS) + at, load_i64(args + SUMS) + at // 2
+    for g in range(0, width // 16, 2):
+        x, h = values + 64 * g, g + 1
+        a = _quantise_16(load_f32x16(x), q8 + 16 * g, scale + 4 * g, minus + 4 * g, halves + 4 * g)
+        b = _quantise_16(load_f32x16(x + 64), q8 + 16 * h, scale + 4 * h, minus + 4 * h, halves + 4 * h)
+        store_f32(sums + 2 * g, a + b)
 
 
 @kernel

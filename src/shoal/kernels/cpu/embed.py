@@ -33,7 +33,7 @@ from shoal.kernels.cpu.simd import (
     STRIP_BYTES,
     COLUMNS_PER_BLOCK,  # what the decode kernel decodes at once
     SCALE,  # address of the tensor's scale, float32
-    OFFSET,  # address of the code that means zero, float32
+    OFFSET,  # the code that means zero
     KIND,  # what is decoded (below)
     TOKENS,  # address of the address of the step's token ids
 ) = (8 * i for i in range(6, 14))
@@ -44,16 +44,16 @@ _K1, _K6 = (0,), (0,) * 6
 
 
 @inline
-def _value(decoded: Address, kind: int, offset: float, c: int, r: int) -> Any:
+def _value(decoded: Address, kind: int, offset: int, c: int, r: int) -> Any:
     """Column c of row r."""
     if kind == FLOATS:
         return load_f32(decoded + 64 * c + 4 * r)
     group = decoded + c // 32 * linear.DECODED_BYTES
-    code = float32(load_u8(group + c % 32 // 4 * 64 + 4 * r + c % 4))
+    code = load_u8(group + c % 32 // 4 * 64 + 4 * r + c % 4)
     scales = group + 512 + c % 32 // 16 * 128 + 4 * r
     if kind == CENTRED:
-        return (code - offset) * load_f32(scales)
-    return code * load_f32(scales) + load_f32(scales + 64)
+        return float32(code - offset) * load_f32(scales)
+    return float32(code) * load_f32(scales) + load_f32(scales + 64)
 
 
 @inline
@@ -61,7 +61,7 @@ def _embed_row(args: Address, row: int, call: Address, decoded: Address) -> None
     token = load_i32(load_i64(load_i64(args + TOKENS)) + 4 * row)
     out, width = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE), load_i64(args + WIDTH)
     store_i64(call + linear.WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
-    columns, kind, offset = load_i64(args + COLUMNS_PER_BLOCK), load_i64(args + KIND), load_f32(load_i64(args + OFFSET))
+    columns, kind, offset = load_i64(args + COLUMNS_PER_BLOCK), load_i64(args + KIND), load_i64(args + OFFSET)
     for first in range(0, width, columns):
         call_kernel(load_i64(args + DECODE), call, first // columns)
         for c in range(min(columns, width - first)):

@@ -3,9 +3,10 @@
 Every GGUF type is two small functions. The first reads what stands before a block (float scales of 256 columns), the second
 reads a group and returns eight vectors of codes, one for each *quad* of 4 columns, with what makes weights of them:
 
-    weight = code * d + m         one d and m (16 rows each) for the group, or one for each half of 16 columns
+    weight = code * d + m                 16 rows of d and m
+    weight = (code - 2^shift) * d         codes are unsigned bytes: where a type has signed values, this much is added to them
 
-Codes are unsigned bytes; a type with signed values adds an offset, and m takes it off again. Layouts: pack.py.
+There is one d for the group, or one for each half of 16 columns. Layouts: pack.py.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shoal.kernels.cpu.simd import (
     bits,
     bits_up,
     either,
+    every_byte,
     fma,
     load_bits16,
     load_e8m0x16,
@@ -33,6 +35,7 @@ from shoal.kernels.cpu.simd import (
     load_u8x64,
     lookup,
     mul,
+    plus,
     splat,
     spread,
 )
@@ -141,6 +144,23 @@ def _codes8(w: Address) -> Any:
 
 
 @inline
+def _odd(w: Address) -> Any:
+    """2 n + 1 for nibbles n."""
+    a, b, c, d = load_u8x64(w), load_u8x64(w + 64), load_u8x64(w + 128), load_u8x64(w + 192)
+    one = every_byte(1)
+    return (
+        either(bits_up(a, 1, 30), one),
+        either(bits_up(b, 1, 30), one),
+        either(bits_up(c, 1, 30), one),
+        either(bits_up(d, 1, 30), one),
+        either(bits(a, 3, 30), one),
+        either(bits(b, 3, 30), one),
+        either(bits(c, 3, 30), one),
+        either(bits(d, 3, 30), one),
+    )
+
+
+@inline
 def _through(table: tuple[int, ...], codes: Any) -> Any:
     """table[code] for every code."""
     c0, c1, c2, c3, c4, c5, c6, c7 = codes
@@ -185,13 +205,12 @@ def _d_min(args: Address, w: Address) -> Any:
     return load_f16x16(w), mul(load_f16x16(w + 32), splat(-1.0))
 
 
-# --- groups with one scale: codes, d, m ------------------------------------------------------------------------------
+# --- groups with one scale: codes, d and perhaps m ------------------------------------------------------------------------------
 
 
 @inline
 def _q4_0(w: Address, head: Any) -> Any:
-    d = load_f16x16(w + 256)
-    return _codes4(w), d, mul(d, splat(-8.0))
+    return _codes4(w), load_f16x16(w + 256)
 
 
 @inline
@@ -201,8 +220,7 @@ def _q4_1(w: Address, head: Any) -> Any:
 
 @inline
 def _q5_0(w: Address, head: Any) -> Any:
-    d = load_f16x16(w + 320)
-    return _codes5(w), d, mul(d, splat(-16.0))
+    return _codes5(w), load_f16x16(w + 320)
 
 
 @inline
@@ -212,13 +230,12 @@ def _q5_1(w: Address, head: Any) -> Any:
 
 @inline
 def _q8_0(w: Address, head: Any) -> Any:
-    d = load_f16x16(w + 512)
-    return _codes8(w), d, mul(d, splat(-128.0))
+    return _codes8(w), load_f16x16(w + 512)
 
 
 @inline
 def _q8_k(w: Address, d: Register) -> Any:
-    return _codes8(w), d, mul(d, splat(-128.0))
+    return _codes8(w), d
 
 
 @inline
@@ -233,69 +250,55 @@ def _q5_k(w: Address, head: Any) -> Any:
     return _codes5(w), mul(d, load_u8x16(w + 320)), mul(least, load_u8x16(w + 336))
 
 
-_IQ4 = tuple(v + 127 for v in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
-_E2M1 = tuple(v + 12 for v in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))
+_IQ4 = tuple(v + 128 for v in (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
+_E2M1 = tuple(v + 16 for v in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12))
 _IQ3 = (4, 12, 20, 28, 36, 44, 52, 62)
-_IQ3_SIGNED = tuple(62 + v for v in _IQ3) + tuple(62 - v for v in _IQ3)
-_IQ2_SIGNED = (43 + 8, 43 + 25, 43 + 43, 43, 43 - 8, 43 - 25, 43 - 43, 43) * 2
+_IQ3_SIGNED = tuple(64 + v for v in _IQ3) + tuple(64 - v for v in _IQ3)
+_IQ2_SIGNED = (64 + 8, 64 + 25, 64 + 43, 64, 64 - 8, 64 - 25, 64 - 43, 64) * 2
 
 
 @inline
 def _iq4_nl(w: Address, head: Any) -> Any:
-    d = load_f16x16(w + 256)
-    return _through(_IQ4, _codes4(w)), d, mul(d, splat(-127.0))
+    return _through(_IQ4, _codes4(w)), load_f16x16(w + 256)
 
 
 @inline
 def _iq4_xs(w: Address, d: Register) -> Any:
-    ds = mul(d, load_i8x16(w + 256))
-    return _through(_IQ4, _codes4(w)), ds, mul(ds, splat(-127.0))
+    return _through(_IQ4, _codes4(w)), mul(d, load_i8x16(w + 256))
 
 
 @inline
 def _mxfp4(w: Address, head: Any) -> Any:
-    d = load_e8m0x16(w + 256)
-    return _through(_E2M1, _codes4(w)), d, mul(d, splat(-12.0))
+    return _through(_E2M1, _codes4(w)), load_e8m0x16(w + 256)
 
 
 @inline
 def _iq3_xxs(w: Address, d: Register) -> Any:
-    ds = mul(mul(d, load_u8x16(w + 256)), splat(0.25))
-    return _through(_IQ3_SIGNED, _codes4(w)), ds, mul(ds, splat(-62.0))
+    return _through(_IQ3_SIGNED, _codes4(w)), mul(mul(d, load_u8x16(w + 256)), splat(0.25))
 
 
 @inline
 def _iq3_s(w: Address, d: Register) -> Any:
-    """Odd numbers -15 ... 15: 2 code - 15."""
-    ds = mul(mul(d, load_u8x16(w + 256)), splat(2.0))
-    return _codes4(w), ds, mul(ds, splat(-7.5))
+    """Odd numbers -15 ... 15: codes 2 q + 1."""
+    return _odd(w), mul(d, load_u8x16(w + 256))
 
 
 @inline
 def _ternary(w: Address, d: Register) -> Any:
-    return _codes2(w), d, mul(d, splat(-1.0))
+    return _codes2(w), d
 
 
-# --- groups with a scale for each half: codes, d, m, d, m ------------------------------------------------------------
-
-
-@inline
-def _signed_halves(d: Register, s: Address, offset: float) -> Any:
-    """d times int8 scales, and minus ``offset`` times that, for both halves."""
-    a, b = mul(d, load_i8x16(s)), mul(d, load_i8x16(s + 16))
-    return a, mul(a, splat(offset)), b, mul(b, splat(offset))
+# --- groups with a scale for each half: codes, d, d or d, m, d, m ------------------------------------------------------------
 
 
 @inline
 def _q6_k(w: Address, d: Register) -> Any:
-    a, m, b, n = _signed_halves(d, w + 384, -32.0)
-    return _codes6(w), a, m, b, n
+    return _codes6(w), mul(d, load_i8x16(w + 384)), mul(d, load_i8x16(w + 400))
 
 
 @inline
 def _q3_k(w: Address, d: Register) -> Any:
-    a, m, b, n = _signed_halves(d, w + 192, -4.0)
-    return _codes3(w), a, m, b, n
+    return _codes3(w), mul(d, load_i8x16(w + 192)), mul(d, load_i8x16(w + 208))
 
 
 @inline
@@ -309,26 +312,28 @@ def _q2_k(w: Address, head: Any) -> Any:
 
 @inline
 def _iq2(w: Address, d: Register) -> Any:
-    a, m, b, n = _signed_halves(mul(d, splat(0.125)), w + 192, -43.0)
-    return _through(_IQ2_SIGNED, _codes3(w)), a, m, b, n
+    """A byte holds s of both halves: scales are d (2 s + 1) / 8. That is exact: 11 bits of d times 5 bits."""
+    quarter, eighth = mul(d, splat(0.25)), mul(d, splat(0.125))
+    a, b = load_bits16(w + 192, 0, 15), load_bits16(w + 192, 4, 15)
+    return _through(_IQ2_SIGNED, _codes3(w)), fma(quarter, a, eighth), fma(quarter, b, eighth)
 
 
 @inline
 def _octets(w: Address) -> Any:
-    """2-bit codes g times 8, plus 2 where a bit is set for the octet: 8 (g - 1 +- 1/8) + 9. Bits 0 and 1 of the bytes at
-    w + 128 are those of the octets of the first half, at w + 144 of the second."""
+    """2-bit codes g times 8, plus 7, or 9 where a bit is set for the octet: 8 (g - 1 +- 1/8) + 16. Bits 0 and 1 of the bytes
+    at w + 128 are those of the octets of the first half, at w + 144 of the second."""
     a, b = load_u8x64(w), load_u8x64(w + 64)
-    o0, o1 = spread(w + 128, 0, 1, 2), spread(w + 128, 1, 1, 2)
-    o2, o3 = spread(w + 144, 0, 1, 2), spread(w + 144, 1, 1, 2)
+    o0, o1 = spread(w + 128, 0, 1, 2, 7), spread(w + 128, 1, 1, 2, 7)
+    o2, o3 = spread(w + 144, 0, 1, 2, 7), spread(w + 144, 1, 1, 2, 7)
     return (
-        either(bits_up(a, 3, 24), o0),
-        either(bits_up(a, 1, 24), o0),
-        either(bits(a, 1, 24), o1),
-        either(bits(a, 3, 24), o1),
-        either(bits_up(b, 3, 24), o2),
-        either(bits_up(b, 1, 24), o2),
-        either(bits(b, 1, 24), o3),
-        either(bits(b, 3, 24), o3),
+        plus(bits_up(a, 3, 24), o0),
+        plus(bits_up(a, 1, 24), o0),
+        plus(bits(a, 1, 24), o1),
+        plus(bits(a, 3, 24), o1),
+        plus(bits_up(b, 3, 24), o2),
+        plus(bits_up(b, 1, 24), o2),
+        plus(bits(b, 1, 24), o3),
+        plus(bits(b, 3, 24), o3),
     )
 
 
@@ -336,10 +341,8 @@ def _octets(w: Address) -> Any:
 def _iq1(w: Address, d: Register) -> Any:
     """Bits 2-4 of a half's byte are s: its scale is d (2 s + 1), an eighth of that for codes that count eighths."""
     quarter, eighth = mul(d, splat(0.25)), mul(d, splat(0.125))
-    # d (2 s + 1) / 8 is exact: 11 bits of d times 4 bits.
-    a = fma(quarter, load_bits16(w + 128, 2, 7), eighth)
-    b = fma(quarter, load_bits16(w + 144, 2, 7), eighth)
-    return _octets(w), a, mul(a, splat(-9.0)), b, mul(b, splat(-9.0))
+    a, b = load_bits16(w + 128, 2, 7), load_bits16(w + 144, 2, 7)
+    return _octets(w), fma(quarter, a, eighth), fma(quarter, b, eighth)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -348,38 +351,38 @@ def _iq1(w: Address, d: Register) -> Any:
 @dataclass(frozen=True, slots=True)
 class GroupReader:
     """How one type is read. ``largest``: the largest code, which says how many products fit 16 bits; ``halves``: a scale for
-    each half; ``offset``: what m takes off, None where m is a number of its own."""
+    each half; ``shift``: codes are 2^shift more than what they stand for, None where there is an m instead."""
 
     head: Callable[..., Any]
     group: Callable[..., Any]
     largest: int
     halves: bool = False
-    offset: float | None = None
+    shift: int | None = None
 
 
 GROUPS: dict[str, GroupReader] = {
-    "Q4_0": GroupReader(_nothing, _q4_0, 15, offset=8),
+    "Q4_0": GroupReader(_nothing, _q4_0, 15, shift=3),
     "Q4_1": GroupReader(_nothing, _q4_1, 15),
-    "Q5_0": GroupReader(_nothing, _q5_0, 31, offset=16),
+    "Q5_0": GroupReader(_nothing, _q5_0, 31, shift=4),
     "Q5_1": GroupReader(_nothing, _q5_1, 31),
-    "Q8_0": GroupReader(_nothing, _q8_0, 255, offset=128),
-    "Q8_K": GroupReader(_d_f32, _q8_k, 255, offset=128),
+    "Q8_0": GroupReader(_nothing, _q8_0, 255, shift=7),
+    "Q8_K": GroupReader(_d_f32, _q8_k, 255, shift=7),
     "Q2_K": GroupReader(_d_min, _q2_k, 3, halves=True),
-    "Q3_K": GroupReader(_d_f16, _q3_k, 7, halves=True, offset=4),
+    "Q3_K": GroupReader(_d_f16, _q3_k, 7, halves=True, shift=2),
     "Q4_K": GroupReader(_d_min, _q4_k, 15),
     "Q5_K": GroupReader(_d_min, _q5_k, 31),
-    "Q6_K": GroupReader(_d_f16, _q6_k, 63, halves=True, offset=32),
-    "IQ4_NL": GroupReader(_nothing, _iq4_nl, 240, offset=127),
-    "IQ4_XS": GroupReader(_d_f16, _iq4_xs, 240, offset=127),
-    "IQ3_XXS": GroupReader(_d_f16, _iq3_xxs, 124, offset=62),
-    "IQ3_S": GroupReader(_d_f16, _iq3_s, 15, offset=7.5),
-    "IQ2_XXS": GroupReader(_d_f16, _iq2, 86, halves=True, offset=43),
-    "IQ2_XS": GroupReader(_d_f16, _iq2, 86, halves=True, offset=43),
-    "IQ2_S": GroupReader(_d_f16, _iq2, 86, halves=True, offset=43),
-    "IQ1_S": GroupReader(_d_f16, _iq1, 18, halves=True, offset=9),
-    "IQ1_M": GroupReader(_d_f16, _iq1, 18, halves=True, offset=9),
-    "TQ1_0": GroupReader(_d_f16, _ternary, 2, offset=1),
-    "TQ2_0": GroupReader(_d_f16, _ternary, 2, offset=1),
-    "I2_S": GroupReader(_d_tensor, _ternary, 2, offset=1),
-    "MXFP4": GroupReader(_nothing, _mxfp4, 24, offset=12),
+    "Q6_K": GroupReader(_d_f16, _q6_k, 63, halves=True, shift=5),
+    "IQ4_NL": GroupReader(_nothing, _iq4_nl, 241, shift=7),
+    "IQ4_XS": GroupReader(_d_f16, _iq4_xs, 241, shift=7),
+    "IQ3_XXS": GroupReader(_d_f16, _iq3_xxs, 126, shift=6),
+    "IQ3_S": GroupReader(_d_f16, _iq3_s, 31, shift=4),
+    "IQ2_XXS": GroupReader(_d_f16, _iq2, 107, halves=True, shift=6),
+    "IQ2_XS": GroupReader(_d_f16, _iq2, 107, halves=True, shift=6),
+    "IQ2_S": GroupReader(_d_f16, _iq2, 107, halves=True, shift=6),
+    "IQ1_S": GroupReader(_d_f16, _iq1, 25, halves=True, shift=4),
+    "IQ1_M": GroupReader(_d_f16, _iq1, 25, halves=True, shift=4),
+    "TQ1_0": GroupReader(_d_f16, _ternary, 2, shift=0),
+    "TQ2_0": GroupReader(_d_f16, _ternary, 2, shift=0),
+    "I2_S": GroupReader(_d_tensor, _ternary, 2, shift=0),
+    "MXFP4": GroupReader(_nothing, _mxfp4, 28, shift=4),
 }

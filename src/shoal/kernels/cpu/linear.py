@@ -2,11 +2,13 @@
 memory once a step whatever the batch.
 
 Tokens go in tiles of 8, 4, 3, 2 and 1 (fewer where registers are few). Lane r of every sum belongs to weight row r, and columns
-are added one group after another, so a token's result is the same in any tile. Activations have a scale s for 16 columns, a weight is
-d * code + m. With integer products p of unsigned codes and int8 activations, and S the sum of those activations:
+are added one group after another, so a token's result is the same in any tile. Activations have a scale s for 16 columns. With
+integer products p of unsigned codes and int8 activations, and S the sum of those activations, a group of 32 columns adds
 
-    y += (p0 * s0 + p1 * s1) * d + m (s0 S0 + s1 S1)      a group of 32 columns with one d and m
-    y += p * (d s) + m (s S)                              each half of a group with its own
+    (p0 s0 + p1 s1) d + m (s0 S0 + s1 S1)      where a weight is code * d + m
+    (p0 s0 + p1 s1) d                          where it is (code - 2^shift) * d: then p starts at -2^shift S
+
+and likewise each half by itself where halves have their own d.
 
 One template makes the kernels of all types; what differs is in groups.py.
 """
@@ -26,7 +28,8 @@ from shoal.kernels.cpu.simd import (
     Shape,
     bits,
     call_kernel,
-    dot_zero,
+    dot_end,
+    dot_start,
     load_bf16x16,
     load_f16x16,
     load_f32x16,
@@ -35,17 +38,17 @@ from shoal.kernels.cpu.simd import (
     store_f32x16,
     store_u8x64,
     tile_add,
-    tile_add_i32,
     tile_dot,
     tile_fma,
     tile_load,
     tile_scale,
     tile_scale_halves,
     tile_shift_add,
+    tile_shifted,
     tile_store,
     tile_store_first,
-    tile_widen,
     tile_zero,
+    tile_zero_i32,
 )
 
 # Arguments of a linear kernel, int64 each. A decode kernel takes the same, with WEIGHTS the strip and OUT where to write.
@@ -60,14 +63,15 @@ from shoal.kernels.cpu.simd import (
     X,  # float input, or int8 input [tokens, columns]
     X_STRIDE,  # bytes from one token to the next
     SCALES,  # float32 [tokens, columns / 16]: activation scales
+    MINUS_SUMS,  # int32 [tokens, columns / 16]: - sum of 16 activations
     HALF_SUMS,  # float32 [tokens, columns / 16]: scale * sum of 16 activations
     SUMS,  # float32 [tokens, columns / 32]: sums of two of these
     OUT,  # float32 output of this part's first row
     OUT_STRIDE,
     OUT_ROWS,  # weight rows of this part
     ADD,  # 1: add to what is there
-) = (8 * i for i in range(16))
-LINEAR_FIELDS = 16
+) = (8 * i for i in range(17))
+LINEAR_FIELDS = 17
 assert _TENSOR_SCALE == TENSOR_SCALE
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
@@ -77,54 +81,49 @@ _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
 _SLOW_TILE, _AHEAD = 4, 4096
 
 # --- integer products ------------------------------------------------------------------------------------------------
-# With AVX2 sums are int16 until they are widened; the largest code says how often that must be.
-
-
-@inline
-def _chain(acc: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address) -> Any:
-    """Four quads, 16 columns."""
-    acc = tile_dot(acc, c0, a, stride)
-    acc = tile_dot(acc, c1, a + 4, stride)
-    acc = tile_dot(acc, c2, a + 8, stride)
-    return tile_dot(acc, c3, a + 12, stride)
+# With AVX2 sums are int16 until they are widened; the largest code says how often that must be. All take 16 columns, four quads,
+# and go on from ``start`` (int32).
 
 
 @inline
 def _half_by_4(
-    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
-    """16 columns, one widening."""
-    return tile_widen(_chain(dot_zero(shape), c0, c1, c2, c3, a, stride))
+    """One widening."""
+    acc = tile_dot(dot_start(start), c0, a, stride)
+    acc = tile_dot(acc, c1, a + 4, stride)
+    acc = tile_dot(acc, c2, a + 8, stride)
+    return dot_end(tile_dot(acc, c3, a + 12, stride), start)
 
 
 @inline
 def _half_by_2(
-    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
-    """16 columns, a widening every two quads."""
-    one = tile_dot(tile_dot(dot_zero(shape), c0, a, stride), c1, a + 4, stride)
-    two = tile_dot(tile_dot(dot_zero(shape), c2, a + 8, stride), c3, a + 12, stride)
-    return tile_add_i32(tile_widen(one), tile_widen(two))
+    """A widening every two quads."""
+    one = dot_end(tile_dot(tile_dot(dot_start(start), c0, a, stride), c1, a + 4, stride), start)
+    return dot_end(tile_dot(tile_dot(dot_start(one), c2, a + 8, stride), c3, a + 12, stride), one)
 
 
 @inline
 def _half_by_1(
-    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
-    """16 columns, every quad widened."""
-    one, two = tile_dot(dot_zero(shape), c0, a, stride), tile_dot(dot_zero(shape), c1, a + 4, stride)
-    acc = tile_add_i32(tile_widen(one), tile_widen(two))
-    one, two = tile_dot(dot_zero(shape), c2, a + 8, stride), tile_dot(dot_zero(shape), c3, a + 12, stride)
-    return tile_add_i32(acc, tile_add_i32(tile_widen(one), tile_widen(two)))
+    """Every quad widened."""
+    acc = dot_end(tile_dot(dot_start(start), c0, a, stride), start)
+    acc = dot_end(tile_dot(dot_start(acc), c1, a + 4, stride), acc)
+    acc = dot_end(tile_dot(dot_start(acc), c2, a + 8, stride), acc)
+    return dot_end(tile_dot(dot_start(acc), c3, a + 12, stride), acc)
 
 
 @inline
 def _half_by_nibbles(
-    shape: Shape, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
-    """16 columns of bytes: high nibbles times 16, and low nibbles."""
-    high = _half_by_4(shape, bits(c0, 4, 15), bits(c1, 4, 15), bits(c2, 4, 15), bits(c3, 4, 15), a, stride)
-    low = _half_by_4(shape, bits(c0, 0, 15), bits(c1, 0, 15), bits(c2, 0, 15), bits(c3, 0, 15), a, stride)
+    """Bytes: high nibbles times 16, and low nibbles."""
+    zero = tile_zero_i32(start)
+    high = _half_by_4(zero, bits(c0, 4, 15), bits(c1, 4, 15), bits(c2, 4, 15), bits(c3, 4, 15), a, stride)
+    low = _half_by_4(start, bits(c0, 0, 15), bits(c1, 0, 15), bits(c2, 0, 15), bits(c3, 0, 15), a, stride)
     return tile_shift_add(high, low, 4)
 
 
@@ -140,44 +139,83 @@ def _products(largest: int) -> Function:
 # Templates: the names in capitals are set for each type at the end of this file.
 
 
-def _strip_with_one_scale(shape: Shape, args: Address, w: Address, t: int) -> Any:
-    """A strip whose groups have one scale."""
+def _strip_affine(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """code * d + m."""
     x, stride, scale, scale_stride = _input(args, t)
     sums, sum_stride = load_i64(args + SUMS) + t * (scale_stride // 2), scale_stride // 2
-    acc = tile_zero(shape)
+    acc, zero = tile_zero(shape), tile_zero_i32(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
         head = HEAD(args, w)
         w += HEAD_BYTES
         for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
             (c0, c1, c2, c3, c4, c5, c6, c7), d, m = READ(w, head)
-            first = HALF(shape, c0, c1, c2, c3, x + 32 * g, stride)
-            second = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            first = HALF(zero, c0, c1, c2, c3, x + 32 * g, stride)
+            second = HALF(zero, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
             acc = tile_fma(acc, m, sums + 4 * g, sum_stride)
-            if len(shape) >= _SLOW_TILE:
-                _ask_ahead(w + _AHEAD, GROUP_BYTES)
+            _ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
 
-def _strip_with_two_scales(shape: Shape, args: Address, w: Address, t: int) -> Any:
-    """A strip whose groups have a scale for each half."""
+def _strip_centred(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """(code - 2^shift) * d."""
     x, stride, scale, scale_stride = _input(args, t)
-    sums = load_i64(args + HALF_SUMS) + t * scale_stride
+    sums = load_i64(args + MINUS_SUMS) + t * scale_stride
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
         head = HEAD(args, w)
         w += HEAD_BYTES
         for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
+            (c0, c1, c2, c3, c4, c5, c6, c7), d = READ(w, head)
+            start = tile_shifted(shape, sums + 8 * g, scale_stride, SHIFT)
+            first = HALF(start, c0, c1, c2, c3, x + 32 * g, stride)
+            start = tile_shifted(shape, sums + 8 * g + 4, scale_stride, SHIFT)
+            second = HALF(start, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
+            _ask_ahead(shape, w, GROUP_BYTES)
+            w += GROUP_BYTES
+    return acc
+
+
+def _strip_affine_halves(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """code * d + m, with d and m for each half."""
+    x, stride, scale, scale_stride = _input(args, t)
+    sums = load_i64(args + HALF_SUMS) + t * scale_stride
+    acc, zero = tile_zero(shape), tile_zero_i32(shape)
+    for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
+        head = HEAD(args, w)
+        w += HEAD_BYTES
+        for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
             (c0, c1, c2, c3, c4, c5, c6, c7), d, m, e, n = READ(w, head)
-            dots = HALF(shape, c0, c1, c2, c3, x + 32 * g, stride)
+            dots = HALF(zero, c0, c1, c2, c3, x + 32 * g, stride)
             acc = tile_scale(acc, dots, d, scale + 8 * g, scale_stride)
             acc = tile_fma(acc, m, sums + 8 * g, scale_stride)
-            dots = HALF(shape, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            dots = HALF(zero, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
             acc = tile_fma(acc, n, sums + 8 * g + 4, scale_stride)
-            if len(shape) >= _SLOW_TILE:
-                _ask_ahead(w + _AHEAD, GROUP_BYTES)
+            _ask_ahead(shape, w, GROUP_BYTES)
+            w += GROUP_BYTES
+    return acc
+
+
+def _strip_centred_halves(shape: Shape, args: Address, w: Address, t: int) -> Any:
+    """(code - 2^shift) * d, with a d for each half."""
+    x, stride, scale, scale_stride = _input(args, t)
+    sums = load_i64(args + MINUS_SUMS) + t * scale_stride
+    acc = tile_zero(shape)
+    for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
+        head = HEAD(args, w)
+        w += HEAD_BYTES
+        for g in range(GROUPS_PER_BLOCK * block, GROUPS_PER_BLOCK * (block + 1)):
+            (c0, c1, c2, c3, c4, c5, c6, c7), d, e = READ(w, head)
+            start = tile_shifted(shape, sums + 8 * g, scale_stride, SHIFT)
+            dots = HALF(start, c0, c1, c2, c3, x + 32 * g, stride)
+            acc = tile_scale(acc, dots, d, scale + 8 * g, scale_stride)
+            start = tile_shifted(shape, sums + 8 * g + 4, scale_stride, SHIFT)
+            dots = HALF(start, c4, c5, c6, c7, x + 32 * g + 16, stride)
+            acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
+            _ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
@@ -193,9 +231,11 @@ def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int) -> Any:
 
 
 @inline
-def _ask_ahead(w: Address, size: int) -> None:
-    for i in range(0, size, 64):
-        prefetch_near(w + i)
+def _ask_ahead(shape: Shape, w: Address, size: int) -> None:
+    """Ask for what follows a group by and by, if the tile is slow."""
+    if len(shape) >= _SLOW_TILE:
+        for i in range(_AHEAD, _AHEAD + size, 64):
+            prefetch_near(w + i)
 
 
 @inline
@@ -255,31 +295,44 @@ def linear_parts(args: Address, chunk: int) -> None:
 
 
 # --- weights one by one ----------------------------------------------------------------------------------------------
-# Block by block, for the embedding: codes [8 quads, 16 rows, 4] and d, m, d, m (the halves') of each group, or floats [32, 16].
+# Block by block, for the embedding: of each group the codes [8 quads, 16 rows, 4] and d, m, d, m of its halves (m says nothing where a
+# type has none), or floats [32, 16].
 
 DECODED_BYTES = 512 + 4 * 64  # of a group; float types: 64 bytes a column
 
 
-def _decode_with_one_scale(args: Address, block: int) -> None:
+def _decode(args: Address, block: int) -> None:
     """One block of a strip, decoded."""
     w, out = load_i64(args + WEIGHTS) + block * (HEAD_BYTES + GROUPS_PER_BLOCK * GROUP_BYTES), load_i64(args + OUT)
     head = HEAD(args, w)
     w += HEAD_BYTES
     for _ in range(GROUPS_PER_BLOCK):
-        codes, d, m = READ(w, head)
-        _store_group(out, codes, d, m, d, m)
-        w, out = w + GROUP_BYTES, out + DECODED_BYTES
-
-
-def _decode_with_two_scales(args: Address, block: int) -> None:
-    """One block of a strip, decoded."""
-    w, out = load_i64(args + WEIGHTS) + block * (HEAD_BYTES + GROUPS_PER_BLOCK * GROUP_BYTES), load_i64(args + OUT)
-    head = HEAD(args, w)
-    w += HEAD_BYTES
-    for _ in range(GROUPS_PER_BLOCK):
-        codes, d, m, e, n = READ(w, head)
+        codes, d, m, e, n = UNPACK(READ(w, head))
         _store_group(out, codes, d, m, e, n)
         w, out = w + GROUP_BYTES, out + DECODED_BYTES
+
+
+@inline
+def _unpack_affine(group: Any) -> Any:
+    codes, d, m = group
+    return codes, d, m, d, m
+
+
+@inline
+def _unpack_centred(group: Any) -> Any:
+    codes, d = group
+    return codes, d, d, d, d
+
+
+@inline
+def _unpack_affine_halves(group: Any) -> Any:
+    return group
+
+
+@inline
+def _unpack_centred_halves(group: Any) -> Any:
+    codes, d, e = group
+    return codes, d, d, e, e
 
 
 @inline
@@ -310,24 +363,32 @@ def _decode_floats(args: Address, block: int) -> None:
 
 HEAD: Function = None
 READ: Function = None
+UNPACK: Function = None
 HALF: Function = None
 LOAD: Function = None
 STRIP: Function = None
-GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = 0
+GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = SHIFT = 0
+
+_INTEGER_TEMPLATES = {  # (a scale for each half, an m of its own)
+    (False, True): (_strip_affine, _unpack_affine),
+    (False, False): (_strip_centred, _unpack_centred),
+    (True, True): (_strip_affine_halves, _unpack_affine_halves),
+    (True, False): (_strip_centred_halves, _unpack_centred_halves),
+}
 
 
 def _kernels(layout: Layout) -> tuple[Lazy, Lazy]:
     """The product and the decoder of one type."""
     names: dict[str, Any] = {"GROUP_BYTES": layout.group_bytes}
+    strip, decode = _strip_of_floats, _decode_floats
     if layout.is_float:
         names["LOAD"] = {"F32": load_f32x16, "F16": load_f16x16, "BF16": load_bf16x16}[layout.name]
-        strip, decode = _strip_of_floats, _decode_floats
     else:
         reader = GROUPS[layout.name]
-        names |= {"HEAD": reader.head, "READ": reader.group, "HALF": _products(reader.largest)}
+        strip, names["UNPACK"] = _INTEGER_TEMPLATES[reader.halves, reader.shift is None]
+        decode = _decode
+        names |= {"HEAD": reader.head, "READ": reader.group, "HALF": _products(reader.largest), "SHIFT": reader.shift}
         names |= {"HEAD_BYTES": layout.head_bytes, "GROUPS_PER_BLOCK": layout.groups_per_block}
-        strip = _strip_with_two_scales if reader.halves else _strip_with_one_scale
-        decode = _decode_with_two_scales if reader.halves else _decode_with_one_scale
     lower = layout.name.lower()
     product = specialised(_linear, f"linear_{lower}", STRIP=inline(specialised(strip, f"strip_{lower}", **names)))
     return kernel(product), kernel(specialised(decode, f"decode_{lower}", **names))

@@ -13,7 +13,7 @@ from shoal.kernels.cpu.jit import Lazy, kernel
 from shoal.kernels.cpu.pool import Pool, program
 from shoal.kernels.cpu.simd import (
     Address,
-    dot_zero,
+    dot_start,
     load_f32x16,
     load_i64,
     load_u8x64,
@@ -21,6 +21,7 @@ from shoal.kernels.cpu.simd import (
     tile_fma,
     tile_load,
     tile_store,
+    tile_zero_i32,
 )
 
 # Arguments, int64 each.
@@ -55,7 +56,7 @@ def multiply_floats(args: Address, chunk: int) -> None:
 def multiply_bytes(args: Address, chunk: int) -> None:
     """Int8 multiply-adds, 64 a sum and step."""
     weights, x = load_i64(args + WEIGHTS), load_i64(args + INPUT)
-    acc = dot_zero(_TILE)
+    acc = dot_start(tile_zero_i32(_TILE))
     for step in range(load_i64(args + STEPS)):
         acc = tile_dot(acc, load_u8x64(weights + step % _LINES * _LINE), x, 4)
     tile_store(acc, load_i64(args + OUT) + chunk * _TILE_BYTES, _LINE)

@@ -78,12 +78,14 @@ class _TileModel(models.PrimitiveModel):  # type: ignore[misc]
 f32x16, i32x16 = Vector("f32x16", _F32X16), Vector("i32x16", _I32X16)
 u8x64, i16x32 = Vector("u8x64", _U8X64), Vector("i16x32", _I16X32)
 
-# What the int8 dot product sums in before `tile_widen`: int32 lanes with VNNI, pairs of int16 with AVX2.
+# What the int8 dot product sums in before `dot_end`: int32 lanes with VNNI, pairs of int16 with AVX2.
 DOT = i16x32 if ISA == "avx2" else i32x16
+_DOT_IS_WIDE = ISA != "avx2"
 
 
 def _tile_of(vector: Vector, shape: Any) -> Tile:
-    return Tile(vector, len(shape))
+    """A tile as large as a tuple is long, or as another tile."""
+    return Tile(vector, shape.count if isinstance(shape, Tile) else len(shape))
 
 
 # --- helpers for writing LLVM IR -------------------------------------------------------------------------------------
@@ -276,9 +278,12 @@ def load_e8m0x16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 
 
 @_operation(u8x64)
-def spread(b: Builder, _: Any, address: ir.Value, shift: ir.Value, mask: ir.Value, factor: ir.Value) -> ir.Value:
-    """((byte >> shift) & mask) * factor of 16 bytes, each in all 4 bytes of its lane; the product is below 256."""
+def spread(
+    b: Builder, _: Any, address: ir.Value, shift: ir.Value, mask: ir.Value, factor: ir.Value, base: ir.Value
+) -> ir.Value:
+    """base + ((byte >> shift) & mask) * factor of 16 bytes, each in all 4 bytes of its lane; that must be below 256."""
     lanes = b.mul(_bits_of_bytes(b, address, shift, mask), _splat(b, b.trunc(factor, _I32), 16))
+    lanes = b.add(lanes, _splat(b, b.trunc(base, _I32), 16))
     return b.bitcast(b.mul(lanes, _const(0x01010101, _I32X16)), _U8X64)
 
 
@@ -499,6 +504,18 @@ def either(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
     return b.or_(x, y)
 
 
+@_operation(u8x64)
+def plus(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
+    """x + y of bytes."""
+    return b.add(x, y)
+
+
+@_operation(u8x64)
+def every_byte(b: Builder, _: Any, value: ir.Value) -> ir.Value:
+    """One number in every byte."""
+    return _splat(b, b.trunc(value, _I8), 64)
+
+
 def _lookup_avx512(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
     repeated = _shuffle(b, table, table, list(range(16)) * 4)
     return _call(b, "llvm.x86.avx512.pshuf.b.512", _U8X64, repeated, x)
@@ -550,10 +567,29 @@ def tile_zero(b: Builder, args: Any, shape: ir.Value) -> ir.Value:
     return _each(b, _tile_of(f32x16, args[0]), lambda t: _const(0.0, _F32X16))
 
 
-@_operation(lambda shape: _tile_of(DOT, shape))
-def dot_zero(b: Builder, args: Any, shape: ir.Value) -> ir.Value:
-    """Zero integer sums."""
-    return _each(b, _tile_of(DOT, args[0]), lambda t: _const(0, DOT.llvm))
+@_operation(lambda shape: _tile_of(i32x16, shape))
+def tile_zero_i32(b: Builder, args: Any, shape: ir.Value) -> ir.Value:
+    """Zero int32 vectors."""
+    return _each(b, _tile_of(i32x16, args[0]), lambda t: _const(0, _I32X16))
+
+
+@_operation(lambda shape, *_: _tile_of(i32x16, shape))
+def tile_shifted(
+    b: Builder, args: Any, shape: ir.Value, address: ir.Value, stride: ir.Value, shift: ir.Value
+) -> ir.Value:
+    """The int32 at address + t * stride, shifted left, everywhere."""
+
+    def one(t: int) -> ir.Value:
+        return b.shl(_splat(b, _load(b, _at(b, address, stride, t), _I32), 16), _splat(b, b.trunc(shift, _I32), 16))
+
+    return _each(b, _tile_of(i32x16, args[0]), one)
+
+
+@_operation(lambda start: Tile(DOT, start.count))
+def dot_start(b: Builder, args: Any, start: ir.Value) -> ir.Value:
+    """Sums for `tile_dot`: they go on from ``start`` where they are int32, else from zero (see `dot_end`)."""
+    tile = Tile(DOT, args[0].count)
+    return _each(b, tile, lambda t: b.extract_value(start, t) if _DOT_IS_WIDE else _const(0, DOT.llvm))
 
 
 def _dot_vnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
@@ -585,7 +621,7 @@ _DOT = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}[I
 def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Value, stride: ir.Value) -> ir.Value:
     """Add the products of 4 unsigned weight bytes (of each of 16 rows) with the 4 int8 at address + t * stride.
 
-    With AVX2 the sums stay in int16 pairs: at most 32767 / (2 * 127 * largest weight) calls before `tile_widen`.
+    With AVX2 the sums stay in int16 pairs: at most 32767 / (2 * 127 * largest weight) calls before `dot_end`.
     """
 
     def one(t: int) -> ir.Value:
@@ -611,19 +647,15 @@ def _widen(b: Builder, x: ir.Value) -> ir.Value:
     return _shuffle(b, halves[0], halves[1], list(range(16)))
 
 
-@_operation(lambda acc: Tile(i32x16, acc.count))
-def tile_widen(b: Builder, args: Any, acc: ir.Value) -> ir.Value:
-    """The integer sums as int32."""
-    tile = Tile(i32x16, args[0].count)
-    return _each(
-        b, tile, lambda t: _widen(b, b.extract_value(acc, t)) if args[0].vector == i16x32 else b.extract_value(acc, t)
-    )
+@_operation(lambda acc, start: start)
+def dot_end(b: Builder, args: Any, acc: ir.Value, start: ir.Value) -> ir.Value:
+    """The sums of `tile_dot` that began with `dot_start` of the same ``start``, as int32."""
 
+    def one(t: int) -> ir.Value:
+        total = b.extract_value(acc, t)
+        return total if _DOT_IS_WIDE else b.add(_widen(b, total), b.extract_value(start, t))
 
-@_operation(lambda x, _: x)
-def tile_add_i32(b: Builder, args: Any, x: ir.Value, y: ir.Value) -> ir.Value:
-    """x + y for int32 tiles."""
-    return _each(b, args[0], lambda t: b.add(b.extract_value(x, t), b.extract_value(y, t)))
+    return _each(b, args[1], one)
 
 
 @_operation(lambda x, *_: x)
