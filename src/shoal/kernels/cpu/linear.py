@@ -79,6 +79,7 @@ _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
 
 # A core runs ahead of a small tile by itself and reads memory early enough; from this size on it must be told.
 _SLOW_TILE, _AHEAD = 4, 4096
+_TOKENS = 128  # of a step that one pass over a chunk's strips takes: their rounded values stay in the L2 cache
 
 # --- integer products ------------------------------------------------------------------------------------------------
 # With AVX2 sums are int16 until they are widened; the largest code says how often that must be. All take 16 columns, four quads,
@@ -265,23 +266,29 @@ def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> N
 
 
 def _linear(args: Address, chunk: int) -> None:
-    """The strips of one chunk, each over all tokens."""
+    """The strips of one chunk, each over all tokens; of many tokens as many at a time as stay in the cache."""
     per_chunk, rows = load_i64(args + STRIPS_PER_CHUNK), load_i64(load_i64(args + ROWS))
-    for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
-        t = 0
-        if _WIDE:
-            while rows - t >= 8:
-                _tile(STRIP, _T8, args, index, t)
-                t += 8
-        while rows - t >= 4:
-            _tile(STRIP, _T4, args, index, t)
-            t += 4
-        if rows - t == 3:
-            _tile(STRIP, _T3, args, index, t)
-        elif rows - t == 2:
-            _tile(STRIP, _T2, args, index, t)
-        elif rows - t == 1:
-            _tile(STRIP, _T1, args, index, t)
+    for start in range(0, rows, _TOKENS):
+        for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
+            _strip_of_tokens(STRIP, args, index, start, min(rows, start + _TOKENS))
+
+
+@inline
+def _strip_of_tokens(strip: Function, args: Address, index: int, t: int, end: int) -> None:
+    """Tokens t ... end - 1 of strip ``index``, in the largest tiles that fit."""
+    if _WIDE:
+        while end - t >= 8:
+            _tile(strip, _T8, args, index, t)
+            t += 8
+    while end - t >= 4:
+        _tile(strip, _T4, args, index, t)
+        t += 4
+    if end - t == 3:
+        _tile(strip, _T3, args, index, t)
+    elif end - t == 2:
+        _tile(strip, _T2, args, index, t)
+    elif end - t == 1:
+        _tile(strip, _T1, args, index, t)
 
 
 @kernel
