@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,7 @@ from shoal.text.vocab import Kind
 MODELS = ("smollm2", "gemma3")
 VOCABULARIES = ("llama-spm", "phi-3", "gpt-2", "starcoder", "deepseek-llm", "qwen2", "llama-bpe")
 SEPARATOR = "\n__ggml_vocab_test__\n"
-PROBED = [
-    "gpt-2", "default", "smollm", "starcoder", "llama-bpe", "qwen2", "tekken", "gpt-4o",
-    "llama4", "deepseek-llm", "deepseek-v3", "command-r", "falcon", "dbrx", "olmo", "glm4",
-    "stablelm2", "qwen35", "hunyuan-dense", "kimi-k2",
-]  # fmt: skip
+PROBE_DIGESTS = Path(__file__).with_name("probe_digests.json")
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -162,16 +159,36 @@ def test_vocabulary_special_ids(vocabulary: tuple[Path, Tokenizer, dict[str, Any
     assert tokenizer.encode("") == [expected["bos"]] * expected["add_bos"]
 
 
-@pytest.mark.parametrize("name", PROBED)
-def test_pre_tokenizer_behaviour(golden: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pre_tokenizer_has_a_digest() -> None:
+    digests = read_json(PROBE_DIGESTS)
+    assert sorted(name for names in digests.values() for name in names) == sorted(PRE_TOKENIZERS)
+
+
+def probe_tokenizer(golden: Path, pre: str) -> Tokenizer:
+    """The vocabulary that shows every cut, with another pre-tokenizer."""
     with GGUFFile.open(golden / "tokenizers" / "probe.gguf") as file:
-        monkeypatch.setattr(file, "metadata", {**file.metadata, "tokenizer.ggml.pre": name})
-        tokenizer = Tokenizer.from_gguf(file)
-    checked = 0
-    for record in records(golden / "tokenizers" / "probe.jsonl"):
-        for case in record["cases"]:
-            if name in case["pre"]:
-                assert tokenizer.encode(record["text"], add_special=False) == case["ids"], record["text"]
-                checked += 1
-    assert checked
-    assert name in PRE_TOKENIZERS
+        file.metadata = {**file.metadata, "tokenizer.ggml.pre": pre}
+        return Tokenizer.from_gguf(file)
+
+
+@pytest.mark.parametrize(("digest", "names"), read_json(PROBE_DIGESTS).items())
+def test_pre_tokenizers_cut_as_llama_cpp_does(golden: Path, digest: str, names: list[str]) -> None:
+    """``digest``: SHA-256, 16 digits of it, over the JSON of llama.cpp's ids of all probe strings, in order."""
+    texts = [record["text"] for record in records(golden / "tokenizers" / "probe.jsonl")]
+    for name in names:
+        tokenizer = probe_tokenizer(golden, name)
+        ids = [tokenizer.encode(text, add_special=False) for text in texts]
+        assert sha256(json.dumps(ids, separators=(",", ":")).encode()).hexdigest()[:16] == digest, name
+
+
+def test_probe_strings(golden: Path) -> None:
+    cases = [
+        (name, record["text"], case["ids"])
+        for record in records(golden / "tokenizers" / "probe.jsonl")
+        for case in record["cases"]
+        for name in case["pre"]
+    ]
+    tokenizers = {name: probe_tokenizer(golden, name) for name in {name for name, _, _ in cases}}
+    wrong = [(name, text) for name, text, ids in cases if tokenizers[name].encode(text, add_special=False) != ids]
+    assert wrong == []
+    assert len(tokenizers) == 20

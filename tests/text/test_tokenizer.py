@@ -162,16 +162,20 @@ def test_ends_found_by_text(tmp_path: Path, texts: list[str], ends: set[str]) ->
     assert {tokens[token] for token in tokenizer.eog_ids} == ends
 
 
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"model": "bert"}, "bert"),
-        ({"pre": "nobody-knows"}, "nobody-knows"),
-    ],
-)
-def test_unknown_kinds_are_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(UnsupportedError, match=f"{named}.*known are"):
-        Tokenizer.from_gguf(tiny.byte_level(tmp_path / "v.gguf", **changes))
+def test_an_unknown_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"nobody-knows.*known are"):
+        Tokenizer.from_gguf(tiny.byte_level(tmp_path / "v.gguf", model="nobody-knows"))
+
+
+def test_an_unknown_pre_tokenizer_is_warned_of_and_taken_for_the_default(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = Tokenizer.from_gguf(tiny.byte_level(tmp_path / "a.gguf", pre="nobody-knows"))
+    assert "'nobody-knows' is not known" in caplog.text
+    default = Tokenizer.from_gguf(tiny.byte_level(tmp_path / "b.gguf", pre="default"))
+    text = "hello world, 1234!"
+    assert unknown.encode(text) == default.encode(text)
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(

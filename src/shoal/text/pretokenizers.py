@@ -7,30 +7,67 @@ between two matches is a piece too.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from tokenizers import Regex, pre_tokenizers
 
-from shoal.errors import UnsupportedError
+_LOG = logging.getLogger(__name__)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
 # Not (?i:...): that would take the long s (U+017F) for an s.
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_LLAMA3 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_MARKS}|{_SPACES}"
-_QWEN2 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_MARKS}|{_SPACES}"
-_QWEN35 = (
-    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
-# A word ends where a lower-case letter is followed by an upper-case one; letters beyond ASCII count as both.
-_UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
-_TEKKEN = rf"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
-_GPT4O = (
-    rf"{_LEAD}{_UPPER}*{_LOWER}+{_CONTRACTION}?|{_LEAD}{_UPPER}+{_LOWER}*{_CONTRACTION}?"
-    rf"|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_WORD = rf"{_LEAD}\p{{L}}+"
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_PATHS = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_MARKS}|{_SPACES}"
+_QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_MARKS}|{_SPACES}"
+_QWEN35 = rf"{_CONTRACTION}|{_LEAD}[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+_UFAKZEKA = rf"{_WORD}|\p{{N}}|{_MARKS}|{_SPACES}"
+_MINICPM5 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}+|{_MARKS}|{_SPACES}"
+_SEED_CODER = rf"{_CONTRACTION}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+_BAILING = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_MARKS}|\s*[\r\n]|\s+(?!\S)|\s+"
+_EXAONE_MOE = (
+    rf"{_CONTRACTION}|{_LEAD}(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_HALVES = "|".join(rf"\s{{{size}}}(?!\S)" for size in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+_JAIS2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_MARKS}|\s*[\r\n]+|{_HALVES}|\s"
+
+
+def _camel(categories: str, contraction: str) -> str:
+    """Words that end where a lower-case letter is followed by an upper-case one; letters beyond ASCII count as both."""
+    letters = "".join(rf"\p{{{category}}}" for category in categories)
+    upper, lower = f"[{letters}&&[^a-z]]", f"[{letters}&&[^A-Z]]"
+    return rf"{_LEAD}{upper}*{lower}+{contraction}|{_LEAD}{upper}+{lower}*{contraction}"
+
+
+_TEKKEN = rf"{_camel('L', '')}|\p{{N}}|{_PATHS}|{_SPACES}"
+_GPT4O = rf"{_camel('L', _CONTRACTION + '?')}|\p{{N}}{{1,3}}|{_PATHS}|{_SPACES}"
+_GRANITE_MULTI = rf"{_camel('LM', _CONTRACTION + '?')}|\p{{N}}{{1,3}}|{_PATHS}|{_SPACES}"
+_MARKED_WORD = rf"{_LEAD}[\p{{L}}\p{{M}}]+{_CONTRACTION}?"
+_AYA = rf"{_MARKED_WORD}|\p{{N}}{{1,3}}|{_PATHS}|{_SPACES}"
+_YOUTU = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+    "|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    rf"{_MARKED_WORD}|\p{{N}}|{_PATHS}|{_SPACES}",
+)
+# Digits in threes from the right; the text before them stays with the first ones (later patterns part the two).
+_THREES_LEFT = r"(?<!\p{N})\p{N}{1,2}(?=(?:\p{N}{3})*(?!\p{N}))"
+_THREES = rf"\P{{N}}*+(?:{_THREES_LEFT}|\p{{N}}{{3}})|\P{{N}}+"
+_ASCII_LEFT = r"(?:[^0-9]|(?<![0-9])[0-9]{1,2}(?=(?:[0-9]{3})*(?![0-9])))"
+_SUPERBPE = (r"\p{N}+", rf"{_ASCII_LEFT}+|[0-9]{{3}}{_ASCII_LEFT}*")
+_BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+_LINES = r"[^\n]+|\n+"
+_CHAMELEON = (
+    "<sentinel:[0-9]+>",
+    "IMGIMG[A-I]{1,4}Z",
+    "[\\t\\n]|    |  ",
+    r"\p{N}",
+    r"[\p{P}!-/:-@\[-`{-~]",
+    _GPT2,
 )
 _DEEPSEEK_LETTERS = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376"
@@ -44,19 +81,24 @@ _DEEPSEEK_LETTERS = (
     "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2"
     "\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
 )
+_CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_EAST = r"[[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]&&\S]+"
 _DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{_DEEPSEEK_LETTERS}]+",
     "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001-\u3002]+",
     r"\s+\z",
-    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+    _EAST,
     r"\p{N}+",
 )
-_DEEPSEEK_V3 = (
-    r"\p{N}{1,3}",
-    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}",
+_DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST, r"\p{N}")
+_TAGGED_WORD = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+_TAGGED = rf"{_TAGGED_WORD}| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+_DEEPSEEK_V3 = (r"\p{N}{1,3}", _CJK, _TAGGED)
+_SPARK = (r"\p{N}{1,3}", _CJK, rf"{_TAGGED_WORD}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", r"\p{N}")
+_ASIAN = (
+    "[\u4e00-\u9fff\u3400-\u4dbf\u8c48-\ufaff\u3040-\u309f\u30a0-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0e7f"
+    "\u0e80-\u0eff\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+"
 )
 _KIMI_WORD = r"[\p{L}&&[^\p{Han}]]+"
 _KIMI_K2 = rf"\p{{Han}}+|{_LEAD}{_KIMI_WORD}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_MARKS}|{_SPACES}"
@@ -69,41 +111,90 @@ class PreTokenizer:
     """One behaviour and the names it goes by.
 
     ``whole_words``: a word that is a token is taken as it is, without merging. ``add_bos``: whether BOS comes first
-    where the file does not say.
+    where the file does not say. ``bytewise``: the vocabulary is spelled in letters that stand for bytes; otherwise in
+    plain text, with bytes as a last resort.
     """
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
     whole_words: bool = False
     add_bos: bool = False
+    bytewise: bool = True
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         """The splitter of the ``tokenizers`` library: the patterns in turn, then bytes to letters."""
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
-        return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        letters = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)] if self.bytewise else []
+        return pre_tokenizers.Sequence([*splits, *letters])
 
 
 _TABLE = (
     PreTokenizer(("default",), _DEFAULT),
-    PreTokenizer(("gpt-2", "olmo", "phi-2", "mpt", "jais", "exaone4"), (_GPT2,)),
-    PreTokenizer(("smollm", "starcoder", "command-r", "refact", "codeshell", "exaone"), (r"\p{N}", _GPT2)),
-    PreTokenizer(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"), (_LLAMA3,), whole_words=True, add_bos=True),
-    PreTokenizer(("dbrx", "glm4", "chatglm-bpe", "smaug-bpe"), (_LLAMA3,)),
-    PreTokenizer(("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez"), (_QWEN2,)),
+    PreTokenizer(
+        (
+            *("gpt-2", "phi-2", "olmo", "mpt", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum", "modern-bert"),
+            *("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code", "roberta-bpe"),
+            *("trillion", "granite-docling"),
+        ),
+        (_GPT2,),
+    ),
+    PreTokenizer(
+        ("smollm", "starcoder", "command-r", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
+        (r"\p{N}", _GPT2),
+    ),
+    PreTokenizer(
+        (
+            *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+            "jina-v5-nano",
+        ),
+        (_LLAMA3,),
+        whole_words=True,
+        add_bos=True,
+    ),
+    PreTokenizer(("glm4", "glm5"), (_LLAMA3,), whole_words=True),
+    PreTokenizer(("dbrx", "smaug-bpe", "chatglm-bpe"), (_LLAMA3,)),
+    PreTokenizer(("jais-2",), (_JAIS2,)),
+    PreTokenizer(("minicpm5",), (r"\p{N}{1,3}", _MINICPM5), whole_words=True),
+    PreTokenizer(
+        (
+            *("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan", "solar-open"),
+            "grok-2",
+        ),
+        (_QWEN2,),
+    ),
     PreTokenizer(("qwen35",), (_QWEN35,)),
+    PreTokenizer(("laguna",), (_LINES, _QWEN2)),
+    PreTokenizer(("ufakzeka",), (_UFAKZEKA,)),
+    PreTokenizer(("seed-coder",), (_SEED_CODER,)),
+    PreTokenizer(("bailingmoe", "bailingmoe2", "llada-moe"), (_BAILING,)),
+    PreTokenizer(("exaone-moe",), (_EXAONE_MOE,)),
     PreTokenizer(("tekken",), (_TEKKEN,), whole_words=True, add_bos=True),
-    PreTokenizer(("gpt-4o", "llama4"), (_GPT4O,)),
+    PreTokenizer(("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"), (_GPT4O,)),
+    PreTokenizer(("granite-embed-multi-97m",), (_GRANITE_MULTI,), whole_words=True),
+    PreTokenizer(("tiny_aya", "cohere2moe"), (_THREES, _AYA)),
+    PreTokenizer(("youtu",), _YOUTU, whole_words=True),
+    PreTokenizer(("superbpe",), _SUPERBPE),
     PreTokenizer(("deepseek-llm",), _DEEPSEEK_LLM),
-    PreTokenizer(("deepseek-v3", "hunyuan-dense"), _DEEPSEEK_V3),
-    PreTokenizer(("falcon",), _FALCON),
+    PreTokenizer(("deepseek-coder",), _DEEPSEEK_CODER),
+    PreTokenizer(("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), _DEEPSEEK_V3),
+    PreTokenizer(("spark2_5",), _SPARK),
+    PreTokenizer(("afmoe",), (_THREES, _ASIAN, _TAGGED)),
     PreTokenizer(("kimi-k2",), (_KIMI_K2,)),
+    PreTokenizer(("falcon",), _FALCON),
+    PreTokenizer(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM,)),
+    PreTokenizer(("viking",), (_BLOOM, r"\p{N}")),
+    PreTokenizer(("chameleon",), _CHAMELEON, add_bos=True),
 )
 PRE_TOKENIZERS = {name: row for row in _TABLE for name in row.names}
 
 
 def pre_tokenizer_named(name: str) -> PreTokenizer:
-    """The row of the table for a ``tokenizer.ggml.pre``. Raises UnsupportedError, with the known names, for others."""
+    """The row of the table for a ``tokenizer.ggml.pre``; for a name that is not in it a warning, and ``default``."""
     if name not in PRE_TOKENIZERS:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UnsupportedError(f"tokenizer.ggml.pre: {name[:80]!r} is not supported; known are {known}")
-    return PRE_TOKENIZERS[name]
+        _LOG.warning(
+            "tokenizer.ggml.pre: %r is not known, so text is cut as for 'default' and output will be worse; known are %s",
+            name[:80],
+            known,
+        )
+    return PRE_TOKENIZERS.get(name, PRE_TOKENIZERS["default"])

@@ -54,8 +54,8 @@ class Tokenizer:
     def from_gguf(cls, source: str | Path | GGUFFile) -> Tokenizer:
         """The tokenizer of a model file or a vocabulary-only file.
 
-        Raises UnsupportedError for a kind of tokenizer (or ``tokenizer.ggml.pre``) that shoal does not have,
-        GGUFError where the file's tokenizer is malformed.
+        Raises UnsupportedError for a kind of tokenizer that shoal does not have, GGUFError where the file's
+        tokenizer is malformed. An unknown ``tokenizer.ggml.pre`` gets a warning in the log.
         """
         if not isinstance(source, GGUFFile):
             with GGUFFile.open(source) as file:
