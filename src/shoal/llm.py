@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal import hub
-from shoal.engine.engine import Engine, Output, Request
+from shoal.engine.engine import Engine, Output, Request, max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
+from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
 from shoal.params import EngineConfig, SamplingParams
@@ -345,7 +346,8 @@ class LLM:
         if not self.config.skip_tokenizer_init:
             self.tokenizer = _tokenizer(file)
             self.chat_template = _chat_template(file, self.config.chat_template)
-        model = load_model(file, self._backend)
+        longest = max_model_len(ModelConfig.from_gguf(file), self.config)
+        model = load_model(file, self._backend, max_model_len=longest)
         self.vocab_size = model.config.vocab_size
         self.engine = Engine(model, self._backend, self.config)
 

@@ -29,6 +29,7 @@ __all__ = [
     "Output",
     "Request",
     "TokenLogprobs",
+    "max_model_len",
     "plan_memory",
 ]
 
@@ -85,14 +86,15 @@ def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, ba
     sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
     bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
-    longest = _max_model_len(model, config)
+    longest = max_model_len(model, config)
     token_bytes = model.n_layers * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
     page_bytes = token_bytes * PAGE_SIZE
     budget = _kv_budget(config, page_bytes, _pages_for(longest) * page_bytes)
     return MemoryPlan(weights_bytes, token_bytes, longest, budget // page_bytes)
 
 
-def _max_model_len(model: ModelConfig, config: EngineConfig) -> int:
+def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
+    """The most tokens of a sequence. Raises ParameterError for more than the model has."""
     if config.max_model_len is None:
         return min(model.context_length, DEFAULT_MAX_MODEL_LEN)
     if config.max_model_len > model.context_length:

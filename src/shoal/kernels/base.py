@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,12 +78,83 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """Heads of one layer: query heads, KV heads (query head h reads KV head h // (heads // kv_heads)), size, score scale."""
+    """Heads of one layer: query heads, KV heads (query head h reads KV head h // (heads // kv_heads)), size, score scale.
+
+    A score becomes q.k * ``scale``, then ``soft_cap`` * tanh(score / soft_cap) unless that is 0, then, with ``slopes`` (one for
+    each query head; ALiBi, Press et al. 2022), minus slope * distance. ``window`` w > 0: a query sees the last w positions,
+    its own among them.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
+    window: int = 0
+    soft_cap: float = 0.0
+    slopes: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """RMSNorm (Zhang and Sennrich 2019), x / sqrt(mean(x^2) + eps) * weight, or with ``centred`` LayerNorm (Ba et al. 2016),
+    (x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
+
+    weight: Array
+    eps: float
+    centred: bool = False
+    bias: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x @ matrix.T * scale + bias: ``scale`` and ``bias`` hold one number for each output column."""
+
+    matrix: Matrix
+    bias: Array | None = None
+    scale: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """``count`` heads of ``width`` columns, side by side from column ``first`` on."""
+
+    first: int
+    count: int
+    width: int
+
+
+Activation = Literal["silu", "gelu", "relu2"]
+"""silu x / (1 + exp(-x)); gelu in its tanh form (Hendrycks and Gimpel 2016); relu2 max(x, 0)^2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How a token chooses ``used`` of its experts (Shazeer et al. 2017). The router's logits become probabilities, by softmax over
+    all experts or by sigmoid; the best are chosen, the lowest id first among equals; their probabilities are their weights.
+
+    ``renormalise``: the chosen weights are divided by their sum. They are multiplied by ``scale``. With ``groups`` > 1 only
+    experts of the best ``groups_used`` groups can be chosen, a group's score being the sum of its two best (DeepSeek-V3).
+    """
+
+    used: int
+    gating: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    groups_used: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """A mixture of gated MLPs: ``gate_up`` [2 n_ff, n_embd] and ``down`` [n_embd, n_ff] of each expert. ``choice_bias`` (float32
+    [experts]) is added to the probabilities for choosing alone."""
+
+    router: Linear
+    routing: Routing
+    gate_up: tuple[Matrix, ...]
+    down: tuple[Matrix, ...]
+    activation: Activation
+    choice_bias: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,29 +182,73 @@ class Ops(Protocol):
         """The step's tokens as rows of ``table``: [rows, n_embd]."""
         ...
 
-    def norm(self, x: Array, weight: Array, eps: float) -> Array:
-        """RMSNorm (Zhang and Sennrich 2019): x / sqrt(mean(x^2) + eps) * weight, as an activation for ``linear``."""
+    def positions(self, table: Matrix) -> Array:
+        """The step's positions as rows of ``table``: [rows, n_embd]."""
         ...
 
-    def linear(self, x: Array, matrix: Matrix, bias: Array | None = None) -> Array:
-        """x @ matrix.T (+ bias): [rows, matrix rows]."""
+    def norm(self, x: Array, norm: Norm) -> Array:
+        """Every row of x normalised, as an activation for ``linear``."""
         ...
 
-    def linear_add(self, residual: Array, x: Array, matrix: Matrix, bias: Array | None = None) -> None:
-        """residual += x @ matrix.T (+ bias), in place."""
+    def norm_heads(self, x: Array, heads: Heads, norm: Norm) -> None:
+        """Normalise each of some heads of every row by itself, in place; ``norm.weight`` and ``norm.bias`` hold all heads' in turn."""
         ...
 
-    def rope_store(self, qkv: Array, layer: int, shape: AttentionShape, rope: Rope) -> Array:
-        """Turn the q and k heads of ``qkv`` ([rows, (heads + 2 kv_heads) * head_dim]) by position, store k and v in ``layer``'s
-        pages, return q [rows, heads * head_dim]."""
+    def linear(self, x: Array, linear: Linear) -> Array:
+        """[rows, matrix rows]."""
+        ...
+
+    def linear_add(self, residual: Array, x: Array, linear: Linear) -> None:
+        """residual += linear(x), in place."""
+        ...
+
+    def add(self, residual: Array, x: Array) -> None:
+        """residual += x, in place."""
+        ...
+
+    def multiply(self, x: Array, factor: float) -> None:
+        """x *= factor, in place."""
+        ...
+
+    def soft_cap(self, x: Array, cap: float) -> None:
+        """x = cap * tanh(x / cap), in place."""
+        ...
+
+    def clamp(self, x: Array, limit: float) -> None:
+        """Every value brought into +-limit, in place."""
+        ...
+
+    def rope_store(self, qkv: Array, layer: int, shape: AttentionShape, rope: Rope | None) -> Array:
+        """Turn the q and k heads of ``qkv`` ([rows, (heads + 2 kv_heads) * head_dim]) by position, if there is a ``rope``; store k and
+        v in ``layer``'s pages; return q [rows, heads * head_dim]."""
         ...
 
     def attention(self, q: Array, layer: int, shape: AttentionShape) -> Array:
         """Causal attention of each row over its own sequence's pages of ``layer``: [rows, heads * head_dim]."""
         ...
 
-    def swiglu(self, gate_up: Array) -> Array:
-        """silu(gate) * up of [rows, 2 n_ff] (all of gate first): [rows, n_ff]."""
+    def gated(self, gate_up: Array, activation: Activation) -> Array:
+        """activation(gate) * up of [rows, 2 n_ff] (all of gate first; Shazeer 2020): [rows, n_ff]."""
+        ...
+
+    def activate(self, x: Array, activation: Activation) -> Array:
+        """activation(x)."""
+        ...
+
+    def gate_rows(self, x: Array, h: Array, gate: Linear) -> None:
+        """x *= sigmoid(linear(h)), in place; ``gate`` has one row."""
+        ...
+
+    def experts(self, residual: Array, x: Array, experts: Experts) -> None:
+        """residual += sum of weight * expert(x) over each row's chosen experts, in the order of choice, best first."""
+        ...
+
+    def columns(self, x: Array, first: int, width: int) -> Array:
+        """Columns ``first`` to ``first + width`` of x, not copied."""
+        ...
+
+    def concat(self, parts: Sequence[Array]) -> Array:
+        """Rows of several arrays side by side, as an array of its own."""
         ...
 
     def logit_rows(self, x: Array) -> Array:

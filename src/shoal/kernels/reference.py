@@ -1,13 +1,13 @@
 """The specification: every operation in obvious NumPy, and a whole backend made of them.
 
-Other backends are tested against the functions here. ``linear`` is float arithmetic on exactly dequantised weights;
+Other backends are tested against the functions here. ``matmul`` is float arithmetic on exactly dequantised weights;
 ``linear_q8`` is the twin of the integer kernels: activations rounded to int8 with one scale per 16 values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,18 @@ from numpy.typing import NDArray
 from shoal.gguf.quants import DEQUANTISABLE, QuantFormat
 from shoal.kernels.base import (
     PAGE_SIZE,
+    Activation,
     AttentionShape,
     BoundNetwork,
+    Experts,
     Head,
+    Heads,
     IntArray,
     Layers,
+    Linear,
+    Norm,
     RawTensor,
+    Routing,
     Rope,
     SampleRows,
     StepInput,
@@ -41,13 +47,28 @@ _ROW_BLOCK = (
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """x [rows, n] / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
-    scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=1, keepdims=True) + eps)
+    """x [..., n] / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+    scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps)
     out: F32 = (x * scale * weight).astype(np.float32)
     return out
 
 
-def linear(x: F32, weight: F32) -> F32:
+def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
+    """(x - mean) / sqrt(variance + eps) * weight + bias of [..., n] (Ba et al. 2016)."""
+    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + eps)
+    out: F32 = (centred * scale * weight + (0 if bias is None else bias)).astype(np.float32)
+    return out
+
+
+def normalise(x: F32, norm: Norm) -> F32:
+    """Either of them."""
+    if norm.centred:
+        return layer_norm(x, norm.weight, norm.bias, norm.eps)
+    return rms_norm(x, norm.weight, norm.eps)
+
+
+def matmul(x: F32, weight: F32) -> F32:
     """x [rows, k] @ weight [n, k].T in float32: [rows, n]."""
     rows = len(x)
     padded = np.zeros((-(-rows // _ROW_BLOCK) * _ROW_BLOCK, x.shape[1]), np.float32)
@@ -106,12 +127,17 @@ def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
     return out
 
 
-def attend(q: F32, k: F32, v: F32, positions: IntArray, scale: float) -> F32:
+def attend(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape) -> F32:
     """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [kv_len, kv_heads, d] -> [rows, heads, d]."""
     group = q.shape[1] // k.shape[1]
     keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("rhd,phd->rhp", q, keys) * np.float32(scale)
-    hidden = np.arange(len(k))[None, :] > positions[:, None]
+    scores = np.einsum("rhd,phd->rhp", q, keys) * np.float32(shape.scale)
+    if shape.soft_cap:
+        scores = soft_cap(scores, shape.soft_cap)
+    distance = positions[:, None] - np.arange(len(k))[None, :]
+    if shape.slopes is not None:
+        scores = scores - np.array(shape.slopes, np.float32)[None, :, None] * distance[:, None, :].astype(np.float32)
+    hidden = (distance < 0) | (distance >= (shape.window or len(k)))
     scores = np.where(hidden[:, None, :], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
@@ -119,11 +145,56 @@ def attend(q: F32, k: F32, v: F32, positions: IntArray, scale: float) -> F32:
     return out
 
 
-def swiglu(gate_up: F32) -> F32:
-    """silu(gate) * up of [rows, 2n] (Shazeer 2020): [rows, n]."""
-    gate, up = np.split(gate_up, 2, axis=1)
+def soft_cap(x: F32, cap: float) -> F32:
+    """cap * tanh(x / cap)."""
+    out: F32 = (np.tanh(x / np.float32(cap)) * np.float32(cap)).astype(np.float32)
+    return out
+
+
+def sigmoid(x: F32) -> F32:
+    """1 / (1 + exp(-x))."""
     with np.errstate(over="ignore"):
-        return (gate / (1.0 + np.exp(-gate)) * up).astype(np.float32)
+        out: F32 = (1.0 / (1.0 + np.exp(-x))).astype(np.float32)
+    return out
+
+
+def activate(x: F32, activation: Activation) -> F32:
+    """silu, gelu (tanh form) or squared relu."""
+    if activation == "silu":
+        return x * sigmoid(x)
+    if activation == "relu2":
+        return np.square(np.maximum(x, np.float32(0)))
+    inner = np.float32(np.sqrt(2 / np.pi)) * x * (1 + np.float32(0.044715) * x * x)
+    out: F32 = (0.5 * x * (1 + np.tanh(inner))).astype(np.float32)
+    return out
+
+
+def gated(gate_up: F32, activation: Activation) -> F32:
+    """activation(gate) * up of [rows, 2n] (Shazeer 2020): [rows, n]."""
+    gate, up = np.split(gate_up, 2, axis=1)
+    return activate(gate, activation) * up
+
+
+def choose_experts(logits: F32, routing: Routing, bias: F32 | None) -> tuple[NDArray[np.int64], F32]:
+    """Of router logits [rows, experts]: the chosen experts, best first, and their weights, both [rows, used]."""
+    if routing.gating == "sigmoid":
+        probabilities = sigmoid(logits)
+    else:
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+    scores = probabilities if bias is None else probabilities + bias
+    if routing.groups > 1:
+        grouped = scores.reshape(len(scores), routing.groups, -1)
+        best = np.sort(grouped, axis=2)[:, :, -2:].sum(axis=2)
+        kept = np.argsort(-best, axis=1, kind="stable")[:, : routing.groups_used]
+        allowed = np.zeros(best.shape, bool)
+        np.put_along_axis(allowed, kept, True, axis=1)
+        scores = np.where(allowed[:, :, None], grouped, -np.inf).reshape(scores.shape)
+    chosen = np.argsort(-scores, axis=1, kind="stable")[:, : routing.used]
+    weights = np.take_along_axis(probabilities, chosen, axis=1)
+    if routing.renormalise:
+        weights = weights / weights.sum(axis=1, keepdims=True)
+    return chosen, (weights * np.float32(routing.scale)).astype(np.float32)
 
 
 def philox(seed: int, sample: int, position: int) -> float:
@@ -248,34 +319,81 @@ class _Bound:
     def embed(self, table: F32) -> F32:
         return table[self._step.token_ids]
 
-    def norm(self, x: F32, weight: F32, eps: float) -> F32:
-        return rms_norm(x, weight, eps)
+    def positions(self, table: F32) -> F32:
+        return table[self._step.positions]
 
-    def linear(self, x: F32, matrix: F32, bias: F32 | None = None) -> F32:
-        return linear(x, matrix) if bias is None else linear(x, matrix) + bias
+    def norm(self, x: F32, norm: Norm) -> F32:
+        return normalise(x, norm)
 
-    def linear_add(self, residual: F32, x: F32, matrix: F32, bias: F32 | None = None) -> None:
-        residual += self.linear(x, matrix, bias)
+    def norm_heads(self, x: F32, heads: Heads, norm: Norm) -> None:
+        part = x[:, heads.first : heads.first + heads.count * heads.width]
+        split = part.reshape(len(x), heads.count, heads.width)
+        weight, bias = (None if w is None else w.reshape(heads.count, heads.width) for w in (norm.weight, norm.bias))
+        part[:] = normalise(split, replace(norm, weight=weight, bias=bias)).reshape(len(x), -1)
 
-    def rope_store(self, qkv: F32, layer: int, shape: AttentionShape, rope: Rope) -> F32:
+    def linear(self, x: F32, linear: Linear) -> F32:
+        out = matmul(x, linear.matrix)
+        if linear.scale is not None:
+            out = out * linear.scale
+        return out if linear.bias is None else out + linear.bias
+
+    def linear_add(self, residual: F32, x: F32, linear: Linear) -> None:
+        residual += self.linear(x, linear)
+
+    def add(self, residual: F32, x: F32) -> None:
+        residual += x
+
+    def multiply(self, x: F32, factor: float) -> None:
+        x *= np.float32(factor)
+
+    def soft_cap(self, x: F32, cap: float) -> None:
+        x[:] = soft_cap(x, cap)
+
+    def clamp(self, x: F32, limit: float) -> None:
+        np.clip(x, -limit, limit, out=x)
+
+    def rope_store(self, qkv: F32, layer: int, shape: AttentionShape, rope: Rope | None) -> F32:
         heads = qkv.reshape(len(qkv), shape.heads + 2 * shape.kv_heads, shape.head_dim)
         q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
+        if rope is not None:
+            q, k = rotate(q, self._step.positions, rope), rotate(k, self._step.positions, rope)
         slots = np.concatenate([s[-n:] for s, n in zip(self._slots, np.diff(self._step.row_start), strict=True)])
-        k = rotate(k, self._step.positions, rope)
         self._cache.k[layer, slots] = store_as(k, self._cache.dtype)
         self._cache.v[layer, slots] = store_as(v, self._cache.dtype)
-        return rotate(q, self._step.positions, rope)
+        return q
 
     def attention(self, q: F32, layer: int, shape: AttentionShape) -> F32:
         out = np.empty_like(q)
         for slots, start, stop in zip(self._slots, self._step.row_start, self._step.row_start[1:], strict=False):
             k = self._cache.k[layer, slots].astype(np.float32)
             v = self._cache.v[layer, slots].astype(np.float32)
-            out[start:stop] = attend(q[start:stop], k, v, self._step.positions[start:stop], shape.scale)
+            out[start:stop] = attend(q[start:stop], k, v, self._step.positions[start:stop], shape)
         return out.reshape(len(q), -1)
 
-    def swiglu(self, gate_up: F32) -> F32:
-        return swiglu(gate_up)
+    def gated(self, gate_up: F32, activation: Activation) -> F32:
+        return gated(gate_up, activation)
+
+    def activate(self, x: F32, activation: Activation) -> F32:
+        return activate(x, activation)
+
+    def gate_rows(self, x: F32, h: F32, gate: Linear) -> None:
+        x *= sigmoid(self.linear(h, gate))
+
+    def experts(self, residual: F32, x: F32, experts: Experts) -> None:
+        chosen, weights = choose_experts(self.linear(x, experts.router), experts.routing, experts.choice_bias)
+        out = np.zeros((*chosen.shape, residual.shape[1]), np.float32)
+        for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down, strict=True)):
+            rows, places = np.nonzero(chosen == e)
+            if len(rows):
+                out[rows, places] = matmul(gated(matmul(x[rows], gate_up), experts.activation), down)
+        for place in range(chosen.shape[1]):
+            residual += weights[:, place, None] * out[:, place]
+
+    def columns(self, x: F32, first: int, width: int) -> F32:
+        return x[:, first : first + width]
+
+    def concat(self, parts: Sequence[F32]) -> F32:
+        return np.concatenate(parts, axis=1)
 
     def logit_rows(self, x: F32) -> F32:
         return x[self._rows]

@@ -7,27 +7,46 @@ from dataclasses import dataclass
 
 from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
+from shoal.kernels.base import Routing
 from shoal.models.archs import ARCHS, Arch
 
 _MAX_LAYERS = 1024
 _MAX_WIDTH = 1 << 20
 _MAX_VOCAB = 1 << 24
 _MAX_CONTEXT = 1 << 27
+_MAX_EXPERTS = 1 << 12
+_LEAST = 1e-300  # any number above 0
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary angles are stretched: ``kind`` none, linear or yarn (Peng et al. 2023)."""
+    """How rotary angles are stretched: ``kind`` none, linear or yarn (Peng et al. 2023). ``log_multiplier``: DeepSeek-V2's own way to
+    scale attention under yarn (0: the usual one)."""
 
     kind: str = "none"
     factor: float = 1.0
     original_context: int = 0
     attn_factor: float = 1.0
+    log_multiplier: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    """Latent attention (DeepSeek-V2): ``rank`` values from which all heads' K and V are made, next to one rotated key for all of
+    them; a query head has ``nope_dim`` values that are not rotated, a value head ``value_dim``."""
+
+    rank: int
+    nope_dim: int
+    value_dim: int
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Hyper-parameters of a model; sizes in elements, ``context_length`` in tokens."""
+    """Hyper-parameters of a model; sizes in elements, ``context_length`` in tokens.
+
+    ``windows`` and ``rotated`` have an item for each layer: its sliding window (0: none), and whether its rope turns.
+    ``logit_factor`` multiplies the logits; a soft cap of 0 is none. The first ``n_dense_layers`` have no experts.
+    """
 
     architecture: str
     arch: Arch
@@ -44,6 +63,22 @@ class ModelConfig:
     norm_eps: float
     vocab_size: int
     context_length: int
+    windows: tuple[int, ...]
+    window_rope_base: float
+    rotated: tuple[bool, ...]
+    attention_scale: float
+    attention_cap: float
+    final_cap: float
+    alibi: float
+    clamp_qkv: float
+    parallel: bool
+    embedding_factor: float
+    residual_factor: float
+    logit_factor: float
+    routing: Routing | None
+    n_experts: int
+    n_dense_layers: int
+    latent: LatentConfig | None
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
@@ -53,37 +88,54 @@ class ModelConfig:
             raise UnsupportedError(
                 f"general.architecture: {architecture[:64]!r} is not supported; known: {', '.join(sorted(ARCHS))}"
             )
-        read = _Reader(file, architecture)
+        arch, read = ARCHS[architecture], _Reader(file, architecture)
+        n_layers = read.integer("block_count", _MAX_LAYERS)
         n_embd = read.integer("embedding_length", _MAX_WIDTH)
         n_heads = read.integer("attention.head_count", _MAX_WIDTH)
         n_kv_heads = read.integer("attention.head_count_kv", _MAX_WIDTH, default=n_heads)
         if n_heads % n_kv_heads:
             read.wrong("attention.head_count_kv", f"{n_kv_heads} does not divide head_count {n_heads}")
+        latent = _latent(read) if arch.latent else None
         head_dim = read.integer("attention.key_length", _MAX_WIDTH, default=max(1, n_embd // n_heads))
-        if read.integer("attention.value_length", _MAX_WIDTH, default=head_dim) != head_dim:
+        if latent is None and read.integer("attention.value_length", _MAX_WIDTH, default=head_dim) != head_dim:
             raise UnsupportedError(f"{architecture}.attention.value_length differs from key_length {head_dim}")
-        if read.integer("expert_count", _MAX_WIDTH, default=0, low=0):
-            raise UnsupportedError(f"{architecture}.expert_count: mixtures of experts are not supported yet")
-        rope_dim = read.integer("rope.dimension_count", _MAX_WIDTH, default=head_dim)
-        if rope_dim > head_dim or rope_dim % 2:
-            read.wrong("rope.dimension_count", f"{rope_dim} is odd or more than the head size {head_dim}")
         context = read.integer("context_length", _MAX_CONTEXT)
+        scaling, windows = _rope_scaling(read, context), _windows(read, arch, n_layers)
+        n_experts = read.integer("expert_count", _MAX_EXPERTS, default=0, low=0)
         return cls(
             architecture=architecture,
-            arch=ARCHS[architecture],
+            arch=arch,
             name=file.get("general.name", str, default=""),
-            n_layers=read.integer("block_count", _MAX_LAYERS),
+            n_layers=n_layers,
             n_embd=n_embd,
             n_ff=read.integer("feed_forward_length", _MAX_WIDTH),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
-            rope_dim=rope_dim,
+            rope_dim=_rope_dim(read, arch, head_dim),
             rope_base=read.number("rope.freq_base", default=10000.0),
-            rope_scaling=_rope_scaling(read, context),
-            norm_eps=read.number("attention.layer_norm_rms_epsilon"),
+            rope_scaling=scaling,
+            norm_eps=read.number(f"attention.layer_norm{'_rms' if arch.norm == 'rms' else ''}_epsilon"),
             vocab_size=_vocab_size(file, read),
             context_length=context,
+            windows=windows,
+            window_rope_base=_window_rope_base(read, arch),
+            rotated=_rotated(arch, windows),
+            attention_scale=_attention_scale(read, architecture, n_layers, n_embd // n_heads, head_dim, scaling, latent),
+            attention_cap=read.number("attn_logit_softcapping", default=arch.attention_cap, low=0.0)
+            if arch.attention_cap
+            else 0.0,
+            final_cap=read.number("final_logit_softcapping", default=arch.final_cap, low=0.0),
+            alibi=read.number("attention.max_alibi_bias", default=arch.alibi, low=0.0) if arch.alibi else 0.0,
+            clamp_qkv=read.number("attention.clamp_kqv", default=0.0, low=0.0),
+            parallel=_parallel(read, arch),
+            embedding_factor=n_embd**0.5 if arch.scaled_embedding else read.number("embedding_scale", default=1.0),
+            residual_factor=read.number("residual_scale", default=1.0),
+            logit_factor=_logit_factor(read, arch),
+            routing=_routing(read, arch, n_experts),
+            n_experts=n_experts,
+            n_dense_layers=read.integer("leading_dense_block_count", _MAX_LAYERS, default=0, low=0),
+            latent=latent,
         )
 
 
@@ -101,11 +153,11 @@ class _Reader:
             self.wrong(key, f"{value} is not from {low} to {high}")
         return value
 
-    def number(self, key: str, *, default: float | None = None) -> float:
+    def number(self, key: str, *, default: float | None = None, low: float = _LEAST) -> float:
         name = f"{self.prefix}.{key}"
         value: float = self.file.get(name, float) if default is None else self.file.get(name, float, default=default)
-        if not math.isfinite(value) or value <= 0:
-            self.wrong(key, f"{value} is not a finite number above 0")
+        if not math.isfinite(value) or value < low:
+            self.wrong(key, f"{value} is not a finite number {'above 0' if low == _LEAST else f'from {low:g} up'}")
         return value
 
     def text(self, key: str, default: str) -> str:
@@ -122,14 +174,119 @@ def _rope_scaling(read: _Reader, context: int) -> RopeScaling:
     factor = read.number("rope.scaling.factor", default=read.number("rope.scale_linear", default=1.0))
     if kind == "none" and factor != 1.0:
         kind = "linear"
-    if kind not in ("none", "linear", "yarn"):
-        raise UnsupportedError(f"{read.prefix}.rope.scaling.type: {kind[:32]!r} is not supported (none, linear, yarn)")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedError(
+            f"{read.prefix}.rope.scaling.type: {kind[:32]!r} is not supported (none, linear, yarn, longrope)"
+        )
     return RopeScaling(
         kind=kind,
         factor=factor,
         original_context=read.integer("rope.scaling.original_context_length", _MAX_CONTEXT, default=context),
         attn_factor=read.number("rope.scaling.attn_factor", default=1.0),
+        log_multiplier=read.number("rope.scaling.yarn_log_multiplier", default=0.0, low=0.0),
     )
+
+
+def _rope_dim(read: _Reader, arch: Arch, head_dim: int) -> int:
+    if arch.rope == "none":
+        return 0
+    rope_dim = read.integer("rope.dimension_count", _MAX_WIDTH, default=head_dim)
+    if rope_dim > head_dim or rope_dim % 2:
+        read.wrong("rope.dimension_count", f"{rope_dim} is odd or more than the head size {head_dim}")
+    return rope_dim
+
+
+def _windows(read: _Reader, arch: Arch, n_layers: int) -> tuple[int, ...]:
+    """The sliding window of each layer."""
+    if arch.windows is None:
+        return (0,) * n_layers
+    window = read.integer("attention.sliding_window", _MAX_CONTEXT)
+    period = read.integer("attention.sliding_window_pattern", _MAX_LAYERS, default=arch.windows.period)
+    return tuple(window if i % period < period - 1 else 0 for i in range(n_layers))
+
+
+def _window_rope_base(read: _Reader, arch: Arch) -> float:
+    base = None if arch.windows is None else arch.windows.rope_base
+    return 0.0 if base is None else read.number("rope.freq_base_swa", default=base)
+
+
+def _rotated(arch: Arch, windows: tuple[int, ...]) -> tuple[bool, ...]:
+    if arch.rope == "none":
+        return (False,) * len(windows)
+    if arch.windows is not None and arch.windows.rope_only:
+        return tuple(window > 0 for window in windows)
+    period = arch.unrotated_period
+    return tuple(period == 0 or (i + 1) % period != 0 for i in range(len(windows)))
+
+
+# llama.cpp knows the 27B models by their number of layers; they divide by the root of another size than the head's.
+_WIDE_SCALE = {("gemma2", 46), ("gemma3", 62)}
+
+
+def _attention_scale(
+    read: _Reader,
+    architecture: str,
+    n_layers: int,
+    share: int,
+    head_dim: int,
+    scaling: RopeScaling,
+    latent: LatentConfig | None,
+) -> float:
+    """What scores are multiplied by: 1 / sqrt(head size) unless something says otherwise. ``share`` is width / heads."""
+    given = read.number("attention.scale", default=0.0, low=0.0)
+    if given:
+        return given
+    if latent is not None:
+        stretch = 1.0 + scaling.log_multiplier * math.log(scaling.factor) if scaling.kind == "yarn" else 1.0
+        return stretch**2 * read.integer("attention.key_length_mla", _MAX_WIDTH) ** -0.5
+    return (share if (architecture, n_layers) in _WIDE_SCALE else head_dim) ** -0.5
+
+
+def _parallel(read: _Reader, arch: Arch) -> bool:
+    if arch.parallel != "maybe":
+        return arch.parallel == "yes"
+    # stablelm: no norm before the MLP means that it reads what attention reads; gptneox: a key.
+    if "blk.0.ffn_norm.weight" not in read.file.tensors:
+        return True
+    parallel: bool = read.file.get(f"{read.prefix}.use_parallel_residual", bool, default=False)
+    return parallel
+
+
+def _logit_factor(read: _Reader, arch: Arch) -> float:
+    if arch.logit_scale == "none":
+        return 1.0
+    given = read.number("logit_scale", default=1.0)
+    return given if arch.logit_scale == "multiply" else 1.0 / given
+
+
+def _routing(read: _Reader, arch: Arch, n_experts: int) -> Routing | None:
+    if n_experts == 0:
+        return None
+    if arch.routing is None:
+        raise UnsupportedError(f"{read.prefix}.expert_count: {n_experts} experts are not known of this architecture")
+    groups = read.integer("expert_group_count", n_experts, default=1)
+    if n_experts % groups:
+        read.wrong("expert_group_count", f"{groups} does not divide expert_count {n_experts}")
+    gating = read.integer("expert_gating_func", 2, default=1)
+    renormalise = read.file.get(f"{read.prefix}.expert_weights_norm", bool, default=arch.routing.renormalise)
+    return Routing(
+        used=read.integer("expert_used_count", n_experts),
+        gating="softmax" if gating == 1 else "sigmoid",
+        renormalise=renormalise,
+        scale=read.number("expert_weights_scale", default=1.0, low=0.0) or 1.0,
+        groups=groups,
+        groups_used=read.integer("expert_group_used_count", groups, default=groups),
+    )
+
+
+def _latent(read: _Reader) -> LatentConfig:
+    rank = read.integer("attention.kv_lora_rank", _MAX_WIDTH)
+    key, rotated = read.integer("attention.key_length_mla", _MAX_WIDTH), read.integer("rope.dimension_count", _MAX_WIDTH)
+    if rotated >= key:
+        read.wrong("rope.dimension_count", f"{rotated} is not below key_length_mla {key}")
+    if read.integer("attention.key_length", _MAX_WIDTH) != rank + rotated:
+        read.wrong("attention.key_length", f"is not kv_lora_rank {rank} + rope.dimension_count {rotated}")
+    return LatentConfig(rank, key - rotated, read.integer("attention.value_length_mla", _MAX_WIDTH))
 
 
 def _vocab_size(file: GGUFFile, read: _Reader) -> int:

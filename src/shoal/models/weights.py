@@ -1,222 +1,313 @@
-"""Weights of a model in the backend's layout: what reads the same input goes into one matrix."""
+"""Weights of a model in the backend's layout, named after what they do; what reads the same input goes into one matrix."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shoal.errors import UnsupportedError
-from shoal.gguf.quants import format_named
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.base import Array, AttentionShape, Backend, Matrix, RawTensor, Rope
-from shoal.models.config import ModelConfig
+from shoal.kernels.base import Activation, Array, AttentionShape, Backend, Experts, Heads, Linear, Matrix, Norm, Rope
+from shoal.models.config import LatentConfig, ModelConfig
+from shoal.models.rope import alibi_slopes, rope_of, window_rope_of
+from shoal.models.tensors import Part, Progress, Tensors
 
-Progress = Callable[[int, int], None]  # (bytes packed, bytes in all)
-_F32 = format_named("F32")
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    """A norm of some heads of q, k and v."""
+
+    heads: Heads
+    norm: Norm
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Attention of one layer: ``qkv`` gives all q heads, then k, then v. ``sub_norm`` is of what goes into ``output``."""
+
+    shape: AttentionShape
+    rope: Rope | None
+    qkv: Linear
+    clamp: float
+    head_norms: tuple[HeadNorm, ...]
+    sub_norm: Norm | None
+    output: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LatentWeights:
+    """Latent attention of one layer (models/latent.py). ``q_down`` and its norm are there if queries are made from a latent vector
+    too; ``k_up`` and ``v_up`` are one matrix for each head."""
+
+    shape: AttentionShape
+    rope: Rope
+    sizes: LatentConfig
+    q_down: Linear | None
+    q_norm: Norm | None
+    q: Linear
+    kv_down: Linear
+    kv_norm: Norm
+    k_up: tuple[Linear, ...]
+    v_up: tuple[Linear, ...]
+    output: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class MLPWeights:
+    """An MLP: ``up`` has the rows of the gate first if it is ``gated``. ``row_gate``: a sigmoid of the input that weighs all of it."""
+
+    up: Linear
+    gated: bool
+    activation: Activation
+    sub_norm: Norm | None
+    row_gate: Linear | None
+    down: Linear
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One layer: [rows, columns] matrices; qkv and gate_up are stacked in that order; a bias is None where the file has none."""
+    """One layer. A norm is None where there is none; without ``mlp_norm`` a parallel MLP reads what attention reads. The ``post``
+    norms are of what a branch adds. ``mlp`` stands next to ``experts`` as the shared one, if there are any."""
 
-    attn_norm: Array
-    qkv: Matrix
-    qkv_bias: Array | None
-    attn_output: Matrix
-    attn_output_bias: Array | None
-    ffn_norm: Array
-    gate_up: Matrix
-    gate_up_bias: Array | None
-    ffn_down: Matrix
-    ffn_down_bias: Array | None
+    attention_norm: Norm | None
+    attention: AttentionWeights | LatentWeights
+    attention_post_norm: Norm | None
+    mlp_norm: Norm | None
+    mlp: MLPWeights | None
+    experts: Experts | None
+    mlp_post_norm: Norm | None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A network ready to run. ``head`` is ``embedding`` itself where the file ties them; ``nbytes`` of weights in the file."""
+    """A network ready to run. ``head`` multiplies by ``embedding`` itself where the file ties them; ``shape`` is that of every layer's
+    keys and values; ``nbytes`` of weights in the file."""
 
     config: ModelConfig
     embedding: Matrix
+    positions: Matrix | None
+    embedding_norm: Norm | None
     layers: tuple[LayerWeights, ...]
-    output_norm: Array
-    head: Matrix
+    output_norm: Norm
+    head: Linear
     shape: AttentionShape
-    rope: Rope
     nbytes: int
 
 
 def check_supported(file: GGUFFile, backend: Backend) -> ModelConfig:
     """The model's configuration, if shoal can run it. Raises GGUFError or UnsupportedError that says why not."""
     config = ModelConfig.from_gguf(file)
-    for name, info in file.tensors.items():
-        if len(info.shape) == 2 and not backend.supports(info.format):
-            raise UnsupportedError(f"tensor {name}: type {info.format.name} is not supported yet on {backend.name}")
-    _Loader(file, config, backend, None).check_shapes()
+    tensors = Tensors(file, backend, pack=False)
+    _Loader(tensors, config, config.context_length).model()
+    tensors.refuse_unused(config.architecture)
     return config
 
 
-def load_model(file: GGUFFile, backend: Backend, progress: Progress | None = None) -> Model:
+def load_model(
+    file: GGUFFile, backend: Backend, progress: Progress | None = None, *, max_model_len: int | None = None
+) -> Model:
     """Pack every tensor once. The file's own pages are let go as soon as they are packed.
 
-    Raises GGUFError for missing tensors and shapes that disagree with the metadata, UnsupportedError for types and
+    ``max_model_len``: the most tokens a sequence will have, if that is less than the model's context. It chooses between the long and
+    the short rope factors of a model that has both, as in llama.cpp.
+
+    Raises GGUFError for missing tensors and shapes that disagree with the metadata, UnsupportedError for types, tensors and
     architectures that shoal does not run.
     """
     config = check_supported(file, backend)
-    return _Loader(file, config, backend, progress).load()
-
-
-def rope_of(config: ModelConfig, freq_factors: NDArray[np.float32] | None = None) -> Rope:
-    """Rotary frequencies [rope_dim / 2]; ``freq_factors`` (rope_freqs.weight) divides them one by one."""
-    pairs = config.rope_dim // 2
-    theta = config.rope_base ** (-np.arange(pairs, dtype=np.float64) / pairs)
-    if freq_factors is not None:
-        theta = theta / freq_factors.astype(np.float64)
-    scaling, scale = config.rope_scaling, 1.0
-    if scaling.kind == "linear":
-        theta = theta / scaling.factor
-    elif scaling.kind == "yarn":
-        ramp = _yarn_ramp(config)
-        theta = theta / scaling.factor * (1 - ramp) + theta * ramp
-        scale = (1.0 + 0.1 * math.log(scaling.factor)) * scaling.attn_factor
-    return Rope(inv_freq=theta.astype(np.float32), neox=config.arch.neox_rope, scale=scale)
-
-
-def _yarn_ramp(config: ModelConfig) -> NDArray[np.float64]:
-    """YaRN's share of unscaled rotation for each pair (Peng et al. 2023, section 3.2; beta_fast 32, beta_slow 1)."""
-    rot, base, context = config.rope_dim, config.rope_base, config.rope_scaling.original_context
-
-    def correction(rotations: float) -> float:
-        return rot * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(base))
-
-    low = max(0.0, math.floor(correction(32.0)))
-    high = min(rot - 1.0, math.ceil(correction(1.0)))
-    pairs = np.arange(rot // 2, dtype=np.float64)
-    return 1.0 - np.clip((pairs - low) / max(0.001, high - low), 0.0, 1.0)
+    tensors = Tensors(file, backend, pack=True, progress=progress)
+    return _Loader(tensors, config, max_model_len or config.context_length).model()
 
 
 class _Loader:
-    """Finds, checks and packs tensors by name."""
+    """Puts a model together from its tensors, by the pieces its architecture has."""
 
-    def __init__(self, file: GGUFFile, config: ModelConfig, backend: Backend, progress: Progress | None) -> None:
-        self.file, self.config, self.backend, self.progress = file, config, backend, progress
-        self.total = sum(info.nbytes for info in file.tensors.values())
-        self.done = 0
+    def __init__(self, tensors: Tensors, config: ModelConfig, max_model_len: int) -> None:
+        self.tensors, self.config = tensors, config
+        self.rope = self._rope(max_model_len)
+        self.window_rope = window_rope_of(config) if config.window_rope_base else self.rope
 
-    def load(self) -> Model:
-        config = self.config
-        embedding = self.matrix("token_embd")
-        tied = "output.weight" not in self.file.tensors
+    def model(self) -> Model:
+        """All of it."""
+        c, arch = self.config, self.config.arch
+        embedding = self.tensors.matrix([Part("token_embd", c.vocab_size)], c.n_embd)
         return Model(
-            config=config,
+            config=c,
             embedding=embedding,
-            layers=tuple(self.layer(f"blk.{i}.") for i in range(config.n_layers)),
-            output_norm=self.vector("output_norm.weight"),
-            head=embedding if tied else self.matrix("output"),
-            shape=AttentionShape(config.n_heads, config.n_kv_heads, config.head_dim, config.head_dim**-0.5),
-            rope=rope_of(config, self.freq_factors()),
-            nbytes=self.total,
+            positions=self._positions() if arch.learned_positions else None,
+            embedding_norm=self._norm("token_embd_norm") if arch.embedding_norm else None,
+            layers=tuple(self._layer(i) for i in range(c.n_layers)),
+            output_norm=self._norm("output_norm"),
+            head=self._head(embedding),
+            shape=self._shape(c.n_layers - 1),
+            nbytes=self.tensors.total,
         )
 
-    def layer(self, prefix: str) -> LayerWeights:
-        qkv = [prefix + name for name in ("attn_q", "attn_k", "attn_v")]
-        gate_up = [prefix + name for name in ("ffn_gate", "ffn_up")]
+    def _layer(self, index: int) -> LayerWeights:
+        arch, prefix = self.config.arch, f"blk.{index}."
+        before, after = arch.norms != "after", arch.norms != "before"
+        attention = self._latent(prefix, index) if self.config.latent else self._attention(prefix, index)
+        attention_norm, mlp_norm = self._norms_before(prefix) if before else (None, None)
+        routed = self.config.routing is not None and index >= self.config.n_dense_layers
         return LayerWeights(
-            attn_norm=self.vector(prefix + "attn_norm.weight"),
-            qkv=self.matrix(*qkv),
-            qkv_bias=self.bias(*qkv),
-            attn_output=self.matrix(prefix + "attn_output"),
-            attn_output_bias=self.bias(prefix + "attn_output"),
-            ffn_norm=self.vector(prefix + "ffn_norm.weight"),
-            gate_up=self.matrix(*gate_up),
-            gate_up_bias=self.bias(*gate_up),
-            ffn_down=self.matrix(prefix + "ffn_down"),
-            ffn_down_bias=self.bias(prefix + "ffn_down"),
+            attention_norm=attention_norm,
+            attention=attention,
+            attention_post_norm=self._norm(prefix + "post_attention_norm") if after else None,
+            mlp_norm=mlp_norm,
+            mlp=self._shared_mlp(prefix) if routed else self._mlp(prefix, "", self.config.n_ff),
+            experts=self._experts(prefix) if routed else None,
+            mlp_post_norm=self._norm(prefix + "post_ffw_norm") if after else None,
         )
 
-    def matrix(self, *names: str) -> Matrix:
-        parts = [self.raw(name + ".weight") for name in names]
-        packed = self.backend.matrix(parts)
-        for part in parts:
-            self.packed(part.name)
-        return packed
+    def _norms_before(self, prefix: str) -> tuple[Norm, Norm | None]:
+        """Of attention and of the MLP. A parallel MLP may share attention's; in Falcon 40B the second norm is attention's."""
+        if prefix + "attn_norm_2.weight" in self.tensors:
+            return self._norm(prefix + "attn_norm_2"), self._norm(prefix + "attn_norm")
+        if self.config.parallel and prefix + "ffn_norm.weight" not in self.tensors:
+            return self._norm(prefix + "attn_norm"), None
+        return self._norm(prefix + "attn_norm"), self._norm(prefix + "ffn_norm")
 
-    def vector(self, name: str) -> Array:
-        packed = self.backend.vector(self.raw(name))
-        self.packed(name)
-        return packed
-
-    def bias(self, *names: str) -> Array | None:
-        """The stacked biases of some matrices, zero for those without one; None where none has one."""
-        present = [name for name in names if name + ".bias" in self.file.tensors]
-        if not present:
-            return None
-        parts = []
-        for name in names:
-            rows = self.file.tensors[name + ".weight"].shape[0]
-            raw = self.raw(name + ".bias") if name in present else None
-            parts.append(np.zeros(rows, np.float32) if raw is None else raw.dequantised())
-        stacked = np.concatenate(parts).astype(np.float32)
-        return self.backend.vector(RawTensor(names[0] + ".bias", _F32, stacked.shape, stacked.view(np.uint8)))
-
-    def freq_factors(self) -> NDArray[np.float32] | None:
-        if "rope_freqs.weight" not in self.file.tensors:
-            return None
-        return self.raw("rope_freqs.weight").dequantised()
-
-    def raw(self, name: str) -> RawTensor:
-        info = self.file.tensors[name]
-        return RawTensor(name, info.format, info.shape, self.file.tensor(name), self.file.scale(name))
-
-    def packed(self, name: str) -> None:
-        """A tensor now lives in the backend's layout: let its file pages go and report."""
-        self.done += self.file.tensors[name].nbytes
-        self.file.release(name)
-        if self.progress is not None:
-            self.progress(self.done, self.total)
-
-    def check_shapes(self) -> None:
-        """Every tensor the network needs is there and has the shape the metadata promises; the rest is refused, not ignored."""
-        expected = self.expected_shapes()
-        for name, (shape, required) in expected.items():
-            info = self.file.tensors.get(name)
-            if info is None:
-                if required:
-                    raise self.file.error(name, "tensor is missing")
-            elif info.shape != shape:
-                raise self.file.error(name, f"shape {info.shape} should be {shape} by the metadata")
-        unknown = [name for name in self.file.tensors if name not in expected]
-        if unknown:
-            raise UnsupportedError(
-                f"tensor {unknown[0]}: not part of the {self.config.architecture} network that shoal runs"
-            )
-
-    def expected_shapes(self) -> dict[str, tuple[tuple[int, ...], bool]]:
-        """Tensor name -> (shape, whether it must be there)."""
+    def _attention(self, prefix: str, index: int) -> AttentionWeights:
         c = self.config
         q, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        shapes: dict[str, tuple[tuple[int, ...], bool]] = {
-            "token_embd.weight": ((c.vocab_size, c.n_embd), True),
-            "output_norm.weight": ((c.n_embd,), True),
-            "output.weight": ((c.vocab_size, c.n_embd), False),
-            "rope_freqs.weight": ((c.rope_dim // 2,), False),
-        }
-        matrices = {
-            "attn_q": (q, c.n_embd),
-            "attn_k": (kv, c.n_embd),
-            "attn_v": (kv, c.n_embd),
-            "attn_output": (c.n_embd, q),
-            "ffn_gate": (c.n_ff, c.n_embd),
-            "ffn_up": (c.n_ff, c.n_embd),
-            "ffn_down": (c.n_embd, c.n_ff),
-        }
-        for i in range(c.n_layers):
-            for name, shape in matrices.items():
-                shapes[f"blk.{i}.{name}.weight"] = (shape, True)
-                shapes[f"blk.{i}.{name}.bias"] = (shape[:1], False)
-            shapes[f"blk.{i}.attn_norm.weight"] = ((c.n_embd,), True)
-            shapes[f"blk.{i}.ffn_norm.weight"] = ((c.n_embd,), True)
-        return shapes
+        parts = [Part(prefix + "attn_q", q), Part(prefix + "attn_k", kv), Part(prefix + "attn_v", kv)]
+        if prefix + "attn_qkv.weight" in self.tensors:
+            parts = [Part(prefix + "attn_qkv", q + 2 * kv)]
+        return AttentionWeights(
+            shape=self._shape(index),
+            rope=self._rope_of_layer(index),
+            qkv=self.tensors.linear(parts, c.n_embd),
+            clamp=c.clamp_qkv,
+            head_norms=self._head_norms(prefix) if c.arch.qk_norm else (),
+            sub_norm=self._norm(prefix + "attn_sub_norm", q) if c.arch.sub_norm else None,
+            output=self.tensors.linear([Part(prefix + "attn_output", c.n_embd)], q, c.residual_factor),
+        )
+
+    def _head_norms(self, prefix: str) -> tuple[HeadNorm, ...]:
+        """Norms of q and k: of every head by itself, or of all heads at once, as the size of the tensor says."""
+        c, found = self.config, []
+        for name, first, heads in (("attn_q_norm", 0, c.n_heads), ("attn_k_norm", c.n_heads, c.n_kv_heads)):
+            info = self.tensors.file.tensors.get(f"{prefix}{name}.weight")
+            if info is None:
+                continue
+            whole = heads > 1 and info.shape == (heads * c.head_dim,)
+            count, width = (1, heads * c.head_dim) if whole else (heads, c.head_dim)
+            norm = self._norm(prefix + name, width, repeat=count)
+            found.append(HeadNorm(Heads(first * c.head_dim, count, width), norm))
+        return tuple(found)
+
+    def _latent(self, prefix: str, index: int) -> LatentWeights:
+        c, sizes = self.config, self.config.latent
+        assert sizes is not None, "only called for latent attention"
+        queries = Part(prefix + "attn_q", c.n_heads * (sizes.nope_dim + c.rope_dim))
+        q_down, q_norm, q_width = None, None, c.n_embd
+        if prefix + "attn_q_a.weight" in self.tensors:
+            q_width = self.tensors.file.tensors[prefix + "attn_q_a.weight"].shape[0]
+            q_down = self.tensors.linear([Part(prefix + "attn_q_a", q_width)], c.n_embd)
+            q_norm = self._norm(prefix + "attn_q_a_norm", q_width)
+            queries = Part(prefix + "attn_q_b", queries.rows)
+        if prefix + "attn_k_b.weight" not in self.tensors and prefix + "attn_kv_b.weight" in self.tensors:
+            raise UnsupportedError(f"tensor {prefix}attn_kv_b.weight: written before llama.cpp split it; convert anew")
+        return LatentWeights(
+            shape=self._shape(index),
+            rope=self.rope,
+            sizes=sizes,
+            q_down=q_down,
+            q_norm=q_norm,
+            q=self.tensors.linear([queries], q_width),
+            kv_down=self.tensors.linear([Part(prefix + "attn_kv_a_mqa", sizes.rank + c.rope_dim)], c.n_embd),
+            kv_norm=self._norm(prefix + "attn_kv_a_norm", sizes.rank),
+            k_up=self._per_head(Part(prefix + "attn_k_b", sizes.rank), sizes.nope_dim),
+            v_up=self._per_head(Part(prefix + "attn_v_b", sizes.value_dim), sizes.rank),
+            output=self.tensors.linear([Part(prefix + "attn_output", c.n_embd)], c.n_heads * sizes.value_dim),
+        )
+
+    def _per_head(self, part: Part, columns: int) -> tuple[Linear, ...]:
+        return tuple(Linear(matrix) for matrix in self.tensors.matrices([part], self.config.n_heads, columns))
+
+    def _mlp(self, prefix: str, suffix: str, width: int, row_gate: Linear | None = None) -> MLPWeights:
+        c, arch = self.config, self.config.arch
+        up = Part(f"{prefix}ffn_up{suffix}", width)
+        parts = [Part(f"{prefix}ffn_gate{suffix}", width), up] if arch.gated else [up]
+        if arch.gated and parts[0].name + ".weight" not in self.tensors:  # both in one tensor
+            parts = [Part(up.name, 2 * width)]
+        return MLPWeights(
+            up=self.tensors.linear(parts, c.n_embd),
+            gated=arch.gated,
+            activation=arch.activation,
+            sub_norm=self._norm(prefix + "ffn_sub_norm", width) if arch.sub_norm else None,
+            row_gate=row_gate,
+            down=self.tensors.linear([Part(f"{prefix}ffn_down{suffix}", c.n_embd)], width, c.residual_factor),
+        )
+
+    def _shared_mlp(self, prefix: str) -> MLPWeights | None:
+        """The expert that every token goes through; its width is that of its tensor."""
+        kind, up = self.config.arch.shared_expert, self.tensors.file.tensors.get(prefix + "ffn_up_shexp.weight")
+        if kind == "none" or up is None:
+            return None
+        gate = None
+        if kind == "gated":
+            gate = self.tensors.linear([Part(prefix + "ffn_gate_inp_shexp", 1)], self.config.n_embd)
+        return self._mlp(prefix, "_shexp", up.shape[0], gate)
+
+    def _experts(self, prefix: str) -> Experts:
+        c = self.config
+        assert c.routing is not None, "only called for layers with experts"
+        down = self.tensors.file.tensors.get(prefix + "ffn_down_exps.weight")
+        width = c.n_ff if down is None else down.shape[-1]
+        gate_up = [Part(prefix + "ffn_gate_exps", width), Part(prefix + "ffn_up_exps", width)]
+        bias = prefix + "exp_probs_b.bias"
+        return Experts(
+            router=self.tensors.linear([Part(prefix + "ffn_gate_inp", c.n_experts)], c.n_embd),
+            routing=c.routing,
+            gate_up=self.tensors.matrices(gate_up, c.n_experts, c.n_embd),
+            down=self.tensors.matrices([Part(prefix + "ffn_down_exps", c.n_embd)], c.n_experts, width),
+            activation=c.arch.activation,
+            choice_bias=self.tensors.vector(bias, c.n_experts) if bias in self.tensors else None,
+        )
+
+    def _head(self, embedding: Matrix) -> Linear:
+        c = self.config
+        part = Part("output", c.vocab_size)
+        if "output.weight" in self.tensors:
+            return self.tensors.linear([part], c.n_embd)
+        return Linear(embedding)
+
+    def _positions(self) -> Matrix:
+        return self.tensors.matrix([Part("position_embd", self.config.context_length)], self.config.n_embd)
+
+    def _norm(self, name: str, width: int = 0, *, repeat: int = 1) -> Norm:
+        c = self.config
+        return self.tensors.norm(name, width or c.n_embd, c.norm_eps, centred=c.arch.norm == "layer", repeat=repeat)
+
+    def _shape(self, index: int) -> AttentionShape:
+        c = self.config
+        return AttentionShape(
+            heads=c.n_heads,
+            kv_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+            scale=c.attention_scale,
+            window=c.windows[index],
+            soft_cap=c.attention_cap,
+            slopes=alibi_slopes(c.n_heads, c.alibi) if c.alibi else None,
+        )
+
+    def _rope_of_layer(self, index: int) -> Rope | None:
+        if not self.config.rotated[index]:
+            return None
+        return self.window_rope if self.config.windows[index] else self.rope
+
+    def _rope(self, max_model_len: int) -> Rope:
+        """The rope of layers without a window, with the factors that the file has for it."""
+        pairs = self.config.rope_dim // 2
+        factors = None
+        if "rope_freqs.weight" in self.tensors:
+            factors = self.tensors.numbers("rope_freqs.weight", pairs)
+        elif "rope_factors_long.weight" in self.tensors:
+            short = self.tensors.numbers("rope_factors_short.weight", pairs)
+            long = self.tensors.numbers("rope_factors_long.weight", pairs)
+            factors = long if max_model_len > self.config.rope_scaling.original_context else short
+        if factors is not None and not np.all(np.isfinite(factors) & (factors > 0)):
+            raise UnsupportedError("rope factors hold a number that is not above 0")
+        return rope_of(self.config, factors)
