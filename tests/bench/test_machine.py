@@ -53,13 +53,13 @@ def test_usable_cores_are_some_of_all() -> None:
 @pytest.mark.usefixtures("two_seconds")
 def test_mac_rate_is_the_products_done_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[int] = []
-    multiply = reference.linear
+    multiply = reference.matmul
 
     def count(x: reference.F32, weight: reference.F32) -> reference.F32:
         products.append(len(x) * weight.size)
         return multiply(x, weight)
 
-    monkeypatch.setattr(reference, "linear", count)
+    monkeypatch.setattr(reference, "matmul", count)
     rate = machine.measure_mac_rate(reference.ReferenceBackend(), repeats=3)
     assert rate == sum(products) / 2 == 3 * 32 * 512 * 512 / 2
 

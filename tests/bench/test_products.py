@@ -13,13 +13,13 @@ from shoal.kernels.load import load_backend
 
 def test_a_pass_multiplies_every_copy_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[int, int, tuple[int, ...]]] = []
-    multiply = reference.linear
+    multiply = reference.matmul
 
     def note(x: reference.F32, weight: reference.F32) -> reference.F32:
         done.append((id(weight), len(x), weight.shape))
         return multiply(x, weight)
 
-    monkeypatch.setattr(reference, "linear", note)
+    monkeypatch.setattr(reference, "matmul", note)
     products = Products(reference.ReferenceBackend(), format_named("Q4_0"), (48, 64), 20, copies=3, repeats=2)
     products.run(7)
     assert products.products == len(done) == 6

@@ -21,8 +21,9 @@ from shoal.kernels.base import (
     Head,
     IntArray,
     Layers,
+    Linear,
+    Norm,
     RawTensor,
-    Rope,
     SampleRows,
     StepInput,
     StepLimits,
@@ -147,15 +148,19 @@ def toy_model(context: int = 4096) -> Model:
         norm_eps=1e-5,
         vocab_size=VOCAB,
         context_length=context,
+        windows=(0,),
+        rotated=(True,),
+        attention_scale=0.5,
     )
     return Model(
         config=config,
         embedding=None,
+        positions=None,
+        embedding_norm=None,
         layers=(None,),  # type: ignore[arg-type]
-        output_norm=None,
-        head=None,
+        output_norm=Norm(None, 1e-5),
+        head=Linear(None),
         shape=AttentionShape(1, 1, 4, 0.5),
-        rope=Rope(np.ones(2, np.float32), neox=False),
         nbytes=1000,
     )
 

@@ -48,7 +48,7 @@ class Case:
         positions = np.arange(n, dtype=np.int32)
         q, k = (reference.rotate(x, positions, self.rope) for x in (q, k))
         k, v = (reference.store_as(x, dtype) for x in (k, v))
-        out = reference.attend(q, k, v, positions, shape.scale)
+        out = reference.attend(q, k, v, positions, shape)
         return out.reshape(n, -1)
 
     def all_expected(self, dtype: str) -> F32:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.base import PAGE_SIZE, AttentionShape, Rope, StepInput
+from shoal.kernels.base import PAGE_SIZE, AttentionShape, Linear, Rope, StepInput
 from shoal.kernels.cpu import attention
 from shoal.kernels.cpu.backend import CPUBackend, _Recorder, _Rows
 from shoal.kernels.cpu.pack import PackedMatrix
@@ -27,7 +27,7 @@ class OneStep:
 
     def input(self, x: F32) -> _Rows:
         """An array as workspace rows."""
-        rows = self.recorder._rows("input", x.shape[1])
+        rows = self.recorder._rows(x.shape[1])
         self.view(rows)[: len(x)] = x
         return rows
 
@@ -47,11 +47,11 @@ def multiply(backend: CPUBackend, matrix: PackedMatrix, x: F32, base: F32 | None
     step = OneStep(backend, len(x))
     rows = step.input(x)
     if base is None:
-        out = step.recorder.linear(rows, matrix)
+        out = step.recorder.linear(rows, Linear(matrix))
     else:
-        out = step.recorder._rows("base", base.shape[1])
+        out = step.recorder._rows(base.shape[1])
         step.view(out)[:] = base
-        step.recorder.linear_add(out, rows, matrix)
+        step.recorder.linear_add(out, rows, Linear(matrix))
     step.run()
     return step.view(out).copy()
 
@@ -85,10 +85,10 @@ def rounded(backend: CPUBackend, x: F32) -> tuple[NDArray[np.int8], F32, F32, F3
         return memory.view(kind)[: len(x) * count].reshape(len(x), count).copy()
 
     return (  # type: ignore[return-value]
-        read(place.q8, x.shape[1], np.int8),
-        read(place.scales, 2 * groups, np.float32),
-        read(place.sums, groups, np.float32),
-        read(place.half_sums, 2 * groups, np.float32),
+        read(place.q8.address, x.shape[1], np.int8),
+        read(place.scales.address, 2 * groups, np.float32),
+        read(place.sums.address, groups, np.float32),
+        read(place.half_sums.address, 2 * groups, np.float32),
     )
 
 
@@ -104,7 +104,7 @@ class PagedAttention:
         recorder = _Recorder(backend, self.cache, self.header, self.header.ctypes.data, max_rows)
         recorder.max_positions, recorder.max_tasks = pages * PAGE_SIZE, max_rows
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        self._input = _Workspace(recorder, recorder._rows("input", width))
+        self._input = _Workspace(recorder, recorder._rows(width))
         out = recorder.attention(recorder.rope_store(self._input.rows, 0, shape, rope), 0, shape)
         self._out = _Workspace(recorder, out)
         self._recorder, self._program = recorder, recorder.program()

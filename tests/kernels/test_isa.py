@@ -15,7 +15,7 @@ PROGRAM = """
 import hashlib
 import numpy as np
 from shoal.gguf.quants import format_named
-from shoal.kernels.base import RawTensor
+from shoal.kernels.base import Norm, RawTensor
 from shoal.kernels.cpu.backend import CPUBackend
 from tests.kernels.ragged import make_case
 from tests.kernels.runner import PagedAttention, multiply, rowwise
@@ -31,9 +31,11 @@ for name in ("Q4_1", "Q8_0", "Q6_K", "F16"):
         x = rng.standard_normal((rows, 256)).astype(np.float32)
         digest.update(multiply(backend, backend.matrix([raw]), x).tobytes())
 x = rng.standard_normal((5, 192)).astype(np.float32) * 9
-digest.update(rowwise(backend, x, lambda ops, r: ops.swiglu(r)).tobytes())
+for activation in ("silu", "gelu", "relu2"):
+    digest.update(rowwise(backend, x, lambda ops, r: ops.gated(r, activation)).tobytes())
 weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))
-digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, weight, 1e-5)).tobytes())
+for centred in (False, True):
+    digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, Norm(weight, 1e-5, centred))).tobytes())
 case = make_case(7, 1, 48, [300, 19])
 for dtype in ("f16", "f32", "q8_0"):
     paged = PagedAttention(backend, case.shape, case.rope, case.pages, dtype, 400)

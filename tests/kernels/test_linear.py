@@ -62,7 +62,7 @@ def test_floats_of_any_width(backend: CPUBackend, name: str, columns: int) -> No
     weight, matrix = dequantise(raw.format, raw.data), backend.matrix([raw])
     assert np.array_equal(embed(backend, matrix, np.arange(23, dtype=np.int32)), weight)
     x = _activations(5, columns)
-    assert _nmse(multiply(backend, matrix, x), reference.linear(x, weight)) < 1e-10
+    assert _nmse(multiply(backend, matrix, x), reference.matmul(x, weight)) < 1e-10
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -71,7 +71,7 @@ def test_product_equals_its_twin(backend: CPUBackend, name: str, shape: tuple[in
     raw = _weights(name, shape[0], shape[1] * _columns(name))
     weight = dequantise(raw.format, raw.data)
     matrix = backend.matrix([raw])
-    twin = reference.linear if LAYOUTS[name].is_float else reference.linear_q8
+    twin = reference.matmul if LAYOUTS[name].is_float else reference.linear_q8
     for rows in ROWS:
         x = _activations(rows, weight.shape[1])
         assert _nmse(multiply(backend, matrix, x), twin(x, weight)) < 1e-10
@@ -105,9 +105,9 @@ def test_adds_to_what_is_there(backend: CPUBackend) -> None:
 def test_rounding_costs_little(name: str) -> None:
     raw = _weights(name, 64, 512)
     weight, x = dequantise(raw.format, raw.data), _activations(32, 512)
-    assert _nmse(reference.linear_q8(x, weight), reference.linear(x, weight)) < 5e-5
+    assert _nmse(reference.linear_q8(x, weight), reference.matmul(x, weight)) < 5e-5
     wild = x * np.exp(2 * _activations(32, 512, seed=5))
-    assert _nmse(reference.linear_q8(wild, weight), reference.linear(wild, weight)) < 5e-4
+    assert _nmse(reference.linear_q8(wild, weight), reference.matmul(wild, weight)) < 5e-4
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -16,6 +16,7 @@ def test_the_scale_of_a_whole_tensor_reaches_the_backend(tmp_path: Path) -> None
     with GGUFFile.open(path) as file:
         scale = file.scale("blk.1.ffn_down.weight")
         units = dequantise(format_named("I2_S"), file.tensor("blk.1.ffn_down.weight"))
-        packed = load_model(file, ReferenceBackend()).layers[1].ffn_down
+        mlp = load_model(file, ReferenceBackend()).layers[1].mlp
+    assert mlp is not None
     assert scale not in (0.0, 1.0)
-    assert np.array_equal(packed, units * np.float32(scale))
+    assert np.array_equal(mlp.down.matrix, units * np.float32(scale))

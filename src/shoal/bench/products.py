@@ -6,7 +6,7 @@ import numpy as np
 
 from shoal.bench.random_weights import random_rows
 from shoal.gguf.quants import QuantFormat, format_named
-from shoal.kernels.base import PAGE_SIZE, Array, AttentionShape, Backend, Ops, RawTensor, StepInput, StepLimits
+from shoal.kernels.base import PAGE_SIZE, Array, AttentionShape, Backend, Linear, Ops, RawTensor, StepInput, StepLimits
 
 _NO_ATTENTION = AttentionShape(heads=1, kv_heads=1, head_dim=16, scale=1.0)
 
@@ -35,7 +35,7 @@ class Products:
         def layers(ops: Ops) -> Array:
             x = ops.embed(table)
             for matrix in matrices * repeats:
-                ops.linear(x, matrix)
+                ops.linear(x, Linear(matrix))
             return x
 
         self.num_bytes = copies * tensor.data.size
@@ -44,7 +44,7 @@ class Products:
         self._pages = np.arange(-(-max_tokens // PAGE_SIZE), dtype=np.int32)[None]
         cache = backend.kv_cache(1, self._pages.size, _NO_ATTENTION, "f16")
         limits = StepLimits(max_tokens, 1, self._pages.size)
-        self._network = backend.bind(layers, lambda ops, x: ops.linear(ops.logit_rows(x), table), cache, limits)
+        self._network = backend.bind(layers, lambda ops, x: ops.linear(ops.logit_rows(x), Linear(table)), cache, limits)
 
     def run(self, tokens: int) -> None:
         """One pass over all matrices with this many tokens."""

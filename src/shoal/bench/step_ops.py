@@ -23,6 +23,7 @@ from shoal.kernels.base import (
     Array,
     AttentionShape,
     Backend,
+    Linear,
     Ops,
     RawTensor,
     Rope,
@@ -169,7 +170,7 @@ class _Decode:
             return qkv
 
         def head(ops: Ops, x: Array) -> Array:
-            return ops.linear(ops.logit_rows(x), table_)
+            return ops.linear(ops.logit_rows(x), Linear(table_))
 
         filler = backend.bind(fill, head, cache, limits)
         for sequence in range(sequences):
@@ -199,7 +200,7 @@ def measure_sampling(backend: Backend, rows: Sequence[int], vocab: int, rounds: 
     cache = backend.kv_cache(1, LOGIT_ROWS // PAGE_SIZE, AttentionShape(1, 1, 16, 1.0), "f16")
     limits = StepLimits(LOGIT_ROWS, 1, LOGIT_ROWS // PAGE_SIZE)
     network = backend.bind(
-        lambda ops: ops.embed(inputs), lambda ops, x: ops.linear(ops.logit_rows(x), weights), cache, limits
+        lambda ops: ops.embed(inputs), lambda ops, x: ops.linear(ops.logit_rows(x), Linear(weights)), cache, limits
     )
     ids, ends = np.arange(LOGIT_ROWS, dtype=np.int32), np.array([0, LOGIT_ROWS], np.int32)
     network.layers(StepInput(ids, ids, ends, ends[1:], np.arange(LOGIT_ROWS // PAGE_SIZE, dtype=np.int32)[None]))

@@ -29,7 +29,7 @@ class Arch:
     ``rope``: rotary pairs are (2i, 2i + 1) for norm, (i, i + n) for neox. ``gated``: the MLP has a gate. ``norms`` says where a
     branch is normalised: its input, its output before it is added, or both. ``qk_norm``, ``sub_norm``: there may be norms of q and k
     before rotation, of what goes into the last matrix of a branch. ``parallel``: both branches read the layer's input; of
-    ``maybe``, the file says so. ``alibi``: the greatest bias where no key says so (0: none). ``routing``: of experts, where there are any.
+    ``maybe``, the file says so. ``alibi``: the greatest bias where no key says so (0: none). ``routing``: of experts, if any.
     ``shared_expert``: next to them, with a gate of its own or without. ``latent``: K and V come from one latent vector (DeepSeek-V2).
     """
 
@@ -98,9 +98,7 @@ ARCHS: dict[str, Arch] = {
     "bitnet-b1.58": Arch(rope="neox", sub_norm=True, activation="relu2"),
     "bitnet-25": Arch(rope="neox", sub_norm=True, activation="relu2"),
     "command-r": Arch(norm="layer", parallel="yes", qk_norm=True, logit_scale="multiply"),
-    "cohere2": Arch(
-        norm="layer", parallel="yes", logit_scale="multiply", windows=Windows(period=4, rope_only=True)
-    ),
+    "cohere2": Arch(norm="layer", parallel="yes", logit_scale="multiply", windows=Windows(period=4, rope_only=True)),
     "exaone": Arch(rope="neox"),
     "internlm2": Arch(),
     "glm4": Arch(norms="both"),

@@ -64,21 +64,21 @@ class ModelConfig:
     vocab_size: int
     context_length: int
     windows: tuple[int, ...]
-    window_rope_base: float
     rotated: tuple[bool, ...]
     attention_scale: float
-    attention_cap: float
-    final_cap: float
-    alibi: float
-    clamp_qkv: float
-    parallel: bool
-    embedding_factor: float
-    residual_factor: float
-    logit_factor: float
-    routing: Routing | None
-    n_experts: int
-    n_dense_layers: int
-    latent: LatentConfig | None
+    window_rope_base: float = 0.0
+    attention_cap: float = 0.0
+    final_cap: float = 0.0
+    alibi: float = 0.0
+    clamp_qkv: float = 0.0
+    parallel: bool = False
+    embedding_factor: float = 1.0
+    residual_factor: float = 1.0
+    logit_factor: float = 1.0
+    routing: Routing | None = None
+    n_experts: int = 0
+    n_dense_layers: int = 0
+    latent: LatentConfig | None = None
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
@@ -121,7 +121,9 @@ class ModelConfig:
             windows=windows,
             window_rope_base=_window_rope_base(read, arch),
             rotated=_rotated(arch, windows),
-            attention_scale=_attention_scale(read, architecture, n_layers, n_embd // n_heads, head_dim, scaling, latent),
+            attention_scale=_attention_scale(
+                read, architecture, n_layers, n_embd // n_heads, head_dim, scaling, latent
+            ),
             attention_cap=read.number("attn_logit_softcapping", default=arch.attention_cap, low=0.0)
             if arch.attention_cap
             else 0.0,
@@ -238,8 +240,8 @@ def _attention_scale(
         return given
     if latent is not None:
         stretch = 1.0 + scaling.log_multiplier * math.log(scaling.factor) if scaling.kind == "yarn" else 1.0
-        return stretch**2 * read.integer("attention.key_length_mla", _MAX_WIDTH) ** -0.5
-    return (share if (architecture, n_layers) in _WIDE_SCALE else head_dim) ** -0.5
+        return stretch**2 / math.sqrt(read.integer("attention.key_length_mla", _MAX_WIDTH))
+    return 1.0 / math.sqrt(share if (architecture, n_layers) in _WIDE_SCALE else head_dim)
 
 
 def _parallel(read: _Reader, arch: Arch) -> bool:
@@ -281,7 +283,10 @@ def _routing(read: _Reader, arch: Arch, n_experts: int) -> Routing | None:
 
 def _latent(read: _Reader) -> LatentConfig:
     rank = read.integer("attention.kv_lora_rank", _MAX_WIDTH)
-    key, rotated = read.integer("attention.key_length_mla", _MAX_WIDTH), read.integer("rope.dimension_count", _MAX_WIDTH)
+    key, rotated = (
+        read.integer("attention.key_length_mla", _MAX_WIDTH),
+        read.integer("rope.dimension_count", _MAX_WIDTH),
+    )
     if rotated >= key:
         read.wrong("rope.dimension_count", f"{rotated} is not below key_length_mla {key}")
     if read.integer("attention.key_length", _MAX_WIDTH) != rank + rotated:

@@ -123,7 +123,9 @@ class Tensors:
         if _without_ones(info.shape) != _without_ones(shape):
             raise self.file.error(name, f"shape {info.shape} should be {shape} by the metadata")
         if len(shape) > 1 and not self.backend.supports(info.format):
-            raise UnsupportedError(f"tensor {name}: type {info.format.name} is not supported yet on {self.backend.name}")
+            raise UnsupportedError(
+                f"tensor {name}: type {info.format.name} is not supported yet on {self.backend.name}"
+            )
         self._used.add(name)
         data = self.file.tensor(name)
         return RawTensor(name, info.format, shape, data.reshape(*shape[:-1], data.shape[-1]), self.file.scale(name))

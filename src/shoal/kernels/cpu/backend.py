@@ -7,6 +7,7 @@ A step then sets a few numbers in the step header and runs the program: one call
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,12 +20,17 @@ from shoal.gguf.quants import QuantFormat
 from shoal.kernels.base import (
     LOGIT_ROWS,
     PAGE_SIZE,
+    Activation,
     Array,
     AttentionShape,
     BoundNetwork,
+    Experts,
     Head,
+    Heads,
     IntArray,
     Layers,
+    Linear,
+    Norm,
     RawTensor,
     Rope,
     SampleRows,
@@ -129,38 +135,57 @@ def _address(array: NDArray[np.generic]) -> int:
     return address
 
 
+class _Buffer:
+    """Workspace that goes back to the free ones of its size when nobody holds it any more: later operations may use it anew."""
+
+    __slots__ = ("_free", "address")
+
+    def __init__(self, address: int, free: list[int]) -> None:
+        self.address, self._free = address, free
+
+    def __del__(self) -> None:
+        self._free.append(self.address)
+
+
 @dataclass(slots=True)
 class _Rounded:
     """int8 rows of an activation with their scales and sums (see elementwise.py)."""
 
-    q8: int
-    scales: int
-    sums: int
-    minus_sums: int
-    half_sums: int
+    q8: _Buffer
+    scales: _Buffer
+    sums: _Buffer
+    minus_sums: _Buffer
+    half_sums: _Buffer
 
 
 @dataclass(slots=True)
 class _Rows:
-    """float32 rows in the workspace. ``producer`` are the arguments of the kernel that writes them, if it can round them too;
-    ``index`` is where row numbers stand if only some rows are meant."""
+    """float32 rows in the workspace. ``producer`` are the arguments of the kernel that writes them, if it can round them too, and
+    ``ready`` is the number of operations after which they are written; ``index`` is where row numbers stand if only some rows are
+    meant."""
 
+    buffer: _Buffer
     address: int
     stride: int
     width: int
     producer: NDArray[np.int64] | None = None
+    ready: int = 0
     rounded: _Rounded | None = None
     index: int = 0
 
+    def changed(self) -> None:
+        """Other values stand there now: what was rounded is out of date, and their producer was not the last to write them."""
+        self.producer = self.rounded = None
+
 
 class _Recorder:
-    """Ops that append to a program. ``space`` is the address of the row space that its rows come from;"""
+    """Ops that append to a program. ``space`` is the address of the row space that its rows come from."""
 
     def __init__(self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int) -> None:
         self.backend, self.cache, self.step, self.space, self.max_rows = backend, cache, step, space, max_rows
         self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
         self.keep: list[NDArray[np.generic]] = []
-        self._buffers: dict[tuple[str, int], int] = {}
+        self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses of workspace by bytes of a row
         self._tables: dict[int, tuple[int, int, int]] = {}
         self.max_positions = 0
         self.max_tasks = 0
@@ -168,54 +193,84 @@ class _Recorder:
     # --- what the network calls --------------------------------------------------------------------------------------
 
     def embed(self, table: PackedMatrix) -> _Rows:
-        if len(table.parts) != 1:
-            raise UnsupportedError("an embedding of more than one tensor type")
-        part = table.parts[0]
-        x = self._rows("x", table.columns)
-        args = self._fields(embed.EMBED_FIELDS)
-        args[:6] = self._row_args(x, x)[:6]
-        shift = None if part.layout.is_float else groups.GROUPS[part.layout.name].shift
-        kind = embed.FLOATS if part.layout.is_float else embed.AFFINE if shift is None else embed.CENTRED
-        for field, value in (
-            (embed.DECODE, linear.DECODE[part.layout.name].address),
-            (embed.STRIPS, _address(part.data)),
-            (embed.STRIP_BYTES, part.data.shape[1]),
-            (embed.COLUMNS_PER_BLOCK, GROUP * part.layout.groups_per_block),
-            (embed.SCALE, _address(part.scale)),
-            (embed.OFFSET, 1 << (shift or 0)),
-            (embed.KIND, kind),
-            (embed.TOKENS, self.step.ctypes.data + attention.TOKENS),
-        ):
-            args[field // 8] = value
-        self._each_row(embed.embed, args)
-        return x
+        return self._table_rows(table, attention.TOKENS)
 
-    def norm(self, x: _Rows, weight: NDArray[np.float32], eps: float) -> _Rows:
-        out = self._rows("norm", x.width)
-        out.producer = args = self._row_args(x, out)
-        args[elementwise.EXTRA // 8] = self._kept(weight)
-        args[elementwise.EPS // 8] = self._kept(np.array([eps], np.float32))
+    def positions(self, table: PackedMatrix) -> _Rows:
+        return self._table_rows(table, attention.POSITIONS)
+
+    def norm(self, x: _Rows, norm: Norm) -> _Rows:
+        out = self._rows(x.width)
+        args = self._norm_args(x, out, norm)
         args[elementwise.INDEX // 8] = x.index
-        self._each_row(elementwise.norm, args)
+        return self._produce(out, elementwise.layer_norm if norm.centred else elementwise.rms_norm, args)
+
+    def norm_heads(self, x: _Rows, heads: Heads, norm: Norm) -> None:
+        part = self.columns(x, heads.first, heads.width)
+        args = self._norm_args(part, part, norm)
+        args[elementwise.HEADS // 8] = heads.count
+        self._each_row(elementwise.layer_norm_heads if norm.centred else elementwise.rms_norm_heads, args)
+        x.changed()
+
+    def linear(self, x: _Rows, linear: Linear) -> _Rows:
+        out = self._rows(linear.matrix.rows)
+        self._multiply(out, x, linear.matrix, add=False)
+        if linear.scale is not None:
+            self._change(elementwise.multiply_columns, out, columns=linear.scale)
+        if linear.bias is not None:
+            self._change(elementwise.add_bias, out, columns=linear.bias)
         return out
 
-    def swiglu(self, gate_up: _Rows) -> _Rows:
-        out = self._rows("act", gate_up.width // 2)
-        out.producer = args = self._row_args(gate_up, out)
-        self._each_row(elementwise.swiglu, args)
+    def linear_add(self, residual: _Rows, x: _Rows, linear: Linear) -> None:
+        if linear.scale is not None:
+            self.add(residual, self.linear(x, linear))
+            return
+        self._multiply(residual, x, linear.matrix, add=True)
+        residual.changed()
+        if linear.bias is not None:
+            self._change(elementwise.add_bias, residual, columns=linear.bias)
+
+    def add(self, residual: _Rows, x: _Rows) -> None:
+        self._change(elementwise.add_rows, residual, other=x)
+
+    def multiply(self, x: _Rows, factor: float) -> None:
+        self._change(elementwise.multiply, x, constant=factor)
+
+    def soft_cap(self, x: _Rows, cap: float) -> None:
+        self._change(elementwise.soft_cap, x, constant=cap)
+
+    def clamp(self, x: _Rows, limit: float) -> None:
+        self._change(elementwise.clamp, x, constant=limit)
+
+    def gated(self, gate_up: _Rows, activation: Activation) -> _Rows:
+        out = self._rows(gate_up.width // 2)
+        return self._produce(out, elementwise.GATED[activation], self._row_args(gate_up, out))
+
+    def activate(self, x: _Rows, activation: Activation) -> _Rows:
+        out = self._rows(x.width)
+        return self._produce(out, elementwise.ACTIVATE[activation], self._row_args(x, out))
+
+    def gate_rows(self, x: _Rows, h: _Rows, gate: Linear) -> None:
+        self._each_row(elementwise.gate_rows, self._row_args(self.linear(h, gate), x))
+        x.changed()
+
+    def experts(self, residual: _Rows, x: _Rows, experts: Experts) -> None:
+        raise UnsupportedError(f"mixtures of experts are not supported yet on {self.backend.name}")
+
+    def columns(self, x: _Rows, first: int, width: int) -> _Rows:
+        return _Rows(x.buffer, x.address + 4 * first, x.stride, width)
+
+    def concat(self, parts: Sequence[_Rows]) -> _Rows:
+        out, first = self._rows(sum(part.width for part in parts)), 0
+        for part in parts:
+            self._each_row(elementwise.copy, self._row_args(part, self.columns(out, first, part.width)))
+            first += part.width
         return out
 
-    def linear(self, x: _Rows, matrix: PackedMatrix, bias: NDArray[np.float32] | None = None) -> _Rows:
-        out = self._rows("linear", matrix.rows)
-        self._multiply(out, x, matrix, bias, add=False)
-        return out
-
-    def linear_add(
-        self, residual: _Rows, x: _Rows, matrix: PackedMatrix, bias: NDArray[np.float32] | None = None
-    ) -> None:
-        self._multiply(residual, x, matrix, bias, add=True)
-
-    def rope_store(self, qkv: _Rows, layer: int, shape: AttentionShape, rope: Rope) -> _Rows:
+    def rope_store(self, qkv: _Rows, layer: int, shape: AttentionShape, rope: Rope | None) -> _Rows:
+        if rope is None or shape.window or shape.soft_cap or shape.slopes:
+            raise UnsupportedError(
+                f"windows, soft caps, ALiBi and layers without rope are not on {self.backend.name} yet"
+            )
         if not self._tables:
             self._plan(shape)
         cos, sin, width = self._rope_table(rope)
@@ -232,7 +287,7 @@ class _Recorder:
         return qkv
 
     def attention(self, q: _Rows, layer: int, shape: AttentionShape) -> _Rows:
-        out = self._rows("attention", shape.heads * shape.head_dim)
+        out = self._rows(shape.heads * shape.head_dim)
         args = self._attention_args(q, layer, shape)
         kind, tile = attention.STORAGE[self.cache.dtype].kind, attention.row_tile(shape.heads // shape.kv_heads)
         for field, value in (
@@ -252,11 +307,58 @@ class _Recorder:
     def logit_rows(self, x: _Rows) -> _Rows:
         self.logit_index = np.zeros(LOGIT_ROWS, np.int32)
         pointer = np.array([self._kept(self.logit_index)], np.int64)
-        return _Rows(x.address, x.stride, x.width, index=self._kept(pointer))
+        return _Rows(x.buffer, x.address, x.stride, x.width, index=self._kept(pointer))
 
     # --- pieces ------------------------------------------------------------------------------------------------------
 
-    def _multiply(self, out: _Rows, x: _Rows, matrix: PackedMatrix, bias: Array | None, *, add: bool) -> None:
+    def _table_rows(self, table: PackedMatrix, numbers: int) -> _Rows:
+        """The rows of ``table`` that the step's array of this field names."""
+        if len(table.parts) != 1:
+            raise UnsupportedError("an embedding of more than one tensor type")
+        part = table.parts[0]
+        x = self._rows(table.columns)
+        args = self._fields(embed.EMBED_FIELDS)
+        args[:6] = self._row_args(x, x)[:6]
+        shift = None if part.layout.is_float else groups.GROUPS[part.layout.name].shift
+        kind = embed.FLOATS if part.layout.is_float else embed.AFFINE if shift is None else embed.CENTRED
+        for field, value in (
+            (embed.DECODE, linear.DECODE[part.layout.name].address),
+            (embed.STRIPS, _address(part.data)),
+            (embed.STRIP_BYTES, part.data.shape[1]),
+            (embed.COLUMNS_PER_BLOCK, GROUP * part.layout.groups_per_block),
+            (embed.SCALE, _address(part.scale)),
+            (embed.OFFSET, 1 << (shift or 0)),
+            (embed.KIND, kind),
+            (embed.TOKENS, self.step.ctypes.data + numbers),
+        ):
+            args[field // 8] = value
+        self._each_row(embed.embed, args)
+        return x
+
+    def _norm_args(self, x: _Rows, out: _Rows, norm: Norm) -> NDArray[np.int64]:
+        args = self._row_args(x, out)
+        args[elementwise.EXTRA // 8] = self._kept(norm.weight)
+        args[elementwise.EPS // 8] = self._kept(np.array([norm.eps], np.float32))
+        args[elementwise.BIAS // 8] = 0 if norm.bias is None else self._kept(norm.bias)
+        return args
+
+    def _produce(self, out: _Rows, kernel: Lazy, args: NDArray[np.int64]) -> _Rows:
+        """An operation that can round its rows as well."""
+        self._each_row(kernel, args)
+        out.producer, out.ready = args, len(self.ops)
+        return out
+
+    def _change(
+        self, kernel: Lazy, x: _Rows, *, columns: Array | None = None, other: _Rows | None = None, constant: float = 0.0
+    ) -> None:
+        """x in place."""
+        args = self._row_args(other or x, x)
+        args[elementwise.EXTRA // 8] = 0 if columns is None else self._kept(columns)
+        args[elementwise.EPS // 8] = self._kept(np.array([constant], np.float32))
+        self._each_row(kernel, args)
+        x.changed()
+
+    def _multiply(self, out: _Rows, x: _Rows, matrix: PackedMatrix, *, add: bool) -> None:
         strips = sum(len(part.data) for part in matrix.parts)
         chunk = max(1, strips // (self.backend.threads * _CHUNKS_PER_THREAD))
         parts = [self._part(out, x, matrix.columns, part, chunk, add=add) for part in matrix.parts]
@@ -267,10 +369,6 @@ class _Recorder:
             ends = accumulate(chunks for _, _, chunks in parts)
             args[:] = [n for end, (k, a, _) in zip(ends, parts, strict=True) for n in (end, k.address, _address(a))]
         self.ops.append((kernel, args, self._kept(np.array([total], np.int64))))
-        if bias is not None:
-            args = self._row_args(out, out)
-            args[elementwise.EXTRA // 8] = self._kept(bias)
-            self._each_row(elementwise.add_bias, args)
 
     def _part(
         self, out: _Rows, x: _Rows, columns: int, part: PackedPart, chunk: int, *, add: bool
@@ -300,29 +398,30 @@ class _Recorder:
             return [(linear.X, x.address), (linear.X_STRIDE, x.stride)]
         rounded = self._rounded(x)
         return [
-            (linear.X, rounded.q8),
+            (linear.X, rounded.q8.address),
             (linear.X_STRIDE, x.width),
-            (linear.SCALES, rounded.scales),
-            (linear.SUMS, rounded.sums),
-            (linear.MINUS_SUMS, rounded.minus_sums),
-            (linear.HALF_SUMS, rounded.half_sums),
+            (linear.SCALES, rounded.scales.address),
+            (linear.SUMS, rounded.sums.address),
+            (linear.MINUS_SUMS, rounded.minus_sums.address),
+            (linear.HALF_SUMS, rounded.half_sums.address),
         ]
 
     def _rounded(self, x: _Rows) -> _Rounded:
-        """x as int8: written by the kernel that makes x, or by one of its own."""
+        """x as int8: written by the kernel that makes x if that was the last one (what came after it may have used the same buffers),
+        or by one of its own."""
         if x.rounded is None:
             q, e = x.width, x.width // 4
             row_bytes = {"q8": q, "scales": e, "minus_sums": e, "half_sums": e, "sums": e // 2}
-            x.rounded = _Rounded(**{name: self._buffer(name, size) for name, size in row_bytes.items()})
+            x.rounded = _Rounded(**{name: self._buffer(size) for name, size in row_bytes.items()})
             args = x.producer
-            if args is None:
+            if args is None or x.ready != len(self.ops):
                 args = self._row_args(x, x)
                 self._each_row(elementwise.quantise, args)
-            args[elementwise.Q8 // 8] = x.rounded.q8
-            args[elementwise.SCALES // 8] = x.rounded.scales
-            args[elementwise.SUMS // 8] = x.rounded.sums
-            args[elementwise.MINUS_SUMS // 8] = x.rounded.minus_sums
-            args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums
+            args[elementwise.Q8 // 8] = x.rounded.q8.address
+            args[elementwise.SCALES // 8] = x.rounded.scales.address
+            args[elementwise.SUMS // 8] = x.rounded.sums.address
+            args[elementwise.MINUS_SUMS // 8] = x.rounded.minus_sums.address
+            args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums.address
         return x.rounded
 
     def _attention_args(self, qkv: _Rows, layer: int, shape: AttentionShape) -> NDArray[np.int64]:
@@ -394,16 +493,18 @@ class _Recorder:
     def _each_row(self, kernel: Lazy, args: NDArray[np.int64]) -> None:
         self.ops.append((kernel, args, self.space + 16))
 
-    def _rows(self, role: str, width: int) -> _Rows:
+    def _rows(self, width: int) -> _Rows:
         stride = 4 * _padded(width)
-        return _Rows(self._buffer(role, stride), stride, width)
+        buffer = self._buffer(stride)
+        return _Rows(buffer, buffer.address, stride, width)
 
-    def _buffer(self, role: str, row_bytes: int) -> int:
-        """Workspace of one role, shared by all layers: what one layer leaves there the next may overwrite."""
-        key = (role, row_bytes)
-        if key not in self._buffers:
-            self._buffers[key] = self._kept(np.zeros((self.max_rows + _SPARE_ROWS) * row_bytes + _LINE, np.uint8))
-        return self._buffers[key]
+    def _buffer(self, row_bytes: int) -> _Buffer:
+        """Workspace for all rows: some that is free, or new."""
+        free = self._free[row_bytes]
+        address = (
+            free.pop() if free else self._kept(np.zeros((self.max_rows + _SPARE_ROWS) * row_bytes + _LINE, np.uint8))
+        )
+        return _Buffer(address, free)
 
     def _fields(self, count: int) -> NDArray[np.int64]:
         args = np.zeros(count, np.int64)
