@@ -160,8 +160,8 @@ def test_vocabulary_special_ids(vocabulary: tuple[Path, Tokenizer, dict[str, Any
 
 
 def test_every_pre_tokenizer_has_a_digest() -> None:
-    digests = read_json(PROBE_DIGESTS)
-    assert sorted(name for names in digests.values() for name in names) == sorted(PRE_TOKENIZERS)
+    digested = [name for names in read_json(PROBE_DIGESTS).values() for name in names]
+    assert sorted(digested) == sorted(name for name, row in PRE_TOKENIZERS.items() if row.bytewise)
 
 
 def probe_tokenizer(golden: Path, pre: str) -> Tokenizer:

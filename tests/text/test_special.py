@@ -8,8 +8,8 @@ from shoal.text.special import SpecialToken, SpecialTokens
 LETTERS = st.text("ab<>\n ", min_size=1, max_size=6)
 
 
-def tokens(*texts: str, control: bool = False, rstrip: bool = False) -> SpecialTokens:
-    return SpecialTokens(SpecialToken(text, i, control, rstrip) for i, text in enumerate(texts))
+def tokens(*texts: str, control: bool = False, lstrip: bool = False, rstrip: bool = False) -> SpecialTokens:
+    return SpecialTokens(SpecialToken(text, i, control, lstrip, rstrip) for i, text in enumerate(texts))
 
 
 def cut_fragments(text: str, texts: list[str]) -> list[str | int]:
@@ -45,6 +45,10 @@ def test_length_counts_in_bytes() -> None:
 
 def test_white_space_goes_with_a_token_that_strips() -> None:
     assert list(tokens("<e>", rstrip=True).cut("a <e> \n b<e>  ", control=False)) == ["a ", 0, "b", 0]
+
+
+def test_white_space_goes_with_a_token_that_strips_before_it() -> None:
+    assert list(tokens("<e>", lstrip=True).cut("a \n<e> b <e><e>", control=False)) == ["a", 0, " b", 0, 0]
 
 
 def test_control_tokens_stay_text_unless_asked_for() -> None:

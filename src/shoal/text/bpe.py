@@ -1,13 +1,20 @@
-"""Byte-level BPE (``tokenizer.ggml.model`` = gpt2): bytes become letters, letters merge by rank within a word."""
+"""BPE (``tokenizer.ggml.model`` = gpt2): bytes become letters, letters merge by rank within a word.
+
+Some vocabularies are spelled in characters instead, with U+2581 for a space and tokens for single bytes (Gemma 4).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 
 from tokenizers import Tokenizer, models
 
 from shoal.text.pretokenizers import PreTokenizer
+from shoal.text.spm import SPACE
+
+_NEWLINES = re.compile("(\n+)")
 
 
 def _byte_letters() -> dict[int, str]:
@@ -35,34 +42,75 @@ def _letter_to_bytes(letter: str) -> bytes:
     return letter.encode() if byte is None else bytes((byte,))
 
 
+class _Merging:
+    """The merges of a vocabulary, with symbols that have no token.
+
+    Those are given ids past the vocabulary, so that they take part in merging as llama.cpp has it; afterwards they
+    fall apart into the tokens that ``parts`` gives for them.
+    """
+
+    def __init__(
+        self,
+        ids: Mapping[str, int],
+        merges: Iterable[tuple[str, str]],
+        letters: Iterable[str],
+        parts: Callable[[str], Sequence[int]],
+    ) -> None:
+        self._vocab_size = len(ids)
+        self.merges = list(dict.fromkeys(merges))  # the first of two equal merges counts
+        known = {*letters, *chain.from_iterable(self.merges), *map("".join, self.merges)}
+        extra = dict(enumerate(sorted(known - ids.keys()), start=self._vocab_size))
+        self.symbols = {**ids, **{symbol: token for token, symbol in extra.items()}}
+        self._parts = {token: parts(symbol) for token, symbol in extra.items()}
+
+    def tokens(self, ids: list[int]) -> list[int]:
+        """``ids`` with the tokens of the vocabulary only."""
+        if self._parts and max(ids, default=0) >= self._vocab_size:
+            return [part for token in ids for part in self._parts.get(token, (token,))]
+        return ids
+
+
 class ByteLevelBPE:
     """Ids of text without special tokens. Safe to use from several threads.
 
-    Symbols that have no token are given ids past the vocabulary, so that they take part in merging as llama.cpp
-    has it; afterwards a byte without a token is dropped and a merged symbol falls apart into its ASCII letters.
+    A byte without a token is dropped; a merged symbol without one falls apart into its ASCII letters.
     """
 
     def __init__(self, ids: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: PreTokenizer) -> None:
-        self._vocab_size = len(ids)
-        merges = list(dict.fromkeys(merges))  # the first of two equal merges counts
-        extra = dict(enumerate(self._missing(ids, merges), start=self._vocab_size))
-        symbols = {**ids, **{symbol: token for token, symbol in extra.items()}}
-        self._extra = {token: _ascii_ids(symbol, ids) for token, symbol in extra.items()}
-        self._engine = Tokenizer(models.BPE(symbols, merges, ignore_merges=pre.whole_words))
+        self._merging = _Merging(ids, merges, _LETTERS.values(), lambda symbol: _ascii_ids(symbol, ids))
+        model = models.BPE(self._merging.symbols, self._merging.merges, ignore_merges=pre.whole_words)
+        self._engine = Tokenizer(model)
         self._engine.pre_tokenizer = pre.build()
-
-    @staticmethod
-    def _missing(ids: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[str]:
-        symbols = {*_LETTERS.values(), *chain.from_iterable(merges), *map("".join, merges)}
-        return sorted(symbols - ids.keys())
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, in order."""
-        ids: list[int] = self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        if self._extra and max(ids, default=0) >= self._vocab_size:
-            return [part for token in ids for part in self._extra.get(token, (token,))]
-        return ids
+        return self._merging.tokens(self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+
+class CharacterBPE:
+    """As ByteLevelBPE, for a vocabulary that is spelled in characters. Characters without a token become bytes."""
+
+    def __init__(self, ids: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: PreTokenizer) -> None:
+        self._merging = _Merging(ids, merges, (), lambda symbol: _byte_ids(symbol, ids))
+        self._engine = Tokenizer(models.BPE(self._merging.symbols, self._merging.merges, byte_fallback=True))
+        self._engine.pre_tokenizer = pre.build()
+        runs = [piece for piece in ids if not piece.strip("\n")] if pre.whole_newlines else []
+        self._newlines = {piece: ids[piece] for piece in runs}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``, in order."""
+        lines = _NEWLINES.split(text.replace(" ", SPACE)) if self._newlines else [text.replace(" ", SPACE)]
+        encoded = self._engine.encode_batch_fast(lines, add_special_tokens=False)
+        ids: list[int] = []
+        for line, encoding in zip(lines, encoded, strict=True):
+            ids += [self._newlines[line]] if line in self._newlines else encoding.ids
+        return self._merging.tokens(ids)
 
 
 def _ascii_ids(symbol: str, ids: Mapping[str, int]) -> Sequence[int]:
     return tuple(ids[letter] for letter in symbol if len(symbol) > 1 and letter.isascii() and letter in ids)
+
+
+def _byte_ids(symbol: str, ids: Mapping[str, int]) -> Sequence[int]:
+    names = (f"<0x{byte:02X}>" for byte in symbol.encode())
+    return tuple(ids[name] for name in names if name in ids)

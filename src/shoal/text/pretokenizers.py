@@ -111,15 +111,17 @@ class PreTokenizer:
     """One behaviour and the names it goes by.
 
     ``whole_words``: a word that is a token is taken as it is, without merging. ``add_bos``: whether BOS comes first
-    where the file does not say. ``bytewise``: the vocabulary is spelled in letters that stand for bytes; otherwise in
-    plain text, with bytes as a last resort.
+    where the file does not say; ``always_bos``: whatever it says. ``bytewise``: the vocabulary is spelled in letters that
+    stand for bytes, otherwise in characters. ``whole_newlines``: a run of newlines that is a token is not merged.
     """
 
     names: tuple[str, ...]
     patterns: tuple[str, ...]
     whole_words: bool = False
     add_bos: bool = False
+    always_bos: bool = False
     bytewise: bool = True
+    whole_newlines: bool = False
 
     def build(self) -> pre_tokenizers.PreTokenizer:
         """The splitter of the ``tokenizers`` library: the patterns in turn, then bytes to letters."""
@@ -184,6 +186,10 @@ _TABLE = (
     PreTokenizer(("bloom", "poro-chat", "gpt3-finnish"), (_BLOOM,)),
     PreTokenizer(("viking",), (_BLOOM, r"\p{N}")),
     PreTokenizer(("chameleon",), _CHAMELEON, add_bos=True),
+    PreTokenizer(
+        ("gemma4", "granite-embed-multi-311m"), (_LINES,), always_bos=True, bytewise=False, whole_newlines=True
+    ),
+    PreTokenizer(("sarvam-moe",), (_LINES,), bytewise=False),
 )
 PRE_TOKENIZERS = {name: row for row in _TABLE for name in row.names}
 

@@ -15,11 +15,15 @@ _ASCII_SPACE = " \t\n\v\f\r"
 
 @dataclass(frozen=True, slots=True)
 class SpecialToken:
-    """A token that text is cut at. ``control``: only where asked for. ``rstrip``: takes the white space after it along."""
+    """A token that text is cut at. ``control``: only where asked for.
+
+    ``lstrip`` and ``rstrip``: it takes the white space before or after it along.
+    """
 
     text: str
     id: int
     control: bool
+    lstrip: bool = False
     rstrip: bool = False
 
 
@@ -108,12 +112,19 @@ def _occurrences(text: str, token: SpecialToken, masks: Sequence[bytearray]) -> 
         blocked = [mask.find(1, start, end) for mask in masks]
         marked = max(blocked)
         if marked < 0:
+            start = _before_spaces(text, start, masks[0]) if token.lstrip else start
             end = _past_spaces(text, end, masks[0]) if token.rstrip else end
             yield start, end
             start = text.find(token.text, end)
         else:
             free = masks[blocked.index(marked)].find(0, marked)
             start = text.find(token.text, free) if free >= 0 else -1
+
+
+def _before_spaces(text: str, end: int, taken: bytearray) -> int:
+    while end > 0 and text[end - 1] in _ASCII_SPACE and not taken[end - 1]:
+        end -= 1
+    return end
 
 
 def _past_spaces(text: str, start: int, taken: bytearray) -> int:

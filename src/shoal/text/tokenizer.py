@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-import numpy as np
-
 from shoal.errors import RequestError, UnsupportedError
-from shoal.gguf.reader import GGUFFile, StringArray
-from shoal.text.bpe import ByteLevelBPE, letters_to_bytes
-from shoal.text.pretokenizers import pre_tokenizer_named
+from shoal.gguf.reader import GGUFFile
+from shoal.text.schemes import SCHEMES, Scheme
 from shoal.text.special import Span, SpecialTokens
-from shoal.text.spm import SPACE, SentencePieceBPE
 from shoal.text.stream import StreamDecoder
-from shoal.text.vocab import Kind, Vocabulary, per_token
+from shoal.text.vocab import Kind, Vocabulary
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
-_MODELS = ("gpt2", "llama")
 _HIDDEN = (Kind.CONTROL, Kind.UNKNOWN)
 _VERBATIM = (*_HIDDEN, Kind.USER_DEFINED)
 
@@ -32,9 +27,7 @@ class Tokenizer:
     ``longest_piece_bytes``, the most bytes of text that one token can stand for.
     """
 
-    def __init__(
-        self, vocab: Vocabulary, encode_text: Callable[[str], list[int]], *, add_bos: bool, add_eos: bool, prefix: bool
-    ) -> None:
+    def __init__(self, vocab: Vocabulary, scheme: Scheme) -> None:
         self.vocab_size = len(vocab.pieces)
         self.bos_id = vocab.bos_id
         self.eos_id = vocab.eos_id
@@ -43,11 +36,9 @@ class Tokenizer:
         texts: Iterable[str | bytes] = vocab.pieces if vocab.model == "gpt2" else map(str.encode, vocab.pieces)
         self.longest_piece_bytes = max(map(len, texts))  # a byte-level piece has a letter for each byte
         self._vocab = vocab
+        self._scheme = scheme
+        self._first, self._last = list(scheme.first), list(scheme.last)
         self._special = SpecialTokens(vocab.special_tokens())
-        self._encode_text = encode_text
-        self._first = [vocab.bos_id] if add_bos and vocab.bos_id is not None else []
-        self._last = [vocab.eos_id] if add_eos and vocab.eos_id is not None else []
-        self._prefix = prefix
         self._hidden = vocab.ids_of(*_HIDDEN)
 
     @classmethod
@@ -61,17 +52,17 @@ class Tokenizer:
             with GGUFFile.open(source) as file:
                 return cls.from_gguf(file)
         model = source.get("tokenizer.ggml.model", str)
-        if model not in _MODELS:
+        if model not in SCHEMES:
             raise UnsupportedError(
-                f"tokenizer.ggml.model: {model[:80]!r} is not supported; known are {', '.join(_MODELS)}"
+                f"tokenizer.ggml.model: {model[:80]!r} is not supported; known are {', '.join(SCHEMES)}"
             )
         vocab = Vocabulary.from_gguf(source)
-        return _byte_level(cls, source, vocab) if model == "gpt2" else _sentencepiece(cls, source, vocab)
+        return cls(vocab, SCHEMES[model](source, vocab))
 
     def encode(self, text: str, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """Token ids of ``text``.
 
-        ``add_special``: BOS and EOS where the file asks for them. ``parse_special``: the text of a control token
+        ``add_special``: BOS and EOS (or CLS and SEP) where the file asks for them. ``parse_special``: the text of a control token
         becomes that token; otherwise it is text like any other. Raises RequestError for a lone surrogate.
         """
         ids = self._encode(text, parse_special, ())
@@ -100,7 +91,7 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int], skip_special: bool = False) -> bytes:
         """As ``decode``, but the bytes as they are."""
         ids = list(ids)
-        strip = self._prefix
+        strip = self._scheme.strip
         if skip_special and self._first and ids[:1] == self._first:
             ids, strip = ids[1:], False  # llama.cpp strips the space of the very first token only
         pieces = list(map(self._shown_bytes if skip_special else self.token_bytes, ids))
@@ -116,7 +107,7 @@ class Tokenizer:
         if kind in _VERBATIM:
             return piece.encode()
         if kind == Kind.NORMAL:
-            return letters_to_bytes(piece) if self._vocab.model == "gpt2" else piece.replace(SPACE, " ").encode()
+            return self._scheme.spell(piece)
         return _byte_of(piece) if kind == Kind.BYTE else b""
 
     def stream(self, skip_special: bool = True) -> StreamDecoder:
@@ -126,9 +117,10 @@ class Tokenizer:
     def min_tokens_for(self, num_bytes: int) -> int:
         """The fewest tokens that text of this many UTF-8 bytes can become; to refuse before encoding.
 
-        Bytes for which the vocabulary has no token are dropped by ``encode`` but counted here.
+        Bytes for which the vocabulary has no token are dropped by ``encode`` but counted here. 0 where a token may
+        stand for text of any length.
         """
-        return -(-num_bytes // self.longest_piece_bytes)
+        return -(-num_bytes // self.longest_piece_bytes) if self._scheme.bounded else 0
 
     def _encode(self, text: str, control: bool, user_spans: Sequence[Span]) -> list[int]:
         try:
@@ -142,57 +134,12 @@ class Tokenizer:
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_text(" " + part if self._prefix and after_special else part)
+                ids += self._scheme.encode(" " + part if self._scheme.prefix and after_special else part)
             after_special = isinstance(part, int)
         return ids
 
     def _shown_bytes(self, token_id: int) -> bytes:
         return b"" if token_id in self._hidden else self.token_bytes(token_id)
-
-
-def _byte_level(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Tokenizer:
-    pre = pre_tokenizer_named(vocab.pre)
-    engine = ByteLevelBPE(vocab.ids, _merges(file), pre)
-    add_bos = _add(file, vocab, "bos", pre.add_bos)
-    return cls(vocab, engine.encode, add_bos=add_bos, add_eos=_add(file, vocab, "eos", False), prefix=False)
-
-
-def _sentencepiece(cls: type[Tokenizer], file: GGUFFile, vocab: Vocabulary) -> Tokenizer:
-    scores = per_token(file, "scores", len(vocab.pieces), default=0).astype(np.float32)
-    if np.isnan(scores).any():
-        raise file.error("tokenizer.ggml.scores", f"token {int(np.isnan(scores).argmax())} has the score NaN")
-    try:
-        engine = SentencePieceBPE(
-            vocab.pieces,
-            scores,
-            control=vocab.ids_of(Kind.CONTROL, Kind.UNKNOWN),
-            byte_ids=vocab.ids_of(Kind.BYTE),
-            unknown=vocab.unknown_id or 0,
-        )
-    except RuntimeError as problem:  # what sentencepiece raises for a vocabulary that it cannot make sense of
-        raise file.error("tokenizer.ggml.tokens", str(problem)) from problem
-    prefix = file.get("tokenizer.ggml.add_space_prefix", bool, True)
-    add_bos, add_eos = _add(file, vocab, "bos", True), _add(file, vocab, "eos", False)
-    return cls(vocab, engine.encode, add_bos=add_bos, add_eos=add_eos, prefix=prefix)
-
-
-def _add(file: GGUFFile, vocab: Vocabulary, role: str, default: bool) -> bool:
-    key = f"tokenizer.ggml.add_{role}_token"
-    add = file.get(key, bool, default)
-    if add and (vocab.bos_id if role == "bos" else vocab.eos_id) is None:
-        raise file.error(key, f"true, but there is no tokenizer.ggml.{role}_token_id within the vocabulary")
-    return add
-
-
-def _merges(file: GGUFFile) -> list[tuple[str, str]]:
-    key = "tokenizer.ggml.merges"
-    merges = []
-    for i, line in enumerate(file.get(key, StringArray).tolist()):
-        space = line.find(" ", 1)
-        if not 0 < space < len(line) - 1:
-            raise file.error(key, f"merge {i} is {line[:40]!r}, must be two symbols with a space between")
-        merges.append((line[:space], line[space + 1 :]))
-    return merges
 
 
 def _byte_of(piece: str) -> bytes:

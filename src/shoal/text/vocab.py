@@ -36,15 +36,42 @@ class Kind(IntEnum):
 _ROLES_BY_TEXT: dict[str, tuple[bool, tuple[str, ...]]] = {
     "fim_pre": (
         False,
-        ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>"),
+        (
+            "<|fim_prefix|>",
+            "<fim-prefix>",
+            "<fim_prefix>",
+            "<\uff5cfim\u2581begin\uff5c>",
+            "<PRE>",
+            "\u2581<PRE>",
+            "<|code_prefix|>",
+            "<|prefix|>",
+        ),
     ),
     "fim_suf": (
         False,
-        ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>", "\u2581<SUF>"),
+        (
+            "<|fim_suffix|>",
+            "<fim-suffix>",
+            "<fim_suffix>",
+            "<\uff5cfim\u2581hole\uff5c>",
+            "<SUF>",
+            "\u2581<SUF>",
+            "<|code_suffix|>",
+            "<|suffix|>",
+        ),
     ),
     "fim_mid": (
         False,
-        ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>", "\u2581<MID>"),
+        (
+            "<|fim_middle|>",
+            "<fim-middle>",
+            "<fim_middle>",
+            "<\uff5cfim\u2581end\uff5c>",
+            "<MID>",
+            "\u2581<MID>",
+            "<|code_middle|>",
+            "<|middle|>",
+        ),
     ),
     "fim_pad": (True, ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")),
     "fim_rep": (True, ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
@@ -79,12 +106,19 @@ _END_TEXTS = (
 # Where all texts on the left end a generation, the one on the right does not after all, and has the kind given.
 _NOT_AN_END = (
     (("<|return|>", "<|call|>", "<|end|>"), "<|end|>", Kind.USER_DEFINED),
+    (("<|return|>", "<|calls|>", "<|end|>"), "<|end|>", Kind.USER_DEFINED),
+    (("<|call|>", "<|flush|>", "<|end|>"), "<|end|>", Kind.USER_DEFINED),
     (("<|calls|>", "<|flush|>", "<|end|>"), "<|end|>", Kind.USER_DEFINED),
     (("<|tool_response>", "</s>"), "</s>", Kind.NORMAL),
 )
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
-_SPM_DEFAULTS = {"bos": 1, "eos": 2, "unknown": 0}
+# Special tokens of files that do not name them, by the kind of tokenizer. ("seperator" is how GGUF spells it.)
+_DEFAULT_IDS = {
+    "llama": {"bos": 1, "eos": 2, "unknown": 0},
+    "bert": {"bos": 101, "unknown": 100, "seperator": 102},
+    "t5": {"eos": 1, "unknown": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +133,9 @@ class Vocabulary:
     bos_id: int | None
     eos_id: int | None
     unknown_id: int | None
+    separator_id: int | None
     eog_sources: Mapping[int, str]
+    lstrip_ids: frozenset[int]
     rstrip_ids: frozenset[int]
 
     @classmethod
@@ -110,19 +146,21 @@ class Vocabulary:
         if not pieces:
             raise file.error(_KEY + "tokens", "empty")
         ids = _index(file, pieces)
-        kinds = _kinds(file, len(pieces))
+        kinds = file_kinds(file, len(pieces))
         bos_id, eos_id, unknown_id = (special_id(file, role, len(pieces)) for role in ("bos", "eos", "unknown"))
         eog_sources = _resolve_ends(file, ids, kinds, eos_id)
         return cls(
             model=model,
-            pre=file.get(_KEY + "pre", str, "default"),
+            pre=file.get(_KEY + "pre", str, ""),
             pieces=pieces,
             ids=ids,
             kinds=kinds,
             bos_id=bos_id,
             eos_id=eos_id,
             unknown_id=unknown_id,
+            separator_id=special_id(file, "seperator", len(pieces)),
             eog_sources=eog_sources,
+            lstrip_ids=_lstrip_ids(file, ids),
             rstrip_ids=_rstrip_ids(file, pieces, kinds),
         )
 
@@ -134,12 +172,13 @@ class Vocabulary:
         """The tokens that text is cut at before it is merged."""
         for token in sorted(self.ids_of(Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)):
             control = self.kinds[token] != Kind.USER_DEFINED
-            yield SpecialToken(self.pieces[token], token, control, token in self.rstrip_ids)
+            strips = (token in self.lstrip_ids, token in self.rstrip_ids)
+            yield SpecialToken(self.pieces[token], token, control, *strips)
 
 
 def special_id(file: GGUFFile, role: str, vocab_size: int) -> int | None:
     """The token that ``tokenizer.ggml.ROLE_token_id`` names; None where the file names none, or one out of range."""
-    default = _SPM_DEFAULTS.get(role) if file.get(_KEY + "model", str) == "llama" else None
+    default = _DEFAULT_IDS.get(file.get(_KEY + "model", str), {}).get(role)
     for token in (file.get(f"{_KEY}{role}_token_id", int, None), default):
         if token is not None and 0 <= token < vocab_size:
             return token
@@ -157,7 +196,8 @@ def per_token(file: GGUFFile, name: str, vocab_size: int, default: float) -> NDA
     return values[:vocab_size]
 
 
-def _kinds(file: GGUFFile, vocab_size: int) -> bytearray:
+def file_kinds(file: GGUFFile, vocab_size: int) -> bytearray:
+    """The kind of each token as the file has it; all NORMAL where it does not say."""
     values = per_token(file, "token_type", vocab_size, default=Kind.NORMAL)
     known = np.isin(values, list(Kind))
     return bytearray(np.where(known, values, Kind.UNDEFINED).astype(np.uint8).tobytes())
@@ -205,6 +245,24 @@ def _found_by_text(file: GGUFFile, ids: Mapping[str, int]) -> Iterator[tuple[str
         if special_id(file, role, len(ids)) is None:
             yield from [(text, ids[text], is_end) for text in texts if text in ids][:1]
     yield from ((text, ids[text], True) for text in _END_TEXTS if text in ids)
+
+
+def _lstrip_ids(file: GGUFFile, ids: Mapping[str, int]) -> frozenset[int]:
+    """Some mask tokens swallow the white space before them; GGUF cannot say so, llama.cpp goes by names."""
+    masks = {
+        "<mask>": (
+            (_KEY + "pre", ("jina-v2-de", "jina-v2-es", "jina-v2-code")),
+            ("general.architecture", ("nomic-bert-moe", "jina-bert-v3")),
+        ),
+        "[MASK]": (("general.name", ("modern-bert",)),),
+    }
+    named = {
+        mask
+        for mask, rules in masks.items()
+        for key, names in rules
+        if any(name in file.get(key, str, "").lower() for name in names)
+    }
+    return frozenset(ids[mask] for mask in named if mask in ids)
 
 
 def _rstrip_ids(file: GGUFFile, pieces: list[str], kinds: bytearray) -> frozenset[int]:
