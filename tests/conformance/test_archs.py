@@ -23,11 +23,8 @@ GELU = (
     *("mpt", "bloom"),
 )
 CONTEXT = 256  # llama.cpp's when the logits were made: it chooses between phi3's long and short rope factors
-# Attention with windows, caps, ALiBi or no rotation, and experts.
-NOT_ON_CPU = {
-    *("llama_moe", "qwen2moe", "qwen3moe", "smollm3", "cohere2", "deepseek", "deepseek2", "deepseek2_lite"),
-    *("gemma2", "gemma3", "gpt2", "mpt", "bloom"),
-}
+# Experts.
+NOT_ON_CPU = {"llama_moe", "qwen2moe", "qwen3moe", "deepseek", "deepseek2", "deepseek2_lite"}
 SHORT_CONTEXT = {"gpt2": 64}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,15 @@ class Case:
     """Sequences with random q, k, v for each position, and pages dealt out of order."""
 
     shape: AttentionShape
-    rope: Rope
+    rope: Rope | None
     lengths: list[int]
     qkv: list[F32]
     tables: NDArray[np.int32]
     pages: int
+
+    def bent(self, **changes: Any) -> Case:
+        """The same with other fields of the shape."""
+        return replace(self, shape=replace(self.shape, **changes))
 
     def step(self, spans: list[tuple[int, int, int]]) -> tuple[StepInput, F32]:
         """The step that computes positions first ... last - 1 of some sequences: (sequence, first, last)."""
@@ -40,16 +45,17 @@ class Case:
         """The step that computes all of all sequences."""
         return self.step([(s, 0, n) for s, n in enumerate(self.lengths)])
 
-    def expected(self, s: int, dtype: str) -> F32:
-        """Attention of sequence s from the twins."""
+    def expected(self, s: int, dtype: str, every: int = 1) -> F32:
+        """Attention of sequence s from the twins: of each ``every``-th row."""
         shape, n = self.shape, self.lengths[s]
         heads = self.qkv[s].reshape(n, -1, shape.head_dim)
         q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
         positions = np.arange(n, dtype=np.int32)
-        q, k = (reference.rotate(x, positions, self.rope) for x in (q, k))
+        if self.rope is not None:
+            q, k = (reference.rotate(x, positions, self.rope) for x in (q, k))
         k, v = (reference.store_as(x, dtype) for x in (k, v))
-        out = reference.attend(q, k, v, positions, shape)
-        return out.reshape(n, -1)
+        out = reference.attend(q[::every], k, v, positions[::every], shape)
+        return out.reshape(len(out), -1)
 
     def all_expected(self, dtype: str) -> F32:
         """Attention of all sequences from the twins."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.base import PAGE_SIZE, AttentionShape, Linear, Rope, StepInput
+from shoal.kernels.base import AttentionShape, Linear, Rope, StepInput, StepLimits
 from shoal.kernels.cpu import attention
 from shoal.kernels.cpu.backend import CPUBackend, _Recorder, _Rows
 from shoal.kernels.cpu.pack import PackedMatrix
@@ -23,7 +23,7 @@ class OneStep:
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         self.header[:3] = rows, 2, -(-rows // 2)
         cache = backend.kv_cache(1, 1, AttentionShape(1, 1, 16, 1.0), "f16")
-        self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, rows)
+        self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, StepLimits(rows, 1, 1))
 
     def input(self, x: F32) -> _Rows:
         """An array as workspace rows."""
@@ -92,34 +92,53 @@ def rounded(backend: CPUBackend, x: F32) -> tuple[NDArray[np.int8], F32, F32, F3
     )
 
 
-class PagedAttention:
-    """rope_store and attention of one layer, over a cache that stays from step to step."""
+LayerKind = tuple[AttentionShape, Rope | None]
 
-    def __init__(
-        self, backend: CPUBackend, shape: AttentionShape, rope: Rope, pages: int, dtype: str, max_rows: int
-    ) -> None:
+
+class PagedLayers:
+    """rope_store and attention of some layers, each with an input of its own, over a cache that stays from step to step."""
+
+    def __init__(self, backend: CPUBackend, layers: Sequence[LayerKind], pages: int, dtype: str, max_rows: int) -> None:
         self.backend = backend
-        self.cache = backend.kv_cache(1, pages, shape, dtype)
+        self.cache = backend.kv_cache(len(layers), pages, layers[0][0], dtype)
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
-        recorder = _Recorder(backend, self.cache, self.header, self.header.ctypes.data, max_rows)
-        recorder.max_positions, recorder.max_tasks = pages * PAGE_SIZE, max_rows
-        width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        self._input = _Workspace(recorder, recorder._rows(width))
-        out = recorder.attention(recorder.rope_store(self._input.rows, 0, shape, rope), 0, shape)
-        self._out = _Workspace(recorder, out)
-        self._recorder, self._program = recorder, recorder.program()
+        limits = StepLimits(max_rows, max_rows, pages)
+        self._recorder = _Recorder(backend, self.cache, self.header, self.header.ctypes.data, limits)
+        self._places = [self._record(layer, *kind) for layer, kind in enumerate(layers)]
+        self._program = self._recorder.program()
 
-    def run(self, step: StepInput, qkv: F32) -> F32:
-        """Attention of every row."""
-        rows = len(qkv)
-        self._input.array[:rows] = qkv
+    def _record(self, layer: int, shape: AttentionShape, rope: Rope | None) -> tuple[_Workspace, _Workspace]:
+        """Where the layer's input and its attention stand."""
+        ops = self._recorder
+        qkv = ops._rows((shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+        out = ops.attention(ops.rope_store(qkv, layer, shape, rope), layer, shape)
+        return _Workspace(ops, qkv), _Workspace(ops, out)
+
+    def run_all(self, step: StepInput, *qkv: F32) -> list[F32]:
+        """Attention of every row in each layer."""
+        rows = len(qkv[0])
+        for (place, _), values in zip(self._places, qkv, strict=True):
+            place.array[:rows] = values
         self.header[:] = (
             *(rows, 1, rows, len(step.kv_len), step.token_ids.ctypes.data, step.positions.ctypes.data),
             *(step.row_start.ctypes.data, step.kv_len.ctypes.data, step.page_table.ctypes.data),
             step.page_table.strides[0],
         )
         self.backend.pool.run(self._program)
-        return self._out.array[:rows].copy()
+        return [out.array[:rows].copy() for _, out in self._places]
+
+
+class PagedAttention(PagedLayers):
+    """A single layer."""
+
+    def __init__(
+        self, backend: CPUBackend, shape: AttentionShape, rope: Rope | None, pages: int, dtype: str, max_rows: int
+    ) -> None:
+        super().__init__(backend, [(shape, rope)], pages, dtype, max_rows)
+
+    def run(self, step: StepInput, qkv: F32) -> F32:
+        """Attention of every row."""
+        return self.run_all(step, qkv)[0]
 
 
 class _Workspace:

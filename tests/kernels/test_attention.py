@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,18 +12,19 @@ from numpy.typing import NDArray
 
 import gguf
 from shoal.kernels import reference
+from shoal.kernels.base import PAGE_SIZE, Rope
 from shoal.kernels.cpu import attention
-from shoal.kernels.cpu import backend as backend_module
+from shoal.kernels.cpu import paged as paged_module
 from shoal.kernels.cpu.backend import CPUBackend
 from tests.kernels.ragged import Case, make_case
-from tests.kernels.runner import PagedAttention
+from tests.kernels.runner import PagedAttention, PagedLayers
 
 F32 = NDArray[np.float32]
 # How far from the twins: sums in another order may round a value the other way.
 LIMITS = {"f32": 1e-10, "f16": 1e-6, "q8_0": 2e-6}
 # heads, KV heads, head size: 1, 2, 3, 4, 7, 8, 9 and 16 queries share a KV head.
 SHAPES = [(4, 4, 14), (9, 3, 64), (4, 2, 80), (6, 2, 96), (8, 1, 128), (7, 1, 32), (2, 1, 256), (8, 2, 48), (9, 1, 32)]
-SHAPES.append((32, 2, 32))
+SHAPES += [(32, 2, 32), (16, 1, 576), (6, 6, 10), (4, 2, 12), (4, 2, 20), (4, 1, 24)]
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +57,60 @@ def test_part_of_a_head_turns(backend: CPUBackend) -> None:
         assert nmse(out, case.all_expected("f32")) < LIMITS["f32"]
 
 
+def slopes(heads: int) -> tuple[float, ...]:
+    return tuple(2.0 ** (-0.5 * h) for h in range(heads))
+
+
+# What may be between a product and its score.
+BENT: list[dict[str, Any]] = [
+    *({"window": window} for window in (1, 5, 16, 40, 100, 123, 200)),
+    {"soft_cap": 1.5},
+    {"slopes": slopes},
+    {"window": 24, "soft_cap": 0.7, "slopes": slopes},
+]
+
+
+def named(changes: dict[str, Any]) -> str:
+    return " ".join(name if callable(value) else f"{name} {value}" for name, value in changes.items()) or "plain"
+
+
+def bend(case: Case, changes: dict[str, Any]) -> Case:
+    """A case with one of BENT; slopes for as many heads as it has."""
+    return case.bent(**{name: f(case.shape.heads) if callable(f) else f for name, f in changes.items()})
+
+
+@pytest.mark.parametrize("changes", BENT, ids=named)
+@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 4, 14), (3, 1, 96), (8, 1, 128), (16, 1, 576)], ids=str)
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_windows_caps_and_slopes_equal_the_twin(
+    backend: CPUBackend, shape: tuple[int, int, int], dtype: str, changes: dict[str, Any]
+) -> None:
+    case = bend(make_case(*shape, [1, 3, 5, 17, 123]), changes)
+    out = paged(backend, case, dtype).run(*case.whole())
+    assert nmse(out, case.all_expected(dtype)) < LIMITS[dtype]
+
+
+def test_scores_of_any_size_are_capped(backend: CPUBackend) -> None:
+    """From products far below the cap, where tanh is nearly straight, to some far above it."""
+    case = make_case(2, 1, 32, [60])
+    case.qkv[0][:, :64] *= np.geomspace(1e-6, 1e6, 60, dtype=np.float32)[:, None]
+    case = case.bent(soft_cap=3.0)
+    assert nmse(paged(backend, case, "f32").run(*case.whole()), case.all_expected("f32")) < LIMITS["f32"]
+
+
+def test_without_rope_nothing_turns(backend: CPUBackend) -> None:
+    case = replace(make_case(4, 2, 20, [40, 3]), rope=None)
+    out = paged(backend, case, "f32").run(*case.whole())
+    assert nmse(out, case.all_expected("f32")) < LIMITS["f32"]
+
+
+@pytest.mark.parametrize("changes", [{}, BENT[3], BENT[-1]], ids=named)
 @pytest.mark.parametrize("chunk", [1, 3, 7, 16, 64, 200])
 @pytest.mark.parametrize("dtype", ["f16", "q8_0"])
-def test_chunks_and_neighbours_change_no_bit(backend: CPUBackend, chunk: int, dtype: str) -> None:
-    case = make_case(9, 3, 64, [180, 33, 17])
+def test_chunks_and_neighbours_change_no_bit(
+    backend: CPUBackend, chunk: int, dtype: str, changes: dict[str, Any]
+) -> None:
+    case = bend(make_case(9, 3, 64, [180, 33, 17]), changes)
     at_once = paged(backend, case, dtype).run(*case.whole())
     starts = np.cumsum([0, *case.lengths])
     in_chunks, done = paged(backend, case, dtype), 0
@@ -87,9 +140,17 @@ LENGTHS = [4 * PIECE + 76, 2 * PIECE + 1, PIECE, PIECE + 1, 30]
 EDGES = [0, 15, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 1, 2 * PIECE, 3 * PIECE + 7, 4 * PIECE + 75]
 
 
-@pytest.fixture(scope="module")
-def long_case() -> Case:
-    return make_case(6, 2, 64, LENGTHS)
+# Windows within a page, across an edge of a piece, as long as a piece, across two, longer than all.
+LONG: list[dict[str, Any]] = [
+    {},
+    *({"window": window} for window in (7, 100, PIECE, 2 * PIECE + 30, 5000)),
+    {"window": 300, "soft_cap": 2.0, "slopes": slopes},
+]
+
+
+@pytest.fixture(scope="module", params=LONG, ids=named)
+def long_case(request: pytest.FixtureRequest) -> Case:
+    return bend(make_case(6, 2, 64, LENGTHS), request.param)
 
 
 @pytest.fixture(scope="module", params=LIMITS)
@@ -104,7 +165,8 @@ LongRun = tuple[str, PagedAttention, F32]
 
 def test_pieces_equal_the_twin(long_case: Case, long_run: LongRun) -> None:
     dtype, _, out = long_run
-    assert nmse(out, long_case.all_expected(dtype)) < LIMITS[dtype]
+    for s, rows in enumerate(np.split(out, np.cumsum(LENGTHS)[:-1])):
+        assert nmse(rows[::7], long_case.expected(s, dtype, every=7)) < LIMITS[dtype]
 
 
 def test_pieces_as_tasks_of_their_own_change_no_bit(long_case: Case, long_run: LongRun) -> None:
@@ -129,14 +191,51 @@ def test_one_thread_and_too_few_slots_change_no_bit(
     ends = np.cumsum(LENGTHS) - 1
     # Tasks of up to 3 pieces, and 7 slots: of the first sequence's 5 pieces, twice, they take one.
     pieces = long_case.shape.kv_heads * -(-long_case.pages * 16 // PIECE)
-    monkeypatch.setattr(backend_module, "_SLOTS_PER_THREAD", 7 - pieces)
-    monkeypatch.setattr(backend_module, "_TASKS_PER_THREAD", 8)
+    monkeypatch.setattr(paged_module, "_SLOTS_PER_THREAD", 7 - pieces)
+    monkeypatch.setattr(paged_module, "_TASKS_PER_THREAD", 8)
     single = CPUBackend(threads=1)
     run = paged(single, long_case, dtype, sum(LENGTHS))
     run.run(*long_case.whole())
     last = run.run(*long_case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)]))
     single.close()
     assert np.array_equal(last, at_once[ends])
+
+
+def lose(run: PagedAttention, case: Case, pages: int) -> None:
+    """The first pages of the first sequence are given to others, who write what is no number there."""
+    for stored in (run.cache.k, run.cache.v):
+        by_page = stored[: run.cache.layer_bytes].reshape(case.pages, -1)
+        by_page[case.tables[0, :pages]] = 0xFF
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 60])
+def test_pages_before_the_window_are_not_read(long_case: Case, long_run: LongRun, rows: int) -> None:
+    _, run, at_once = long_run
+    saved = run.cache.k.copy(), run.cache.v.copy()
+    for stop in (n for n in (*EDGES, LENGTHS[0]) if n >= rows):
+        first = stop - rows
+        before = max(0, first + 1 - (long_case.shape.window or stop)) // PAGE_SIZE
+        lose(run, long_case, before)
+        assert np.array_equal(run.run(*long_case.step([(0, first, stop)])), at_once[first:stop])
+        run.cache.k[:], run.cache.v[:] = saved
+    lose(run, long_case, before + 1)  # the page where the last step's window begins
+    assert np.isnan(run.run(*long_case.step([(0, first, stop)]))[0]).all()
+    run.cache.k[:], run.cache.v[:] = saved
+
+
+def test_layers_have_windows_and_ropes_of_their_own(backend: CPUBackend) -> None:
+    """Each as in a network of its own, though some share a plan or a table of angles."""
+    case = make_case(6, 2, 64, [300, 20])
+    assert case.rope is not None
+    wide, narrow, other = case.shape, case.bent(window=33).shape, Rope(case.rope.inv_freq * np.float32(0.5), neox=True)
+    kinds = [(narrow, case.rope), (wide, other), (narrow, None), (wide, case.rope), (narrow, other)]
+    together = PagedLayers(backend, kinds, case.pages, "f16", 400)
+    alone = [PagedAttention(backend, *kind, case.pages, "f16", 400) for kind in kinds]
+    for spans in ([(0, 0, 300), (1, 0, 20)], [(0, 299, 300), (1, 18, 20)]):
+        step, qkv = case.step(spans)
+        inputs = [qkv * np.float32(1 + 0.1 * layer) for layer in range(len(kinds))]
+        for run, x, out in zip(alone, inputs, together.run_all(step, *inputs), strict=True):
+            assert np.array_equal(out, run.run(step, x))
 
 
 @pytest.mark.parametrize("dtype", LIMITS)

@@ -41,6 +41,12 @@ for dtype in ("f16", "f32", "q8_0"):
     paged = PagedAttention(backend, case.shape, case.rope, case.pages, dtype, 400)
     digest.update(paged.run(*case.whole()).tobytes())
     digest.update(paged.run(*case.step([(0, 299, 300), (1, 18, 19)])).tobytes())
+    slopes = tuple(0.5 ** (h + 1) for h in range(7))
+    for changes in ({"window": 30}, {"soft_cap": 1.5}, {"slopes": slopes}):
+        bent = case.bent(**changes)
+        paged = PagedAttention(backend, bent.shape, None, case.pages, dtype, 400)
+        digest.update(paged.run(*case.whole()).tobytes())
+        digest.update(paged.run(*case.step([(0, 299, 300), (1, 18, 19)])).tobytes())
 print(digest.hexdigest())
 """
 

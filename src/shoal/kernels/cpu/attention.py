@@ -13,6 +13,10 @@ score, the sum of exp(score - largest), and the V rows weighted so. Records are 
 depends on query and piece alone, it does not matter who makes it: one task walks all pieces of its queries, or each piece is a
 task of its own and `merge` folds what they leave in the workspace. What lies past a query's position adds exact zeros.
 
+With a sliding window nothing is read before the page of the first position that a tile sees: those pages may belong to others by
+then. What lies between there and a query's own window adds exact zeros too, and a piece that is all hidden is folded away without
+a trace, so that it makes no difference which rows share a tile.
+
 Queries are worked on in *tiles* that share every load of K and V: the query heads of a KV head for a single row, neighbouring
 rows of one query head otherwise. A tile that is not full computes what lies behind its last query, and drops it.
 """
@@ -31,8 +35,11 @@ from shoal.kernels.cpu.simd import (
     Shape,
     add,
     call_kernel,
+    count_from,
+    div,
     exp,
     fma,
+    hide,
     load_f16x16,
     load_f32,
     load_f32x16,
@@ -40,6 +47,7 @@ from shoal.kernels.cpu.simd import (
     load_i32,
     load_i64,
     max_lanes,
+    maximum,
     mul,
     prefetch,
     scratch,
@@ -50,6 +58,7 @@ from shoal.kernels.cpu.simd import (
     store_i64,
     sub,
     sum_lanes,
+    tanh,
     tile_fma,
     tile_fma_lanes,
     tile_hide,
@@ -58,15 +67,17 @@ from shoal.kernels.cpu.simd import (
     tile_splat,
     tile_store,
     tile_zero,
+    to_f32,
 )
 
 PAGE = 16
 PIECE = 256
 _AHEAD = 4 * PAGE  # KV is asked for so many positions ahead: 8 KiB of K for a head of 64
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 576  # of latent attention: 64 rotated and 512 others
 # Queries in a tile of rows, and the most in a tile of heads: their sums, two vectors of 16 lanes each, fit the registers.
 MAX_TILE = 8 if ISA == "avx512vnni" else 3
 QUERY_BLOCK = 24  # rows of one task
+UNBOUNDED = 1 << 40  # more positions than there are
 
 # Arguments, int64 each.
 (
@@ -77,6 +88,10 @@ QUERY_BLOCK = 24  # rows of one task
     KV_HEADS,
     HEAD_DIM,
     SCALE,  # address of the score scale, float32
+    WINDOW,  # positions that a query sees; UNBOUNDED: all up to its own
+    PLAIN,  # how many of them, its own and those just before, need no `bend`
+    CAP,  # address of the soft cap, float32; 0 in it: none
+    SLOPES,  # float32 [heads]
     K,  # this layer's first K page
     V,  # this layer's first V page
     UNIT_BYTES,
@@ -86,7 +101,7 @@ QUERY_BLOCK = 24  # rows of one task
     COS,  # float32 [positions, table width] (see rotary.py)
     SIN,
     TABLE_WIDTH,
-    PAIRS,
+    PAIRS,  # 0: nothing turns
     NEOX,
     OUT,  # float32 rows: heads * head_dim
     OUT_STRIDE,
@@ -103,8 +118,9 @@ QUERY_BLOCK = 24  # rows of one task
     ROW_WEIGH,
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
-) = (8 * i for i in range(33))
-ATTENTION_FIELDS = 33
+    BEND,  # address of the kernel `bend`, if the layer needs it
+) = (8 * i for i in range(38))
+ATTENTION_FIELDS = 38
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN, PAGE_TABLE, PAGE_TABLE_STRIDE) = (
@@ -121,8 +137,11 @@ TASK_BYTES = 32
 MERGE_BYTES = 16
 # A record: largest score, sum, and from the next cache line on the dims.
 SUM, DIMS = 4, 64
+# Memory of a task, in KiB: what follows here, scores, records of a tile.
+_WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * -(-MAX_TILE * (DIMS + 4 * MAX_HEAD_DIM) // 1024)
 
-# What a task works on, int64 each: a tile of queries (query t sees the first SEEN + t * MORE positions) and a piece of KV.
+# What a task works on, int64 each: a tile of queries (query t sees the first SEEN + t * MORE positions, or the last WINDOW of
+# them) and a piece of KV.
 (
     QUERIES,  # address of the tile's first query
     QUERY_STRIDE,
@@ -133,9 +152,13 @@ SUM, DIMS = 4, 64
     LEFT,  # queries left, this tile's too
     SEEN,
     MORE,
-    BEGIN,  # the piece's first position
+    SLOPE,  # address of the first query's slope
+    SLOPE_STRIDE,
+    BEGIN,  # the first position of the piece that is scored
     END,  # one past its last
+    START,  # the first position of the first page that the tile sees
     LAST,  # the last position that the tile sees
+    BENT,  # scores of positions before it need `bend`
     TABLE,  # the sequence's page table
     KEYS,  # the KV head's K unit in page 0
     VALUES,  # ... and its V unit
@@ -144,14 +167,14 @@ SUM, DIMS = 4, 64
     RECORDS,  # where the piece's records go
     SCORE_KERNEL,
     WEIGH_KERNEL,
-) = (8 * i for i in range(20))
-_WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * 9  # memory of a task, in KiB: the above, scores, records of a tile
+) = (8 * i for i in range(24))
 _SCORE_STRIDE = 4 * PIECE
 _BEST = 8 * _SCORE_STRIDE
 _SCALED = _BEST + 8 * 64  # weights of a page times scales of V
 _LOWEST = -1e30  # the largest score where nothing is seen: exp(-infinity - it) is 0
 
 GROUP = 32  # dims that share a scale
+PAIR = 2 * PAGE  # positions that are scored together
 F16, F32, Q8 = range(3)
 
 
@@ -211,9 +234,21 @@ def _add_merge(args: Address, row: int, head: int, slot: int, pieces: int) -> No
 
 
 @inline
+def _position(args: Address, row: int) -> Any:
+    """The position of a row."""
+    return load_i32(load_i64(load_i64(args + STEP) + POSITIONS) + 4 * row)
+
+
+@inline
+def _first_piece(args: Address, row: int) -> Any:
+    """The first piece that a row sees."""
+    return max(0, _position(args, row) + 1 - load_i64(args + WINDOW)) // PIECE
+
+
+@inline
 def _pieces(args: Address, row: int) -> Any:
     """How many pieces a row sees."""
-    return load_i32(load_i64(load_i64(args + STEP) + POSITIONS) + 4 * row) // PIECE + 1
+    return _position(args, row) // PIECE + 1 - _first_piece(args, row)
 
 
 @inline
@@ -230,7 +265,7 @@ def _plan_row(args: Address, sequence: int, row: int, longest: int, slot: int) -
         for part in range(parts):
             first, last = pieces * part // parts, pieces * (part + 1) // parts
             task = _add_task(args, sequence, h, 1, row, 1)
-            store_i32(task + FIRST, first)
+            store_i32(task + FIRST, _first_piece(args, row) + first)
             store_i32(task + PIECES, last - first)
             store_i32(task + SLOT, slot + first)
         slot += pieces
@@ -287,14 +322,15 @@ def _page(work: Address, units: Address, position: int) -> Any:
 
 @inline
 def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
-    """Scores, two pages at a time, so that sums overlap (the second may be past the end: all hidden)."""
+    """Scores, two pages at a time, so that sums overlap (the second may be past the end: all hidden; the first may be before the
+    window: `bend` hides it)."""
     q, stride, keys = load_i64(work + QUERIES), load_i64(work + QUERY_STRIDE), load_i64(work + KEYS)
-    seen, more = load_i64(work + SEEN), load_i64(work + MORE)
+    seen, more, start = load_i64(work + SEEN), load_i64(work + MORE), load_i64(work + START)
     begin, end = load_i64(work + BEGIN), load_i64(work + END)
     dims, data, column = load_i64(args + HEAD_DIM), load_i64(args + DATA), PAGE * load_i64(args + VALUE_BYTES)
     best = tile_splat(shape, _LOWEST)
-    for position in range(begin, end, 2 * PAGE):
-        k0, k1 = _page(work, keys, position), _page(work, keys, position + PAGE)
+    for position in range(begin, end, PAIR):
+        k0, k1 = _page(work, keys, max(position, start)), _page(work, keys, position + PAGE)
         units, ahead = keys, position + _AHEAD
         if ahead >= end:  # then comes V
             units, ahead = load_i64(work + VALUES), ahead - end + begin
@@ -320,6 +356,26 @@ def _score(kind: int, shape: Shape, args: Address, work: Address) -> None:
     tile_store(best, load_i64(work + SCORES) + _BEST, 64)
 
 
+@kernel
+def bend(args: Address, work: Address) -> None:
+    """Soft cap, ALiBi and window, for what the scores of a piece lack of them; then the largest of each query anew."""
+    begin, end, cap = load_i64(work + BEGIN), load_i64(work + END), load_f32(load_i64(args + CAP))
+    for t in range(load_i64(work + COUNT)):
+        scores, seen = load_i64(work + SCORES) + _SCORE_STRIDE * t, load_i64(work + SEEN) + load_i64(work + MORE) * t
+        slope = splat(load_f32(load_i64(work + SLOPE) + load_i64(work + SLOPE_STRIDE) * t))
+        first, best = seen - load_i64(args + WINDOW), splat(_LOWEST)
+        for position in range(begin, end, PAGE):
+            at = scores + 4 * (position - begin)
+            x = load_f32x16(at)
+            if cap > 0.0:
+                x = mul(tanh(div(x, splat(cap))), splat(cap))
+            x = fma(to_f32(count_from(position - seen + 1)), slope, x)
+            x = hide(x, first - position, seen - position)
+            best = maximum(x, best)
+            store_f32x16(at, x)
+        store_f32x16(load_i64(work + SCORES) + _BEST + 64 * t, best)
+
+
 @inline
 def _soften(work: Address, record: int) -> None:
     """exp(score - largest) in place; largest and sum go to the records. Scores come in blocks of 32."""
@@ -341,17 +397,18 @@ def _soften(work: Address, record: int) -> None:
 def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
     """Sums of weight * v into the records, 32 dims at a time, so that sums overlap."""
     begin, end, values = load_i64(work + BEGIN), load_i64(work + END), load_i64(work + VALUES)
+    start = load_i64(work + START)
     columns, data, size = padded(load_i64(args + HEAD_DIM)), load_i64(args + DATA), load_i64(args + VALUE_BYTES)
     scores, records, record = load_i64(work + SCORES), load_i64(work + RECORDS), load_i64(args + RECORD_BYTES)
     for c in range(0, columns, 32):
         beside = min(c + 16, columns - 16) - c  # 0 for a last single block, which is then computed twice
         left, right = tile_zero(shape), tile_zero(shape)
-        for position in range(begin, end, PAGE):
+        for position in range(max(begin, start), end, PAGE):
             units, soon = values, position + _AHEAD
             if soon >= end:  # then come the keys of the next piece, or those of the next KV head
                 units = load_i64(work + KEYS)
                 if end > load_i64(work + LAST):
-                    units, soon = units + load_i64(args + UNIT_BYTES), soon - end
+                    units, soon = units + load_i64(args + UNIT_BYTES), soon - end + start
             v, ahead = _page(work, values, position), _page(work, units, soon)
             weights, stride = scores + 4 * (position - begin), _SCORE_STRIDE
             if kind == Q8:  # weights times scales
@@ -392,12 +449,16 @@ def weigh(kind: int, tile: int) -> Lazy:
 
 
 @inline
-def _piece(args: Address, work: Address, begin: int, records: Address) -> None:
-    """The records of the tile's queries for the piece at ``begin``."""
+def _piece(args: Address, work: Address, piece: int, records: Address) -> None:
+    """The records of the tile's queries for a piece. Scores begin at a whole pair of pages, wherever the window does: the order in
+    which they are summed up must not depend on it."""
+    begin = max(piece * PIECE, load_i64(work + START) // PAIR * PAIR)
     store_i64(work + BEGIN, begin)
-    store_i64(work + END, min(begin + PIECE, load_i64(work + LAST) + 1))
+    store_i64(work + END, min((piece + 1) * PIECE, load_i64(work + LAST) + 1))
     store_i64(work + RECORDS, records)
     call_kernel(load_i64(work + SCORE_KERNEL), args, work)
+    if begin < load_i64(work + BENT):
+        call_kernel(load_i64(args + BEND), args, work)
     _soften(work, load_i64(args + RECORD_BYTES))
     call_kernel(load_i64(work + WEIGH_KERNEL), args, work)
 
@@ -453,6 +514,8 @@ def _heads(args: Address, task: Address, head: int, work: Address) -> Any:
     store_i64(work + TILE, load_i64(args + ROW_TILE))
     store_i64(work + LEFT, group)
     store_i64(work + MORE, 0)
+    store_i64(work + SLOPE, load_i64(args + SLOPES) + 4 * head * group)
+    store_i64(work + SLOPE_STRIDE, 4)
     store_i64(work + SCORE_KERNEL, load_i64(args + ROW_SCORE))
     store_i64(work + WEIGH_KERNEL, load_i64(args + ROW_WEIGH))
     return head
@@ -469,6 +532,8 @@ def _rows(args: Address, task: Address, head: int, work: Address) -> Any:
     store_i64(work + TILE, MAX_TILE)
     store_i64(work + LEFT, load_i32(task + ROW_COUNT))
     store_i64(work + MORE, 1)
+    store_i64(work + SLOPE, load_i64(args + SLOPES) + 4 * head)
+    store_i64(work + SLOPE_STRIDE, 0)
     store_i64(work + SCORE_KERNEL, load_i64(args + BLOCK_SCORE))
     store_i64(work + WEIGH_KERNEL, load_i64(args + BLOCK_WEIGH))
     return head // (load_i64(args + HEADS) // load_i64(args + KV_HEADS))
@@ -485,41 +550,45 @@ def _begin(args: Address, task: Address, head: int, work: Address) -> None:
     store_i64(work + VALUES, load_i64(args + V) + kv_head * unit)
     store_i64(work + PAGE_BYTES, load_i64(args + KV_HEADS) * unit)
     store_i64(work + SCORES, scratch(_SCORES))
-    store_i64(work + SEEN, load_i32(load_i64(step + POSITIONS) + 4 * load_i32(task + ROW)) + 1)
-    _size_tile(work)
+    store_i64(work + SEEN, _position(args, load_i32(task + ROW)) + 1)
+    _size_tile(args, work)
 
 
 @inline
-def _size_tile(work: Address) -> None:
+def _size_tile(args: Address, work: Address) -> None:
     """How many queries the tile has, and what they see."""
-    count = min(load_i64(work + TILE), load_i64(work + LEFT))
+    count, seen = min(load_i64(work + TILE), load_i64(work + LEFT)), load_i64(work + SEEN)
+    last = seen + (count - 1) * load_i64(work + MORE) - 1
     store_i64(work + COUNT, count)
-    store_i64(work + LAST, load_i64(work + SEEN) + (count - 1) * load_i64(work + MORE) - 1)
+    store_i64(work + START, max(0, seen - load_i64(args + WINDOW)) // PAGE * PAGE)
+    store_i64(work + LAST, last)
+    store_i64(work + BENT, last + 1 - load_i64(args + PLAIN))
 
 
 @inline
-def _next_tile(work: Address) -> None:
+def _next_tile(args: Address, work: Address) -> None:
     done = load_i64(work + COUNT)
     store_i64(work + QUERIES, load_i64(work + QUERIES) + done * load_i64(work + QUERY_STRIDE))
     store_i64(work + RESULTS, load_i64(work + RESULTS) + done * load_i64(work + RESULT_STRIDE))
     store_i64(work + SEEN, load_i64(work + SEEN) + done * load_i64(work + MORE))
+    store_i64(work + SLOPE, load_i64(work + SLOPE) + done * load_i64(work + SLOPE_STRIDE))
     store_i64(work + LEFT, load_i64(work + LEFT) - done)
-    _size_tile(work)
+    _size_tile(args, work)
 
 
 @inline
 def _tile(args: Address, task: Address, work: Address, slots: Address) -> None:
     """A tile's pieces one after another: their records go to ``slots``, or are folded at once if that is 0."""
     records, later = scratch(_RECORDS), scratch(_RECORDS)
-    first, last, into = 0, load_i64(work + LAST) // PIECE + 1, records
+    first, last, into = load_i64(work + START) // PIECE, load_i64(work + LAST) // PIECE + 1, records
     if slots != 0:
         first, into = load_i32(task + FIRST), slots
         last = first + load_i32(task + PIECES)
     for piece in range(first, last):
-        _piece(args, work, piece * PIECE, into)
+        _piece(args, work, piece, into)
         if slots != 0:
             into += load_i64(args + SLOT_BYTES)
-        elif piece == 0:
+        elif piece == first:
             into = later
         else:
             _fold(records, later, load_i64(work + COUNT), load_i64(args + RECORD_BYTES))
@@ -538,7 +607,7 @@ def _head(args: Address, task: Address, head: int, work: Address) -> None:
         _tile(args, task, work, slots)
         if slots != 0:
             slots += load_i64(work + COUNT) * load_i64(args + RECORD_BYTES)
-        _next_tile(work)
+        _next_tile(args, work)
 
 
 @kernel
@@ -560,6 +629,11 @@ def merge(args: Address, chunk: int) -> None:
     first = 4 * load_i32(merge + MERGE_HEAD) * group * head_dim
     out = load_i64(args + OUT) + load_i32(merge + MERGE_ROW) * load_i64(args + OUT_STRIDE) + first
     _finish(args, records, group, out, 4 * head_dim)
+
+
+def record_bytes(head_dim: int) -> int:
+    """Size of a record."""
+    return DIMS + 4 * (-(-head_dim // 16) * 16)
 
 
 def row_tile(group: int) -> int:

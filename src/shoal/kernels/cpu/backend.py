@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -37,29 +37,17 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, rotary, sample
+from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, sample
 from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pack_matrix
+from shoal.kernels.cpu.paged import PagedCache, PagedOps
 from shoal.kernels.cpu.pool import Pool, program
 
 _CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
-# Room for attention records beyond one sequence of greatest length: tasks of one piece are of use until every thread has many.
-_SLOTS_PER_THREAD = 64
-_TASKS_PER_THREAD = 8  # of attention, where single rows see much
 _SPARE_ROWS = attention.MAX_TILE - 1  # a tile of queries that is not full reads past the last row
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
-
-
-@dataclass(frozen=True, slots=True)
-class _Cache:
-    """K and V pages of all layers (layout: attention.py)."""
-
-    k: NDArray[np.uint8]
-    v: NDArray[np.uint8]
-    dtype: str
-    layer_bytes: int
 
 
 class CPUBackend:
@@ -95,7 +83,7 @@ class CPUBackend:
         """Head sizes are rounded up to whole registers; q8_0 has scales beside its values."""
         return 2 * kv_heads * attention.STORAGE[dtype].unit_bytes(head_dim) // PAGE_SIZE
 
-    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
+    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> PagedCache:
         """Zeroed pages; the system gives memory for a page when it is first written."""
         if shape.head_dim > attention.MAX_HEAD_DIM:
             raise UnsupportedError(f"head size {shape.head_dim}: at most {attention.MAX_HEAD_DIM} on {self.name}")
@@ -104,9 +92,9 @@ class CPUBackend:
             k, v = (np.zeros(layers * layer_bytes + _LINE, np.uint8) for _ in range(2))
         except MemoryError:
             raise MemoryLimitError(f"KV cache: {2 * layers * layer_bytes} bytes are not available") from None
-        return _Cache(k, v, dtype, layer_bytes)
+        return PagedCache(k, v, dtype, layer_bytes)
 
-    def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
+    def bind(self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits) -> BoundNetwork:
         """Record both programs and compile what they use."""
         return _Bound(self, layers, head, cache, limits)
 
@@ -181,14 +169,14 @@ class _Rows:
 class _Recorder:
     """Ops that append to a program. ``space`` is the address of the row space that its rows come from."""
 
-    def __init__(self, backend: CPUBackend, cache: _Cache, step: NDArray[np.int64], space: int, max_rows: int) -> None:
-        self.backend, self.cache, self.step, self.space, self.max_rows = backend, cache, step, space, max_rows
+    def __init__(
+        self, backend: CPUBackend, cache: PagedCache, step: NDArray[np.int64], space: int, limits: StepLimits
+    ) -> None:
+        self.backend, self.step, self.space, self.max_rows = backend, step, space, limits.max_rows
+        self.paged = PagedOps(cache, _address(step), limits, backend.threads)
         self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
         self.keep: list[NDArray[np.generic]] = []
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses of workspace by bytes of a row
-        self._tables: dict[int, tuple[int, int, int]] = {}
-        self.max_positions = 0
-        self.max_tasks = 0
 
     # --- what the network calls --------------------------------------------------------------------------------------
 
@@ -267,41 +255,12 @@ class _Recorder:
         return out
 
     def rope_store(self, qkv: _Rows, layer: int, shape: AttentionShape, rope: Rope | None) -> _Rows:
-        if rope is None or shape.window or shape.soft_cap or shape.slopes:
-            raise UnsupportedError(
-                f"windows, soft caps, ALiBi and layers without rope are not on {self.backend.name} yet"
-            )
-        if not self._tables:
-            self._plan(shape)
-        cos, sin, width = self._rope_table(rope)
-        args = self._attention_args(qkv, layer, shape)
-        for field, value in (
-            (attention.COS, cos),
-            (attention.SIN, sin),
-            (attention.TABLE_WIDTH, width),
-            (attention.PAIRS, len(rope.inv_freq)),
-            (attention.NEOX, int(rope.neox)),
-        ):
-            args[field // 8] = value
-        self._each_row(rotary.ROPE_STORE[self.cache.dtype], args)
+        self._each_row(*self.paged.rope_store(qkv, layer, shape, rope))
         return qkv
 
     def attention(self, q: _Rows, layer: int, shape: AttentionShape) -> _Rows:
         out = self._rows(shape.heads * shape.head_dim)
-        args = self._attention_args(q, layer, shape)
-        kind, tile = attention.STORAGE[self.cache.dtype].kind, attention.row_tile(shape.heads // shape.kv_heads)
-        for field, value in (
-            (attention.OUT, out.address),
-            (attention.OUT_STRIDE, out.stride),
-            (attention.ROW_TILE, tile),
-            (attention.ROW_SCORE, attention.score(kind, tile).address),
-            (attention.ROW_WEIGH, attention.weigh(kind, tile).address),
-            (attention.BLOCK_SCORE, attention.score(kind, attention.MAX_TILE).address),
-            (attention.BLOCK_WEIGH, attention.weigh(kind, attention.MAX_TILE).address),
-        ):
-            args[field // 8] = value
-        self.ops.append((attention.attention, args, self._task_count))
-        self.ops.append((attention.merge, args, self._merge_count))
+        self.ops += self.paged.attention(q, out, layer, shape)
         return out
 
     def logit_rows(self, x: _Rows) -> _Rows:
@@ -424,67 +383,6 @@ class _Recorder:
             args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums.address
         return x.rounded
 
-    def _attention_args(self, qkv: _Rows, layer: int, shape: AttentionShape) -> NDArray[np.int64]:
-        args, storage = self._fields(attention.ATTENTION_FIELDS), attention.STORAGE[self.cache.dtype]
-        for field, value in (
-            (attention.STEP, self.step.ctypes.data),
-            (attention.QKV, qkv.address),
-            (attention.QKV_STRIDE, qkv.stride),
-            (attention.HEADS, shape.heads),
-            (attention.KV_HEADS, shape.kv_heads),
-            (attention.HEAD_DIM, shape.head_dim),
-            (attention.SCALE, self._kept(np.array([shape.scale], np.float32))),
-            (attention.K, _address(self.cache.k) + layer * self.cache.layer_bytes),
-            (attention.V, _address(self.cache.v) + layer * self.cache.layer_bytes),
-            (attention.UNIT_BYTES, storage.unit_bytes(shape.head_dim)),
-            (attention.DATA, storage.data(shape.head_dim)),
-            (attention.VALUE_BYTES, storage.value_bytes),
-            *self._plan_fields,
-        ):
-            args[field // 8] = value
-        return args
-
-    def _plan(self, shape: AttentionShape) -> None:
-        """The first operation that needs tasks comes after the one that lists them."""
-        group = shape.heads // shape.kv_heads
-        record_bytes = attention.DIMS + 4 * _padded(shape.head_dim)
-        slots = shape.kv_heads * -(-self.max_positions // attention.PIECE) + _SLOTS_PER_THREAD * self.backend.threads
-        slot_bytes = _whole(group, attention.row_tile(group)) * record_bytes
-        tasks = shape.heads * self.max_tasks + slots
-        self._task_count, self._merge_count = (self._kept(np.zeros(1, np.int64)) for _ in range(2))
-        self._plan_fields = (
-            (attention.TASKS, self._kept(np.zeros(tasks * attention.TASK_BYTES, np.uint8))),
-            (attention.TASK_COUNT, self._task_count),
-            (attention.MERGES, self._kept(np.zeros(slots * attention.MERGE_BYTES, np.uint8))),
-            (attention.MERGE_COUNT, self._merge_count),
-            (attention.RECORD_BYTES, record_bytes),
-            (attention.TASKS_WANTED, _TASKS_PER_THREAD * self.backend.threads),
-            (attention.SLOTS, slots),
-            (attention.SLOT_START, self._kept(np.zeros(slots * slot_bytes, np.uint8))),
-            (attention.SLOT_BYTES, slot_bytes),
-        )
-        args = self._fields(attention.ATTENTION_FIELDS)
-        for field, value in (
-            (attention.STEP, self.step.ctypes.data),
-            (attention.HEADS, shape.heads),
-            (attention.KV_HEADS, shape.kv_heads),
-            *self._plan_fields,
-        ):
-            args[field // 8] = value
-        self.ops.append((attention.plan, args, self._kept(np.ones(1, np.int64))))
-
-    def _rope_table(self, rope: Rope) -> tuple[int, int, int]:
-        """cos and sin of every position (layout: attention.py), made once."""
-        if id(rope) not in self._tables:
-            angle = np.arange(self.max_positions)[:, None] * rope.inv_freq.astype(np.float64)
-            cos = (np.cos(angle) * rope.scale).astype(np.float32)
-            sin = (np.sin(angle) * rope.scale).astype(np.float32)
-            if not rope.neox:
-                cos = np.repeat(cos, 2, axis=1)
-                sin = np.stack([-sin, sin], axis=2).reshape(len(sin), -1)
-            self._tables[id(rope)] = (self._kept(cos), self._kept(sin), cos.shape[1])
-        return self._tables[id(rope)]
-
     def _row_args(self, x: _Rows, out: _Rows) -> NDArray[np.int64]:
         args = self._fields(elementwise.ROW_FIELDS)
         args[:6] = self.space, x.address, x.stride, out.width, out.address, out.stride
@@ -523,15 +421,13 @@ class _Recorder:
 class _Bound:
     """A recorded network: the step header, the programs of the layers and of the head."""
 
-    def __init__(self, backend: CPUBackend, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> None:
+    def __init__(self, backend: CPUBackend, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits) -> None:
         self._pool, self._threads = backend.pool, backend.threads
         self._step = np.zeros(attention.STEP_FIELDS, np.int64)
         self._logit_space = np.zeros(3, np.int64)
-        body = _Recorder(backend, cache, self._step, _address(self._step), limits.max_rows)
-        body.max_positions = limits.max_pages_per_seq * PAGE_SIZE
-        body.max_tasks = limits.max_rows // attention.QUERY_BLOCK + limits.max_seqs
+        body = _Recorder(backend, cache, self._step, _address(self._step), limits)
         hidden = layers(body)
-        tail = _Recorder(backend, cache, self._step, _address(self._logit_space), LOGIT_ROWS)
+        tail = _Recorder(backend, cache, self._step, _address(self._logit_space), replace(limits, max_rows=LOGIT_ROWS))
         logits = head(tail, hidden)
         self._recorders = (body, tail)
         self._index = tail.logit_index

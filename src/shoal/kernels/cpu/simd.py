@@ -419,9 +419,7 @@ _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.66
 _EXP_LOW, _EXP_HIGH = -87.0, 88.0
 
 
-@_operation(f32x16)
-def exp(b: Builder, _: Any, x: ir.Value) -> ir.Value:
-    """e^x; 0 below -87, and no more than e^88. NaN stays NaN."""
+def _exp(b: Builder, x: ir.Value) -> ir.Value:
     clamped = b.select(b.fcmp_ordered("<", x, _const(_EXP_LOW, _F32X16)), _const(_EXP_LOW, _F32X16), x)
     clamped = b.select(b.fcmp_ordered(">", clamped, _const(_EXP_HIGH, _F32X16)), _const(_EXP_HIGH, _F32X16), clamped)
     magic = _const(12582912.0, _F32X16)
@@ -439,6 +437,30 @@ def exp(b: Builder, _: Any, x: ir.Value) -> ir.Value:
 
 
 @_operation(f32x16)
+def exp(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """e^x; 0 below -87, and no more than e^88. NaN stays NaN."""
+    return _exp(b, x)
+
+
+# tanh x = x + x^3 P(x^2) for |x| < 0.625 (Cephes tanhf), where 1 - 2 / (e^2x + 1) would lose digits.
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_TANH_NEAR = 0.625
+
+
+@_operation(f32x16)
+def tanh(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """tanh x, to a few units in the last place. NaN stays NaN."""
+    square = b.fmul(x, x)
+    p = _const(_TANH[0], _F32X16)
+    for coefficient in _TANH[1:]:
+        p = _fma(b, p, square, _const(coefficient, _F32X16))
+    near = _fma(b, b.fmul(p, square), x, x)
+    one = _const(1.0, _F32X16)
+    far = b.fsub(one, b.fdiv(_const(2.0, _F32X16), b.fadd(_exp(b, b.fadd(x, x)), one)))
+    return b.select(b.fcmp_ordered("<", square, _const(_TANH_NEAR**2, _F32X16)), near, far)
+
+
+@_operation(f32x16)
 def rotate_pairs(b: Builder, _: Any, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
     """Turn the 8 pairs of neighbours (a, b) into (a cos - b sin, b cos + a sin); cos holds c, c and sin -s, s for each pair."""
     swapped = _shuffle(b, x, x, [i ^ 1 for i in range(16)])
@@ -450,6 +472,14 @@ def first_lanes(b: Builder, _: Any, x: ir.Value, count: ir.Value, other: ir.Valu
     """x in the first ``count`` lanes, ``other`` (a float32) in the rest."""
     lanes = ir.Constant(_vector(_I64, 16), list(range(16)))
     return b.select(b.icmp_signed("<", lanes, _splat(b, count, 16)), x, _splat(b, other, 16))
+
+
+@_operation(f32x16)
+def hide(b: Builder, _: Any, x: ir.Value, first: ir.Value, end: ir.Value) -> ir.Value:
+    """x in the lanes from ``first`` to before ``end``; -infinity in the rest."""
+    lanes = ir.Constant(_vector(_I64, 16), list(range(16)))
+    seen = b.and_(b.icmp_signed(">=", lanes, _splat(b, first, 16)), b.icmp_signed("<", lanes, _splat(b, end, 16)))
+    return b.select(seen, x, _const(-float("inf"), _F32X16))
 
 
 def _fold(b: Builder, x: ir.Value, combine: Callable[[ir.Value, ir.Value], ir.Value]) -> ir.Value:
@@ -800,6 +830,12 @@ def lanes_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
 def keep_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
     """x where it is at least ``least``, otherwise 0."""
     return b.select(b.fcmp_ordered(">=", x, _splat(b, _as_f32(b, least), 16)), x, _const(0.0, _F32X16))
+
+
+@_operation(f32x16)
+def to_f32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """int32 as float32."""
+    return b.sitofp(x, _F32X16)
 
 
 @_operation(i32x16)
