@@ -17,6 +17,7 @@ import numpy as np
 from shoal.gguf.quants import format_named
 from shoal.kernels.base import Norm, RawTensor
 from shoal.kernels.cpu.backend import CPUBackend
+from tests.kernels.mixtures import add_experts, random_mixture
 from tests.kernels.ragged import make_case
 from tests.kernels.runner import PagedAttention, multiply, rowwise
 from tests.support.gguf_builder import random_rows
@@ -36,6 +37,9 @@ for activation in ("silu", "gelu", "relu2"):
 weight = backend.vector(RawTensor("w", format_named("F32"), (192,), x[0].view(np.uint8)))
 for centred in (False, True):
     digest.update(rowwise(backend, x, lambda ops, r: ops.norm(r, Norm(weight, 1e-5, centred))).tobytes())
+mixture = random_mixture(("Q4_1", "Q8_0", "F16"))
+x = rng.standard_normal((5, 64)).astype(np.float32)
+digest.update(add_experts(backend, mixture.packed(backend), x, x).tobytes())
 case = make_case(7, 1, 48, [300, 19])
 for dtype in ("f16", "f32", "q8_0"):
     paged = PagedAttention(backend, case.shape, case.rope, case.pages, dtype, 400)

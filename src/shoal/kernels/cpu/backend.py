@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -39,13 +40,13 @@ from shoal.kernels.base import (
 )
 from shoal.kernels.cpu import attention, elementwise, embed, groups, linear, sample
 from shoal.kernels.cpu.arena import Arena
+from shoal.kernels.cpu.experts import Choices, record_experts
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import GROUP, LAYOUTS, PackedMatrix, PackedPart, pack_matrix
 from shoal.kernels.cpu.paged import PagedCache, PagedOps
-from shoal.kernels.cpu.pool import Pool, program
+from shoal.kernels.cpu.pool import CHUNKS_PER_THREAD, Pool, program
 
-_CHUNKS_PER_THREAD = 4  # long runs of weights stream faster; short ones share better with a busy neighbour
 _SPARE_ROWS = attention.MAX_TILE - 1  # a tile of queries that is not full reads past the last row
 _LINE = 64  # bytes of slack behind every buffer, and its alignment
 
@@ -126,10 +127,10 @@ def _address(array: NDArray[np.generic]) -> int:
 class _Buffer:
     """Workspace that goes back to the free ones of its size when nobody holds it any more: later operations may use it anew."""
 
-    __slots__ = ("_free", "address")
+    __slots__ = ("_free", "address", "row_bytes")
 
-    def __init__(self, address: int, free: list[int]) -> None:
-        self.address, self._free = address, free
+    def __init__(self, address: int, row_bytes: int, free: list[int]) -> None:
+        self.address, self.row_bytes, self._free = address, row_bytes, free
 
     def __del__(self) -> None:
         self._free.append(self.address)
@@ -144,6 +145,11 @@ class _Rounded:
     sums: _Buffer
     minus_sums: _Buffer
     half_sums: _Buffer
+
+    @property
+    def buffers(self) -> tuple[_Buffer, ...]:
+        """All of them."""
+        return self.q8, self.scales, self.sums, self.minus_sums, self.half_sums
 
 
 @dataclass(slots=True)
@@ -177,6 +183,7 @@ class _Recorder:
         self.ops: list[tuple[Lazy, NDArray[np.int64], int]] = []
         self.keep: list[NDArray[np.generic]] = []
         self._free: defaultdict[int, list[int]] = defaultdict(list)  # addresses of workspace by bytes of a row
+        self.choices: dict[tuple[int, int], Choices] = {}
 
     # --- what the network calls --------------------------------------------------------------------------------------
 
@@ -242,7 +249,7 @@ class _Recorder:
         x.changed()
 
     def experts(self, residual: _Rows, x: _Rows, experts: Experts) -> None:
-        raise UnsupportedError(f"mixtures of experts are not supported yet on {self.backend.name}")
+        record_experts(self, residual, x, experts)
 
     def columns(self, x: _Rows, first: int, width: int) -> _Rows:
         return _Rows(x.buffer, x.address + 4 * first, x.stride, width)
@@ -267,6 +274,12 @@ class _Recorder:
         self.logit_index = np.zeros(LOGIT_ROWS, np.int32)
         pointer = np.array([self._kept(self.logit_index)], np.int64)
         return _Rows(x.buffer, x.address, x.stride, x.width, index=self._kept(pointer))
+
+    def over(self, space: int, max_rows: int) -> _Recorder:
+        """One that appends to the same program, for rows from another space."""
+        other = copy(self)
+        other.space, other.max_rows, other._free, other.choices = space, max_rows, defaultdict(list), {}
+        return other
 
     # --- pieces ------------------------------------------------------------------------------------------------------
 
@@ -319,7 +332,7 @@ class _Recorder:
 
     def _multiply(self, out: _Rows, x: _Rows, matrix: PackedMatrix, *, add: bool) -> None:
         strips = sum(len(part.data) for part in matrix.parts)
-        chunk = max(1, strips // (self.backend.threads * _CHUNKS_PER_THREAD))
+        chunk = max(1, strips // (self.backend.threads * CHUNKS_PER_THREAD))
         parts = [self._part(out, x, matrix.columns, part, chunk, add=add) for part in matrix.parts]
         total = sum(chunks for _, _, chunks in parts)
         kernel, args, _ = parts[0]
@@ -369,9 +382,7 @@ class _Recorder:
         """x as int8: written by the kernel that makes x if that was the last one (what came after it may have used the same buffers),
         or by one of its own."""
         if x.rounded is None:
-            q, e = x.width, x.width // 4
-            row_bytes = {"q8": q, "scales": e, "minus_sums": e, "half_sums": e, "sums": e // 2}
-            x.rounded = _Rounded(**{name: self._buffer(size) for name, size in row_bytes.items()})
+            x.rounded = self._rounded_rows(x.width)
             args = x.producer
             if args is None or x.ready != len(self.ops):
                 args = self._row_args(x, x)
@@ -382,6 +393,11 @@ class _Recorder:
             args[elementwise.MINUS_SUMS // 8] = x.rounded.minus_sums.address
             args[elementwise.HALF_SUMS // 8] = x.rounded.half_sums.address
         return x.rounded
+
+    def _rounded_rows(self, width: int) -> _Rounded:
+        q, e = width, width // 4
+        row_bytes = {"q8": q, "scales": e, "minus_sums": e, "half_sums": e, "sums": e // 2}
+        return _Rounded(**{name: self._buffer(size) for name, size in row_bytes.items()})
 
     def _row_args(self, x: _Rows, out: _Rows) -> NDArray[np.int64]:
         args = self._fields(elementwise.ROW_FIELDS)
@@ -402,7 +418,7 @@ class _Recorder:
         address = (
             free.pop() if free else self._kept(np.zeros((self.max_rows + _SPARE_ROWS) * row_bytes + _LINE, np.uint8))
         )
-        return _Buffer(address, free)
+        return _Buffer(address, row_bytes, free)
 
     def _fields(self, count: int) -> NDArray[np.int64]:
         args = np.zeros(count, np.int64)
@@ -466,7 +482,7 @@ class _Bound:
         self.last_logits = self._logits[: len(rows)]
 
     def _set_rows(self, space: NDArray[np.int64], rows: int) -> None:
-        per_chunk = max(1, rows // (self._threads * _CHUNKS_PER_THREAD))
+        per_chunk = max(1, rows // (self._threads * CHUNKS_PER_THREAD))
         space[:3] = rows, per_chunk, -(-rows // per_chunk)
 
 

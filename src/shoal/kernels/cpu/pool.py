@@ -37,6 +37,7 @@ from shoal.kernels.cpu.simd import (
 sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 OP_BYTES = 24
+CHUNKS_PER_THREAD = 4  # of a product: long runs of weights stream faster; short ones share better with a busy neighbour
 # Offsets of the shared state, each in a cache line of its own.
 TICKET, DONE, PROGRAM, BASE, LENGTH, FINISHED, STOP, RUNNING, PARKED = (64 * i for i in range(9))
 _STATE_BYTES = 64 * 9
