@@ -23,8 +23,6 @@ GELU = (
     *("mpt", "bloom"),
 )
 CONTEXT = 256  # llama.cpp's when the logits were made: it chooses between phi3's long and short rope factors
-# Experts.
-NOT_ON_CPU = {"llama_moe", "qwen2moe", "qwen3moe", "deepseek", "deepseek2", "deepseek2_lite"}
 SHORT_CONTEXT = {"gpt2": 64}
 
 
@@ -66,8 +64,6 @@ def load(golden: Path, name: str, device: str, kv: str, rows: int) -> LLM:
 @pytest.mark.parametrize("name", SILU + GELU)
 def test_logits(golden: Path, name: str, kv: str, device: str) -> None:
     """As one batch, beside others, in chunks of 7, one token at a time: near llama.cpp's, and on the CPU the same bits."""
-    if device == "cpu" and name in NOT_ON_CPU:
-        pytest.skip("not on the CPU backend yet")
     tokens, expected = golden_logits(golden, name)
     with load(golden, name, device, kv, 128) as llm:
         ways = [llm.logits(tokens), llm.logits([tokens[3:20], tokens, tokens[:1], tokens[7:]])[1]]
