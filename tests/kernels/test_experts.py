@@ -111,6 +111,13 @@ def test_ties_go_to_the_lowest_id(backend: CPUBackend) -> None:
     assert np.allclose(got, (1 + 2) / 7)
 
 
+def test_of_equals_the_lowest_id_is_added_first(backend: CPUBackend) -> None:
+    """2^23 + 0.5 rounds to 2^23 and then + 1 is exact; the other way round 2^23 + 1.5 rounds up."""
+    mixture, residual = _numbered(7, Routing(used=2)), np.full((3, 16), 2.0**23, np.float32)
+    got = add_experts(backend, mixture.packed(backend), residual, np.ones((3, 16), np.float32))
+    assert (got == 2.0**23 + 1).all()
+
+
 def test_a_bias_decides_who_is_chosen_but_not_the_weight(backend: CPUBackend) -> None:
     bias = np.array([0, 0, 0, 0.5, 0, 0.25, 0], np.float32)
     mixture = replace(_numbered(7, Routing(used=2, renormalise=False)), bias=bias)
