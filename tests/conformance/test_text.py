@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -148,8 +149,15 @@ def test_more_vocabulary_strings(vocabulary: tuple[Path, Tokenizer, dict[str, An
         text = record["text"]
         assert tokenizer.encode(text, add_special=False) == record["ids"]
         assert tokenizer.encode(text, parse_special=True) == record["ids_special"]
-        if not {"detok", "detok_hex"} & set(record):
-            assert tokenizer.decode(record["ids"]) == text
+        expected = bytes.fromhex(record["detok_hex"]) if "detok_hex" in record else record.get("detok", text).encode()
+        decoded = tokenizer.decode_bytes(record["ids"])
+        assert expected in (decoded, cleaned_up(decoded))
+
+
+def cleaned_up(text: bytes) -> bytes:
+    """What llama_detokenize does to the text of many vocabularies, and shoal (like llama.cpp's own server) does not."""
+    text = re.sub(rb" (?=[?!.,])", b"", text).replace(b" ' ", b"'")
+    return re.sub(rb" (?='(?:s|m|re|ve))", b"", text)
 
 
 def test_vocabulary_special_ids(vocabulary: tuple[Path, Tokenizer, dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,34 @@ def test_a_template_that_is_no_text_or_too_long_is_refused(tmp_path: Path) -> No
         ChatTemplate.from_gguf(file)
     with pytest.raises(UnsupportedError, match=str(MAX_SOURCE)):
         ChatTemplate("x" * (MAX_SOURCE + 1))
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hello\n{% if x %}", "line 2: .*endif"),
+        ("{{ 1 +* 2 }}", "line 1: "),
+        ("\n\n{{ messages | no_such_filter }}", "line 3: no filter named 'no_such_filter'"),
+        ("{{ messages is no_such_test }}", "line 1: no test named 'no_such_test'"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "nested too deeply"),
+    ],
+)
+def test_a_template_that_cannot_be_compiled_says_so_at_load_and_when_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str, said: str
+) -> None:
+    with GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf", chat_template=source)) as file:
+        template = ChatTemplate.from_gguf(file)
+    assert template is not None
+    assert re.search(f"tokenizer.chat_template: {said}.*chat will fail, completion works", caplog.text)
+    with pytest.raises(TemplateError, match="chat template: "):
+        template.render(USER)
+    template.close()
+
+
+def test_a_template_that_computes_without_end_is_only_read_at_load(tmp_path: Path) -> None:
+    path = tiny.byte_level(tmp_path / "v.gguf", chat_template="{{ 10 ** 10 ** 10 }}")
+    with GGUFFile.open(path) as file:
+        assert ChatTemplate.from_gguf(file) is not None
 
 
 def test_variables_reach_the_template(make: Make) -> None:

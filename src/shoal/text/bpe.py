@@ -43,28 +43,48 @@ def _letter_to_bytes(letter: str) -> bytes:
 
 
 class _Merging:
-    """The merges of a vocabulary, with symbols that have no token.
+    """The ``tokenizers`` library's merging of a vocabulary, which wants a token for every symbol.
 
-    Those are given ids past the vocabulary, so that they take part in merging as llama.cpp has it; afterwards they
-    fall apart into the tokens that ``parts`` gives for them.
+    Symbols without one are given ids past the vocabulary, so that they take part in merging as llama.cpp has it;
+    afterwards they fall apart into the tokens that ``parts`` gives for them.
     """
 
     def __init__(
         self,
         ids: Mapping[str, int],
-        merges: Iterable[tuple[str, str]],
-        letters: Iterable[str],
+        merges: Sequence[tuple[str, str]],
+        pre: PreTokenizer,
+        *,
+        letters: Iterable[str] = (),
         parts: Callable[[str], Sequence[int]],
     ) -> None:
         self._vocab_size = len(ids)
-        self.merges = list(dict.fromkeys(merges))  # the first of two equal merges counts
-        known = {*letters, *chain.from_iterable(self.merges), *map("".join, self.merges)}
-        extra = dict(enumerate(sorted(known - ids.keys()), start=self._vocab_size))
-        self.symbols = {**ids, **{symbol: token for token, symbol in extra.items()}}
-        self._parts = {token: parts(symbol) for token, symbol in extra.items()}
+        missing = set(letters) - ids.keys()
+        try:
+            model = self._model(ids, merges, pre, missing)
+        except Exception:  # tokenizers has no type of its own for a merge with a symbol that has no token; few files do
+            missing |= {*chain.from_iterable(merges), *map("".join, merges)} - ids.keys()
+            model = self._model(ids, merges, pre, missing)
+        self._parts = {token: parts(symbol) for symbol, token in self._past(missing).items()}
+        self._engine = Tokenizer(model)
+        self._engine.pre_tokenizer = pre.build()
 
-    def tokens(self, ids: list[int]) -> list[int]:
-        """``ids`` with the tokens of the vocabulary only."""
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of each text."""
+        return [
+            self._tokens(encoding.ids) for encoding in self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+
+    def _model(
+        self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], pre: PreTokenizer, missing: set[str]
+    ) -> models.BPE:
+        symbols = {**ids, **self._past(missing)}
+        return models.BPE(symbols, merges, ignore_merges=pre.whole_words, byte_fallback=not pre.bytewise)
+
+    def _past(self, missing: set[str]) -> dict[str, int]:
+        return {symbol: token for token, symbol in enumerate(sorted(missing), start=self._vocab_size)}
+
+    def _tokens(self, ids: list[int]) -> list[int]:
         if self._parts and max(ids, default=0) >= self._vocab_size:
             return [part for token in ids for part in self._parts.get(token, (token,))]
         return ids
@@ -73,38 +93,36 @@ class _Merging:
 class ByteLevelBPE:
     """Ids of text without special tokens. Safe to use from several threads.
 
-    A byte without a token is dropped; a merged symbol without one falls apart into its ASCII letters.
+    ``merges`` are all different, the first to be made first. A byte without a token is dropped; a merged symbol
+    without one falls apart into its ASCII letters.
     """
 
-    def __init__(self, ids: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: PreTokenizer) -> None:
-        self._merging = _Merging(ids, merges, _LETTERS.values(), lambda symbol: _ascii_ids(symbol, ids))
-        model = models.BPE(self._merging.symbols, self._merging.merges, ignore_merges=pre.whole_words)
-        self._engine = Tokenizer(model)
-        self._engine.pre_tokenizer = pre.build()
+    def __init__(self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], pre: PreTokenizer) -> None:
+        self._merging = _Merging(
+            ids, merges, pre, letters=_LETTERS.values(), parts=lambda symbol: _ascii_ids(symbol, ids)
+        )
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, in order."""
-        return self._merging.tokens(self._engine.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+        return self._merging.encode([text])[0]
 
 
 class CharacterBPE:
     """As ByteLevelBPE, for a vocabulary that is spelled in characters. Characters without a token become bytes."""
 
-    def __init__(self, ids: Mapping[str, int], merges: Iterable[tuple[str, str]], pre: PreTokenizer) -> None:
-        self._merging = _Merging(ids, merges, (), lambda symbol: _byte_ids(symbol, ids))
-        self._engine = Tokenizer(models.BPE(self._merging.symbols, self._merging.merges, byte_fallback=True))
-        self._engine.pre_tokenizer = pre.build()
+    def __init__(self, ids: Mapping[str, int], merges: Sequence[tuple[str, str]], pre: PreTokenizer) -> None:
+        self._merging = _Merging(ids, merges, pre, parts=lambda symbol: _byte_ids(symbol, ids))
         runs = [piece for piece in ids if not piece.strip("\n")] if pre.whole_newlines else []
         self._newlines = {piece: ids[piece] for piece in runs}
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, in order."""
-        lines = _NEWLINES.split(text.replace(" ", SPACE)) if self._newlines else [text.replace(" ", SPACE)]
-        encoded = self._engine.encode_batch_fast(lines, add_special_tokens=False)
+        text = text.replace(" ", SPACE)
+        lines = _NEWLINES.split(text) if self._newlines else [text]
         ids: list[int] = []
-        for line, encoding in zip(lines, encoded, strict=True):
-            ids += [self._newlines[line]] if line in self._newlines else encoding.ids
-        return self._merging.tokens(ids)
+        for line, encoded in zip(lines, self._merging.encode(lines), strict=True):
+            ids += [self._newlines[line]] if line in self._newlines else encoded
+        return ids
 
 
 def _ascii_ids(symbol: str, ids: Mapping[str, int]) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -10,12 +11,15 @@ from typing import Any, TypeAlias
 from shoal.errors import RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile, StringArray
 from shoal.text.marking import Marker, all_words, strings_in
+from shoal.text.sandbox import problem_of
 from shoal.text.special import Span
 from shoal.text.template_process import TemplateProcess
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.vocab import special_id
 
 __all__ = ["ChatTemplate", "Message"]
+
+_LOG = logging.getLogger(__name__)
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -42,10 +46,13 @@ class ChatTemplate:
         """The template that stands in the file, or ``source`` with the file's tokens; None where there is neither.
 
         Raises GGUFError where the file's template is no string, UnsupportedError where it is over a million characters.
+        One that cannot be compiled gets a warning in the log, and raises TemplateError when it is used.
         """
         source = file.get("tokenizer.chat_template", str, None) if source is None else source
         if source is None:
             return None
+        if problem := problem_of(source):
+            _LOG.warning("tokenizer.chat_template: %s; chat will fail, completion works", problem)
         return cls(source, bos_token=_token_text(file, "bos"), eos_token=_token_text(file, "eos"))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:

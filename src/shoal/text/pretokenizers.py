@@ -87,7 +87,7 @@ _DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{_DEEPSEEK_LETTERS}]+",
     "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3001-\u3002]+",
-    r"\s+\z",
+    r"(?<!\s)\s+\z",  # looked for where white space begins only, or long runs of it would take for ever
     _EAST,
     r"\p{N}+",
 )

@@ -18,8 +18,8 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
+from jinja2 import nodes
 from jinja2.ext import Extension
-from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -40,6 +40,22 @@ def render(source: str, variables: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
+def problem_of(source: str) -> str | None:
+    """Why a template cannot be compiled, and at which line. Only reads it, so it is safe outside the process too."""
+    environment = _environment()
+    try:
+        tree = environment.parse(source)
+    except jinja2.TemplateError as problem:
+        return _reason(problem)
+    except RecursionError:
+        return "nested too deeply"
+    for kind, known in ((nodes.Filter, environment.filters), (nodes.Test, environment.tests)):
+        for node in tree.find_all(kind):
+            if node.name not in known:
+                return f"line {node.lineno}: no {kind.__name__.lower()} named {node.name!r}"
+    return None
+
+
 def main() -> None:
     """Answer ``{"source", "variables"}`` with ``{"text"}`` or ``{"error"}``, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
@@ -54,21 +70,26 @@ class _GenerationBlock(Extension):
 
     tags = {"generation"}  # noqa: RUF012 (declared so by the base class)
 
-    def parse(self, parser: Parser) -> list[Node]:
+    def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 @lru_cache(maxsize=4)
 def _compiled(source: str) -> jinja2.Template:
-    """A template with the names that Hugging Face transformers gives it."""
+    return _environment().from_string(source)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    """The names and settings that Hugging Face transformers gives templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(source)
+    return environment
 
 
 def _to_json(
@@ -94,11 +115,16 @@ def _answer(request: Mapping[str, Any]) -> Mapping[str, str]:
     try:
         return {"text": render(request["source"], request["variables"])}
     except jinja2.TemplateError as problem:
-        return {"error": (problem.message or type(problem).__name__)[:_MAX_REASON]}
+        return {"error": _reason(problem)}
     except (
         Exception
     ) as problem:  # whatever template code raises (TypeError, MemoryError, ...) is the template's failure
         return {"error": f"{type(problem).__name__}: {problem}"[:_MAX_REASON]}
+
+
+def _reason(problem: jinja2.TemplateError) -> str:
+    where = f"line {problem.lineno}: " if isinstance(problem, jinja2.TemplateSyntaxError) else ""
+    return (where + (problem.message or type(problem).__name__))[:_MAX_REASON]
 
 
 def _send(answer: object) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,11 +150,15 @@ def _charsmap(file: GGUFFile) -> CharsMap:
 
 
 def _merges(file: GGUFFile) -> list[tuple[str, str]]:
-    key = _KEY + "merges"
-    merges = []
-    for i, line in enumerate(file.get(key, StringArray).tolist()):
-        space = line.find(" ", 1)
-        if not 0 < space < len(line) - 1:
-            raise file.error(key, f"merge {i} is {line[:40]!r}, must be two symbols with a space between")
-        merges.append((line[:space], line[space + 1 :]))
-    return merges
+    lines = list(dict.fromkeys(file.get(_KEY + "merges", StringArray).tolist()))  # the first of two equal merges counts
+    pairs: list[Any] = [tuple(line.split(" ")) for line in lines]
+    if set(map(len, pairs)) <= {2} and "" not in chain.from_iterable(pairs):
+        return pairs
+    return [_merge(file, i, line) for i, line in enumerate(lines)]  # symbols may begin with a space
+
+
+def _merge(file: GGUFFile, i: int, line: str) -> tuple[str, str]:
+    space = line.find(" ", 1)
+    if not 0 < space < len(line) - 1:
+        raise file.error(_KEY + "merges", f"merge {i} is {line[:40]!r}, must be two symbols with a space between")
+    return line[:space], line[space + 1 :]
