@@ -96,7 +96,7 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """RMSNorm (Zhang and Sennrich 2019), x / sqrt(mean(x^2) + eps) * weight, or with ``centred`` LayerNorm (Ba et al. 2016),
+    """RMSNorm (Zhang and Sennrich 2019), x / sqrt(mean(x^2) + eps) * weight + bias, or with ``centred`` LayerNorm (Ba et al. 2016),
     (x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
 
     weight: Array

@@ -46,10 +46,10 @@ _ROW_BLOCK = (
 # --- operations ------------------------------------------------------------------------------------------------------
 
 
-def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """x [..., n] / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
+def rms_norm(x: F32, weight: F32, eps: float, bias: F32 | None = None) -> F32:
+    """x [..., n] / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019)."""
     scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps)
-    out: F32 = (x * scale * weight).astype(np.float32)
+    out: F32 = (x * scale * weight + (0 if bias is None else bias)).astype(np.float32)
     return out
 
 
@@ -65,7 +65,7 @@ def normalise(x: F32, norm: Norm) -> F32:
     """Either of them."""
     if norm.centred:
         return layer_norm(x, norm.weight, norm.bias, norm.eps)
-    return rms_norm(x, norm.weight, norm.eps)
+    return rms_norm(x, norm.weight, norm.eps, norm.bias)
 
 
 def matmul(x: F32, weight: F32) -> F32:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Routing
-from shoal.models.archs import ARCHS, Arch
+from shoal.models.archs import ARCHS, Arch, arch_of
 
 _MAX_LAYERS = 1024
 _MAX_WIDTH = 1 << 20
@@ -88,8 +90,9 @@ class ModelConfig:
             raise UnsupportedError(
                 f"general.architecture: {architecture[:64]!r} is not supported; known: {', '.join(sorted(ARCHS))}"
             )
-        arch, read = ARCHS[architecture], _Reader(file, architecture)
-        n_layers = read.integer("block_count", _MAX_LAYERS)
+        read = _Reader(file, architecture)
+        n_layers = _n_layers(read)
+        arch = arch_of(architecture, n_layers)
         n_embd = read.integer("embedding_length", _MAX_WIDTH)
         n_heads = read.integer("attention.head_count", _MAX_WIDTH)
         n_kv_heads = read.integer("attention.head_count_kv", _MAX_WIDTH, default=n_heads)
@@ -101,6 +104,8 @@ class ModelConfig:
             raise UnsupportedError(f"{architecture}.attention.value_length differs from key_length {head_dim}")
         context = read.integer("context_length", _MAX_CONTEXT)
         scaling, windows = _rope_scaling(read, context), _windows(read, arch, n_layers)
+        rope_base = read.number("rope.freq_base", default=10000.0)
+        residual_factor = read.number("residual_scale", default=1.4 / n_layers**0.5 if arch.scaled_by_size else 1.0)
         n_experts = read.integer("expert_count", _MAX_EXPERTS, default=0, low=0)
         return cls(
             architecture=architecture,
@@ -108,22 +113,20 @@ class ModelConfig:
             name=file.get("general.name", str, default=""),
             n_layers=n_layers,
             n_embd=n_embd,
-            n_ff=read.integer("feed_forward_length", _MAX_WIDTH),
+            n_ff=read.integer("feed_forward_length", _MAX_WIDTH) // (2 if arch.halved_ff else 1),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             rope_dim=_rope_dim(read, arch, head_dim),
-            rope_base=read.number("rope.freq_base", default=10000.0),
+            rope_base=rope_base,
             rope_scaling=scaling,
             norm_eps=read.number(f"attention.layer_norm{'_rms' if arch.norm == 'rms' else ''}_epsilon"),
             vocab_size=_vocab_size(file, read),
             context_length=context,
             windows=windows,
-            window_rope_base=_window_rope_base(read, arch),
-            rotated=_rotated(arch, windows),
-            attention_scale=_attention_scale(
-                read, architecture, n_layers, n_embd // n_heads, head_dim, scaling, latent
-            ),
+            window_rope_base=_window_rope_base(read, arch, rope_base),
+            rotated=_rotated(read, arch, windows),
+            attention_scale=_attention_scale(read, arch, n_layers, n_embd // n_heads, head_dim, scaling, latent),
             attention_cap=read.number("attn_logit_softcapping", default=arch.attention_cap, low=0.0)
             if arch.attention_cap
             else 0.0,
@@ -131,10 +134,10 @@ class ModelConfig:
             alibi=read.number("attention.max_alibi_bias", default=arch.alibi, low=0.0) if arch.alibi else 0.0,
             clamp_qkv=read.number("attention.clamp_kqv", default=0.0, low=0.0),
             parallel=_parallel(read, arch),
-            embedding_factor=n_embd**0.5 if arch.scaled_embedding else read.number("embedding_scale", default=1.0),
-            residual_factor=read.number("residual_scale", default=1.0),
-            logit_factor=_logit_factor(read, arch),
-            routing=_routing(read, arch, n_experts),
+            embedding_factor=_embedding_factor(read, arch, n_embd),
+            residual_factor=residual_factor,
+            logit_factor=_logit_factor(read, arch, n_embd),
+            routing=_routing(read, arch, n_experts, residual_factor),
             n_experts=n_experts,
             n_dense_layers=read.integer("leading_dense_block_count", _MAX_LAYERS, default=0, low=0),
             latent=latent,
@@ -150,10 +153,19 @@ class _Reader:
 
     def integer(self, key: str, high: int, *, default: int | None = None, low: int = 1) -> int:
         name = f"{self.prefix}.{key}"
-        value: int = self.file.get(name, int) if default is None else self.file.get(name, int, default=default)
+        value: int | None = self._same_everywhere(name)
+        if value is None:
+            value = self.file.get(name, int) if default is None else self.file.get(name, int, default=default)
         if not low <= value <= high:
             self.wrong(key, f"{value} is not from {low} to {high}")
         return value
+
+    def _same_everywhere(self, name: str) -> int | None:
+        """Some files give a number for each layer where one for all would do. None: it is one number, or they differ."""
+        values = self.file.metadata.get(name)
+        if not isinstance(values, np.ndarray) or values.dtype.kind not in "iu" or len(set(values.tolist())) != 1:
+            return None
+        return int(values[0])
 
     def number(self, key: str, *, default: float | None = None, low: float = _LEAST) -> float:
         name = f"{self.prefix}.{key}"
@@ -162,12 +174,25 @@ class _Reader:
             self.wrong(key, f"{value} is not a finite number {'above 0' if low == _LEAST else f'from {low:g} up'}")
         return value
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        value: bool = self.file.get(f"{self.prefix}.{key}", bool, default=default)
+        return value
+
     def text(self, key: str, default: str) -> str:
         value: str = self.file.get(f"{self.prefix}.{key}", str, default=default)
         return value
 
     def wrong(self, key: str, reason: str) -> None:
         raise self.file.error(f"{self.prefix}.{key}", reason)
+
+
+def _n_layers(read: _Reader) -> int:
+    """Without the layers at the end that only guess further tokens, which shoal leaves out."""
+    n_layers = read.integer("block_count", _MAX_LAYERS)
+    guessing = read.integer("nextn_predict_layers", _MAX_LAYERS, default=0, low=0)
+    if guessing >= n_layers:
+        read.wrong("nextn_predict_layers", f"{guessing} is not below block_count {n_layers}")
+    return n_layers - guessing
 
 
 def _rope_scaling(read: _Reader, context: int) -> RopeScaling:
@@ -202,18 +227,25 @@ def _windows(read: _Reader, arch: Arch, n_layers: int) -> tuple[int, ...]:
     """The sliding window of each layer."""
     if arch.windows is None:
         return (0,) * n_layers
-    window = read.integer("attention.sliding_window", _MAX_CONTEXT)
+    size = arch.windows.size
+    window = read.integer("attention.sliding_window", _MAX_CONTEXT, default=size, low=1 if size is None else 0)
+    pattern = read.file.metadata.get(f"{read.prefix}.attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):  # says for each layer whether it has one
+        if len(pattern) < n_layers:
+            read.wrong("attention.sliding_window_pattern", f"{len(pattern)} items for {n_layers} layers")
+        return tuple(window if pattern[i] else 0 for i in range(n_layers))
     period = read.integer("attention.sliding_window_pattern", _MAX_LAYERS, default=arch.windows.period)
     return tuple(window if i % period < period - 1 else 0 for i in range(n_layers))
 
 
-def _window_rope_base(read: _Reader, arch: Arch) -> float:
+def _window_rope_base(read: _Reader, arch: Arch, rope_base: float) -> float:
     base = None if arch.windows is None else arch.windows.rope_base
-    return 0.0 if base is None else read.number("rope.freq_base_swa", default=base)
+    return 0.0 if base is None else read.number("rope.freq_base_swa", default=base or rope_base)
 
 
-def _rotated(arch: Arch, windows: tuple[int, ...]) -> tuple[bool, ...]:
-    if arch.rope == "none":
+def _rotated(read: _Reader, arch: Arch, windows: tuple[int, ...]) -> tuple[bool, ...]:
+    switched_on = not arch.rope_switch or read.flag("rope.scaling.finetuned", default=True)
+    if arch.rope == "none" or not switched_on:
         return (False,) * len(windows)
     if arch.windows is not None and arch.windows.rope_only:
         return tuple(window > 0 for window in windows)
@@ -227,7 +259,7 @@ _WIDE_SCALE = {("gemma2", 46), ("gemma3", 62)}
 
 def _attention_scale(
     read: _Reader,
-    architecture: str,
+    arch: Arch,
     n_layers: int,
     share: int,
     head_dim: int,
@@ -241,7 +273,9 @@ def _attention_scale(
     if latent is not None:
         stretch = 1.0 + scaling.log_multiplier * math.log(scaling.factor) if scaling.kind == "yarn" else 1.0
         return stretch**2 / math.sqrt(read.integer("attention.key_length_mla", _MAX_WIDTH))
-    return 1.0 / math.sqrt(share if (architecture, n_layers) in _WIDE_SCALE else head_dim)
+    if arch.unrooted_scale:
+        return 1.0 / head_dim
+    return 1.0 / math.sqrt(share if (read.prefix, n_layers) in _WIDE_SCALE else head_dim)
 
 
 def _parallel(read: _Reader, arch: Arch) -> bool:
@@ -250,18 +284,23 @@ def _parallel(read: _Reader, arch: Arch) -> bool:
     # stablelm: no norm before the MLP means that it reads what attention reads; gptneox: a key.
     if "blk.0.ffn_norm.weight" not in read.file.tensors:
         return True
-    parallel: bool = read.file.get(f"{read.prefix}.use_parallel_residual", bool, default=False)
-    return parallel
+    return read.flag("use_parallel_residual", default=False)
 
 
-def _logit_factor(read: _Reader, arch: Arch) -> float:
+def _embedding_factor(read: _Reader, arch: Arch, n_embd: int) -> float:
+    if arch.scaled_embedding:
+        return math.sqrt(n_embd)
+    return read.number("embedding_scale", default=12.0 if arch.scaled_by_size else 1.0)
+
+
+def _logit_factor(read: _Reader, arch: Arch, n_embd: int) -> float:
     if arch.logit_scale == "none":
         return 1.0
-    given = read.number("logit_scale", default=1.0)
+    given = read.number("logit_scale", default=256.0 / n_embd if arch.scaled_by_size else 1.0)
     return given if arch.logit_scale == "multiply" else 1.0 / given
 
 
-def _routing(read: _Reader, arch: Arch, n_experts: int) -> Routing | None:
+def _routing(read: _Reader, arch: Arch, n_experts: int, residual_factor: float) -> Routing | None:
     if n_experts == 0:
         return None
     if arch.routing is None:
@@ -269,13 +308,14 @@ def _routing(read: _Reader, arch: Arch, n_experts: int) -> Routing | None:
     groups = read.integer("expert_group_count", n_experts, default=1)
     if n_experts % groups:
         read.wrong("expert_group_count", f"{groups} does not divide expert_count {n_experts}")
-    gating = read.integer("expert_gating_func", 2, default=1)
-    renormalise = read.file.get(f"{read.prefix}.expert_weights_norm", bool, default=arch.routing.renormalise)
+    gating = read.integer("expert_gating_func", 2, default=0, low=0)
+    if read.integer("interleave_moe_layer_step", _MAX_LAYERS, default=1) != 1:
+        raise UnsupportedError(f"{read.prefix}.interleave_moe_layer_step: only 1 is supported")
     return Routing(
         used=read.integer("expert_used_count", n_experts),
-        gating="softmax" if gating == 1 else "sigmoid",
-        renormalise=renormalise,
-        scale=read.number("expert_weights_scale", default=1.0, low=0.0) or 1.0,
+        gating=("softmax", "sigmoid")[gating - 1] if gating else arch.routing.gating,
+        renormalise=read.flag("expert_weights_norm", default=arch.routing.renormalise),
+        scale=residual_factor * (read.number("expert_weights_scale", default=1.0, low=0.0) or 1.0),
         groups=groups,
         groups_used=read.integer("expert_group_used_count", groups, default=groups),
     )

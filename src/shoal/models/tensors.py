@@ -71,6 +71,10 @@ class Tensors:
         packed = self._vector(name + ".weight", weight)
         return Norm(packed, eps, centred, self._vector(name + ".bias", bias))
 
+    def weightless_norm(self, width: int, eps: float, *, centred: bool) -> Norm:
+        """A norm that only normalises; nothing in the file belongs to it."""
+        return Norm(self._vector("ones", np.ones(width, np.float32)), eps, centred)
+
     def vector(self, name: str, width: int) -> Array:
         """A vector of ``width`` numbers."""
         return self._vector(name, self.numbers(name, width))
@@ -82,9 +86,10 @@ class Tensors:
         self._done([raw])
         return values
 
-    def refuse_unused(self, architecture: str) -> None:
-        """A tensor that nothing asked for would be left out of the computation: raises UnsupportedError that names it."""
-        unused = [name for name in self.file.tensors if name not in self._used]
+    def refuse_unused(self, architecture: str, n_layers: int) -> None:
+        """A tensor that nothing asked for would be left out of the computation: raises UnsupportedError that names it. What is in
+        layers from ``n_layers`` on is left out knowingly."""
+        unused = [name for name in self.file.tensors if name not in self._used and _layer_of(name) < n_layers]
         if unused:
             raise UnsupportedError(f"tensor {unused[0]}: not part of the {architecture} network that shoal runs")
 
@@ -147,6 +152,12 @@ class Tensors:
             self.file.release(raw.name)
         if self.progress is not None:
             self.progress(self._packed_bytes, self.total)
+
+
+def _layer_of(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for those of the whole model."""
+    first, *rest = name.split(".")
+    return int(rest[0]) if first == "blk" and rest and rest[0].isdecimal() else -1
 
 
 def _item(raw: RawTensor, index: int) -> RawTensor:

@@ -100,7 +100,7 @@ def check_supported(file: GGUFFile, backend: Backend) -> ModelConfig:
     config = ModelConfig.from_gguf(file)
     tensors = Tensors(file, backend, pack=False)
     _Loader(tensors, config, config.context_length).model()
-    tensors.refuse_unused(config.architecture)
+    tensors.refuse_unused(config.architecture, config.n_layers)
     return config
 
 
@@ -166,7 +166,7 @@ class _Loader:
             return self._norm(prefix + "attn_norm_2"), self._norm(prefix + "attn_norm")
         if self.config.parallel and prefix + "ffn_norm.weight" not in self.tensors:
             return self._norm(prefix + "attn_norm"), None
-        return self._norm(prefix + "attn_norm"), self._norm(prefix + "ffn_norm")
+        return self._norm(prefix + "attn_norm"), self._norm(prefix + self.config.arch.mlp_norm)
 
     def _attention(self, prefix: str, index: int) -> AttentionWeights:
         c = self.config
@@ -257,6 +257,8 @@ class _Loader:
         down = self.tensors.file.tensors.get(prefix + "ffn_down_exps.weight")
         width = c.n_ff if down is None else down.shape[-1]
         gate_up = [Part(prefix + "ffn_gate_exps", width), Part(prefix + "ffn_up_exps", width)]
+        if prefix + "ffn_gate_up_exps.weight" in self.tensors:
+            gate_up = [Part(prefix + "ffn_gate_up_exps", 2 * width)]
         bias = prefix + "exp_probs_b.bias"
         return Experts(
             router=self.tensors.linear([Part(prefix + "ffn_gate_inp", c.n_experts)], c.n_embd),
@@ -278,8 +280,10 @@ class _Loader:
         return self.tensors.matrix([Part("position_embd", self.config.context_length)], self.config.n_embd)
 
     def _norm(self, name: str, width: int = 0, *, repeat: int = 1) -> Norm:
-        c = self.config
-        return self.tensors.norm(name, width or c.n_embd, c.norm_eps, centred=c.arch.norm == "layer", repeat=repeat)
+        c, centred = self.config, self.config.arch.norm == "layer"
+        if c.arch.weightless:
+            return self.tensors.weightless_norm(width or c.n_embd, c.norm_eps, centred=centred)
+        return self.tensors.norm(name, width or c.n_embd, c.norm_eps, centred=centred, repeat=repeat)
 
     def _shape(self, index: int) -> AttentionShape:
         c = self.config
