@@ -43,7 +43,7 @@ CONFINED = {
     "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "starlette", "uvicorn"},
 }
 ARITHMETIC = {"numpy", "torch"}
-STANDARD_LIBRARY_ONLY = {"engine.sequence", "engine.page_pool", "engine.scheduler"}
+STANDARD_LIBRARY_ONLY = {"engine.sequence", "engine.page_pool", "engine.kv_group", "engine.scheduler"}
 
 
 @dataclass(frozen=True)

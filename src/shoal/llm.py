@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal import hub
-from shoal.engine.engine import Engine, Output, Request, max_model_len
+from shoal.engine.engine import Engine, Output, Request
+from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend

@@ -39,11 +39,11 @@ def test_every_query_attends_to_pages_that_were_filled(monkeypatch: pytest.Monke
     seen: list[tuple[int, int]] = []
     attend = reference.attend
 
-    def note(q: Any, k: Any, v: Any, positions: Any, shape: Any) -> Any:
+    def note(q: Any, k: Any, v: Any, positions: Any, shape: Any, first: int) -> Any:
         assert np.abs(k).max(axis=(1, 2)).min() > 0
         assert np.abs(v).max(axis=(1, 2)).min() > 0
         seen.append((len(q), len(k)))
-        return attend(q, k, v, positions, shape)
+        return attend(q, k, v, positions, shape, first)
 
     monkeypatch.setattr(reference, "attend", note)
     (found,) = measure_step_ops(plan(vocab=0)).attention

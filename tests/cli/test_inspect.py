@@ -50,11 +50,9 @@ def test_the_memory_plan_is_the_one_that_an_engine_makes(shoal: Shoal, model: Pa
     with LLM(model, device="reference", max_num_seqs=4, kv_cache_memory="1MiB") as llm:
         plan = llm.engine.memory_plan
     memory = found["memory"]
-    assert (memory["pages"], memory["kv_cache"], memory["weights"]) == (
-        plan.num_pages,
-        plan.kv_bytes,
-        plan.weights_bytes,
-    )
+    (group,) = plan.groups
+    assert memory["groups"] == [{"window": 0, "layers": 2, "pages": group.num_pages, "page": group.page_bytes}]
+    assert (memory["kv_cache"], memory["weights"]) == (plan.kv_bytes, plan.weights_bytes)
     assert memory["sequences_that_fit"] == {"512": plan.num_tokens // 512}
     assert found["defaults"]["kv_cache_memory"] == plan.kv_bytes
     assert (found["defaults"]["max_num_seqs"], found["defaults"]["max_model_len"]) == (4, 512)
@@ -75,7 +73,7 @@ def test_an_unsupported_model_says_why(shoal: Shoal, tmp_path: Path) -> None:
     path = builder.write(tmp_path / "mamba.gguf")
     found = facts(shoal, path, *FLAGS)
     assert found["supported"] is False
-    assert "'mamba' is not supported; known: llama" in found["reason"]
+    assert "'mamba' is not supported; known: bitnet, " in found["reason"]
     assert found["hyper_parameters"] == {"block_count": 3}
     assert "error" in found["tokenizer"]
     assert found["chat_template"]["present"] is False

@@ -165,9 +165,9 @@ def test_late_arrivals_change_nothing(case: Case) -> None:
 
 def test_preemption_changes_nothing(case: Case) -> None:
     with case.open() as llm:
-        page = llm.engine.memory_plan.kv_bytes // llm.engine.num_pages
+        page = sum(group.page_bytes for group in llm.engine.memory_plan.groups)
     with case.open(kv_cache_memory=40 * page) as llm:  # 640 tokens for all of them
         assert generate(llm, case.requests) == case.solo
         stats = llm.engine.stats()
     assert stats.preemptions > 0
-    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, 40)
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, (40,))

@@ -50,14 +50,32 @@ def test_batch_equals_solo(budget: int, pages: int) -> None:
     assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
 
 
+@pytest.mark.parametrize("windows", [(0, 20), (20, 20), (7, 40, 0)])
+@pytest.mark.parametrize("budget", [5, 64])
+@pytest.mark.parametrize("pages", [8, 300])
+def test_batch_equals_solo_with_windows(windows: tuple[int, ...], budget: int, pages: int) -> None:
+    requests = mixed_requests(40, np.random.default_rng(budget), longest_prompt=104)
+    engine = toy_engine(pages=pages * len(windows), budget=budget, windows=windows)
+    assert tokens(run(engine, requests)) == solo(requests, windows)
+    assert tokens(run(engine, requests[::-1])) == solo(requests, windows)
+    if pages == 8 and 0 in windows:
+        assert engine.stats().preemptions > 0
+
+
 @settings(max_examples=25, deadline=None)
-@given(data=st.data(), budget=st.integers(1, 40), pages=st.integers(8, 20), seqs=st.integers(1, 8))
+@given(
+    data=st.data(),
+    budget=st.integers(1, 40),
+    pages=st.integers(8, 20),
+    seqs=st.integers(1, 8),
+    windows=st.sampled_from([(0,), (30, 0), (10,)]),
+)
 def test_requests_that_join_and_leave_at_any_time_do_not_change_each_other(
-    data: st.DataObject, budget: int, pages: int, seqs: int
+    data: st.DataObject, budget: int, pages: int, seqs: int, windows: tuple[int, ...]
 ) -> None:
     requests = mixed_requests(12, np.random.default_rng(data.draw(st.integers(0, 5))))
     aborted = data.draw(st.sets(st.sampled_from(requests), max_size=3))
-    engine = toy_engine(budget=budget, pages=pages, seqs=seqs)
+    engine = toy_engine(budget=budget, pages=pages * len(windows), seqs=seqs, windows=windows)
     results: dict[str, Result] = {}
     for request in requests:
         engine.add(request)
@@ -66,7 +84,7 @@ def test_requests_that_join_and_leave_at_any_time_do_not_change_each_other(
     for request in aborted:
         engine.abort(request.request_id)
     drain(engine, results)
-    alone = solo(requests)
+    alone = solo(requests, windows)
     for request in requests:
         result, expected = results[request.request_id], alone[request.request_id]
         if result.end[0] == "abort":

@@ -3,8 +3,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from shoal.engine.engine import MemoryPlan, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig
@@ -27,7 +29,7 @@ def plan(config: EngineConfig, model: ModelConfig = MODEL) -> MemoryPlan:
 
 def test_by_default_there_is_room_for_all_sequences_at_full_length() -> None:
     made = plan(EngineConfig(max_num_seqs=3))
-    assert (made.max_model_len, made.num_pages, made.num_full_length_seqs) == (4096, 3 * 256, 3)
+    assert (made.max_model_len, made.num_pages, made.num_seqs(4096)) == (4096, (3 * 256,), 3)
     assert (made.weights_bytes, made.kv_bytes_per_token, made.num_tokens) == (1000, 16, 3 * 4096)
     assert made.kv_bytes == 3 * 256 * PAGE_BYTES
 
@@ -48,7 +50,7 @@ def test_by_default_pages_take_at_most_a_gibibyte_and_two_fifths_of_what_is_avai
     config = EngineConfig(max_num_seqs=65536)
     assert plan(config).kv_bytes == 1 << 30
     available.available = 100 * PAGE_BYTES * 256
-    assert plan(config).num_full_length_seqs == 40
+    assert plan(config).num_seqs(4096) == 40
 
 
 def test_too_little_memory_for_one_sequence_is_refused_with_both_numbers(available: SimpleNamespace) -> None:
@@ -61,14 +63,85 @@ def test_too_little_memory_for_one_sequence_is_refused_with_both_numbers(availab
 
 def test_what_the_user_gives_may_be_less_than_one_sequence_but_not_less_than_a_page() -> None:
     made = plan(EngineConfig(kv_cache_memory=5 * PAGE_BYTES + 1))
-    assert (made.num_pages, made.num_full_length_seqs) == (5, 0)
+    assert (made.num_pages, made.num_seqs(80), made.num_seqs(81), made.num_seqs(4096)) == ((5,), 1, 0, 0)
     with pytest.raises(MemoryLimitError, match="one page needs 256 bytes, 255 bytes are given"):
         plan(EngineConfig(kv_cache_memory=PAGE_BYTES - 1))
 
 
 def test_more_than_there_is_is_refused_and_more_than_is_of_use_not_taken(available: SimpleNamespace) -> None:
     config = EngineConfig(max_num_seqs=2, kv_cache_memory="4GiB")
-    assert plan(config).num_full_length_seqs == 2
+    assert plan(config).num_seqs(4096) == 2
     available.available = 4096
     with pytest.raises(MemoryLimitError, match="131072 bytes are needed, 4096 bytes are available"):
         plan(config)
+
+
+# --- windows: a page of the layers below takes PAGE_BYTES each
+
+
+def windowed(*windows: int) -> ModelConfig:
+    return toy_model(context=4096, windows=windows).config
+
+
+def test_layers_with_the_same_window_are_a_group() -> None:
+    made = plan(EngineConfig(max_num_seqs=2, max_num_batched_tokens=512), windowed(256, 256, 0, 512, 256))
+    assert [(g.use.window, g.layers, g.page_bytes) for g in made.groups] == [
+        (256, (0, 1, 4), 3 * PAGE_BYTES),
+        (0, (2,), PAGE_BYTES),
+        (512, (3,), PAGE_BYTES),
+    ]
+    assert made.kv_bytes_per_token == 5 * 16
+    # Of 256 + 512 tokens the one that computes a chunk and of 256 the other, and a page where they begin inside one.
+    assert made.num_pages == (49 + 17, 2 * 256, 65 + 33)
+    assert made.num_seqs(4096) == 2
+
+
+def test_a_window_that_no_sequence_outgrows_is_none() -> None:
+    made = plan(EngineConfig(max_model_len=256), windowed(256, 0, 255))
+    assert [(g.use.window, g.layers) for g in made.groups] == [(0, (0, 1)), (255, (2,))]
+
+
+def test_a_window_makes_room_for_more_sequences() -> None:
+    budget = EngineConfig(kv_cache_memory=2000 * PAGE_BYTES)
+    without, with_windows = (plan(budget, windowed(*windows)) for windows in ((0, 0, 0), (128, 128, 0)))
+    assert [without.num_seqs(length) for length in (4096, 724, 128)] == [2, 14, 83]
+    assert [with_windows.num_seqs(length) for length in (4096, 724, 128)] == [5, 26, 33]
+
+
+def test_one_sequence_of_full_length_fits_first() -> None:
+    first = 256 + 2 * 41  # of 128 + 512 tokens
+    made = plan(EngineConfig(kv_cache_memory=first * PAGE_BYTES), windowed(0, 128, 128))
+    assert (made.num_pages, made.num_seqs(4096)) == ((256, 41), 1)
+    made = plan(EngineConfig(kv_cache_memory=first * PAGE_BYTES - 1), windowed(0, 128, 128))
+    assert (made.num_pages, made.num_seqs(4096), made.num_seqs(4080)) == ((255, 41), 0, 1)
+    made = plan(EngineConfig(kv_cache_memory=30 * PAGE_BYTES), windowed(0, 128, 128))
+    assert (made.num_pages, made.num_seqs(160)) == ((10, 10), 1)
+
+
+def test_windows_in_every_layer() -> None:
+    made = plan(EngineConfig(max_num_seqs=3), windowed(128, 128))
+    assert made.num_pages == (41 + 9 + 9,)
+    assert made.num_seqs(4096) == 3
+    made = plan(EngineConfig(kv_cache_memory=20 * PAGE_BYTES), windowed(128, 128))
+    assert (made.num_pages, made.num_seqs(160), made.num_seqs(4096)) == ((10,), 1, 0)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    windows=st.lists(st.sampled_from([0, 16, 100, 512, 5000]), min_size=1, max_size=4),
+    pages=st.integers(4, 5000),
+    seqs=st.integers(1, 100),
+    length=st.integers(1, 4096),
+)
+def test_what_the_user_gives_is_used_up_or_enough(windows: list[int], pages: int, seqs: int, length: int) -> None:
+    config = EngineConfig(max_num_seqs=seqs, kv_cache_memory=pages * PAGE_BYTES)
+    made = plan(config, windowed(*windows))
+    assert made.kv_bytes <= pages * PAGE_BYTES
+    if made.num_seqs(4096) < seqs:
+        assert made.kv_bytes > (pages - 2 * len(windows)) * PAGE_BYTES
+    assert min(made.num_pages) >= 1
+    fit = made.num_seqs(length)
+    assert fit == 0 or all(
+        group.use.most_pages(length) + (fit - 1) * group.use.settled_pages(length) <= group.num_pages
+        for group in made.groups
+    )

@@ -1,4 +1,4 @@
-"""The engine on a small random llama: the reference backend's attention, positions and pages instead of the toy's."""
+"""The engine on small random networks: the reference backend's attention, positions and pages instead of the toy's."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ VOCAB, WIDTH, HEADS, KV_HEADS, FF, LAYERS = 96, 64, 4, 2, 96, 2
 PAGE_BYTES = LAYERS * 2 * KV_HEADS * (WIDTH // HEADS) * 2 * 16
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    path = write_llama(tmp_path_factory.mktemp("llama") / "random.gguf")
+WINDOW = 40  # of the first layer of the gemma2
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma2"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    path = write_network(tmp_path_factory.mktemp("models") / "random.gguf", request.param)
     with GGUFFile.open(path) as file:
         yield load_model(file, ReferenceBackend())
 
 
-def write_llama(path: Path) -> Path:
+def write_network(path: Path, architecture: str) -> Path:
     """Two layers with grouped-query attention, weights large enough that tokens depend on the whole context."""
     builder, rng = GGUFBuilder(), np.random.default_rng(0)
     keys = {
@@ -40,9 +43,13 @@ def write_llama(path: Path) -> Path:
         "context_length": 512,
         "attention.layer_norm_rms_epsilon": 1e-5,
     }
-    builder.add("general.architecture", "llama")
+    norms = ["attn_norm", "ffn_norm"]
+    if architecture == "gemma2":
+        keys["attention.sliding_window"] = WINDOW
+        norms += ["post_attention_norm", "post_ffw_norm"]
+    builder.add("general.architecture", architecture)
     for key, value in keys.items():
-        builder.add(f"llama.{key}", value)
+        builder.add(f"{architecture}.{key}", value)
     kv = KV_HEADS * WIDTH // HEADS
     builder.add_random_tensor("token_embd.weight", (VOCAB, WIDTH), "F32", rng, std=1.0)
     builder.add_tensor("output_norm.weight", np.ones(WIDTH))
@@ -58,7 +65,7 @@ def write_llama(path: Path) -> Path:
         }
         for name, shape in shapes.items():
             builder.add_random_tensor(f"blk.{i}.{name}.weight", shape, "F32", rng, std=0.25)
-        for name in ("attn_norm", "ffn_norm"):
+        for name in norms:
             builder.add_tensor(f"blk.{i}.{name}.weight", np.ones(WIDTH))
     return builder.write(path)
 
@@ -109,6 +116,21 @@ def test_logits_do_not_depend_on_chunks(model: Model) -> None:
     whole = logits_of(run(engine(model), [request])["r4"])
     chunked = logits_of(run(engine(model, budget=7), [request])["r4"])
     np.testing.assert_allclose(chunked, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["gemma2"], indirect=True)
+def test_a_text_of_many_windows_does_not_depend_on_pages_or_chunks(model: Model) -> None:
+    """Several hundred tokens: the windowed layer has pages for a window and a chunk alone, and they change hands all the time."""
+    rng = np.random.default_rng(2)
+    params = SamplingParams(temperature=0, max_tokens=80)
+    long = [Request(f"r{i}", tuple(rng.integers(0, VOCAB, 300 + i).tolist()), params) for i in range(3)]
+    one = engine(model, pages=200)
+    expected = {request.request_id: tokens(run(one, [request]))[request.request_id] for request in long}
+    for pages, budget in ((60, 512), (60, 33), (24, 16)):
+        many = engine(model, pages=pages, budget=budget)
+        assert tokens(run(many, long)) == expected
+        assert many.num_pages == many.stats().free_pages
+        assert (many.stats().preemptions > 0) == (pages == 24)
 
 
 def logits_of(result: Result) -> np.ndarray:

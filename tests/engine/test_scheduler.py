@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shoal.engine.kv_group import PageGroup, PageUse
 from shoal.engine.page_pool import PagePool
 from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
-from shoal.engine.sequence import Output, Request, Sequence, Status
+from shoal.engine.sequence import Output, Request, Status
+from shoal.engine.sequence import Sequence as Running
 from shoal.errors import RequestError
 from shoal.params import SamplingParams
 
 
-def make(*, pages: int = 100, page_size: int = 4, seqs: int = 8, budget: int = 16, longest: int = 100) -> Scheduler:
-    limits = SchedulerLimits(
-        max_model_len=longest, max_num_seqs=seqs, max_num_batched_tokens=budget, page_size=page_size
-    )
-    return Scheduler(PagePool(pages), limits)
+def make(
+    *,
+    pages: int = 100,
+    page_size: int = 4,
+    seqs: int = 8,
+    budget: int = 16,
+    longest: int = 100,
+    windowed: Sequence[tuple[int, int]] = (),
+) -> Scheduler:
+    """``pages`` without a window; ``windowed``: window and pages of further groups."""
+    limits = SchedulerLimits(max_model_len=longest, max_num_seqs=seqs, max_num_batched_tokens=budget)
+    groups = [
+        PageGroup(PagePool(count), PageUse(page_size, budget, window)) for window, count in ((0, pages), *windowed)
+    ]
+    return Scheduler(groups, limits)
 
 
 def request(name: str, prompt: int, max_tokens: int | None = 4, *, want_logits: bool = False) -> Request:
@@ -165,13 +179,120 @@ def test_the_context_limit_ends_the_output() -> None:
     assert seq.num_tokens == 10
 
 
-class SchedulerMachine(RuleBasedStateMachine):
-    """Requests come and go at random; each step keeps the promises; in the end all are done and nothing leaks."""
+# --- KV groups
 
-    @initialize(pages=st.integers(3, 12), seqs=st.integers(1, 6), budget=st.integers(1, 12))
-    def start(self, pages: int, seqs: int, budget: int) -> None:
-        self.scheduler = make(pages=pages, page_size=2, seqs=seqs, budget=budget, longest=30)
-        self.alive: dict[str, Sequence] = {}
+
+@pytest.mark.parametrize(("chunk", "in_prompt", "decoding"), [(64, 36, 33), (512, 64, 33)])
+def test_windowed_layers_hold_a_window_and_a_chunk(chunk: int, in_prompt: int, decoding: int) -> None:
+    """Pages of 16 tokens that a sequence holds on its way to 4,000: of 512 + chunk tokens, and one where they begin inside a page."""
+    scheduler = make(pages=250, page_size=16, budget=chunk, longest=4001, windowed=[(512, 250)])
+    scheduler.add(request("r", 3900, 101), 0.0)
+    held: dict[bool, set[int]] = {True: set(), False: set()}
+    while scheduler.running or scheduler.waiting:
+        batch = scheduler.schedule()
+        whole, window = (group.pool.num_pages - group.pool.num_free for group in scheduler.groups)
+        (seq,) = batch.sequences
+        assert whole == -(-(seq.num_computed + seq.num_scheduled) // 16)
+        held[seq.num_computed < seq.num_prompt].add(window)
+        scheduler.commit(batch, StepResult([7] * len(batch.sampling), [None] * len(batch.sampling), []), 0.0)
+    assert max(held[True]) == in_prompt <= -(-(512 + chunk) // 16) + 1
+    assert held[False] == {decoding - 1, decoding}
+
+
+def test_a_page_goes_back_when_no_later_token_sees_it() -> None:
+    scheduler = make(page_size=4, windowed=[(6, 100)])
+    seq = scheduler.add(request("r", 13, 50), 0.0)
+    step(scheduler)  # token 13, which comes next, sees 8 to 13
+    assert [group.pool.num_free for group in scheduler.groups] == [96, 98]
+    for _ in range(3):
+        step(scheduler)
+    assert (seq.num_computed, scheduler.groups[1].pool.num_free) == (16, 98)  # 16 sees 11 to 16
+    step(scheduler)
+    assert (seq.num_computed, scheduler.groups[1].pool.num_free) == (17, 98)  # 17 sees 12 to 17: of 5 pages 3 are gone
+
+
+def test_a_dropped_or_failed_step_gives_back_nothing_twice() -> None:
+    scheduler = make(page_size=2, budget=7, windowed=[(3, 20)])
+    for name in "ab":
+        scheduler.add(request(name, 20), 0.0)
+    step(scheduler)
+    for _ in range(2):
+        scheduler.schedule()
+        scheduler.check()
+    step(scheduler)
+    scheduler.fail(scheduler.schedule(), "broken", 0.0)
+    scheduler.check()
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+    assert [group.pool.num_free for group in scheduler.groups] == [100, 20]
+
+
+def test_a_full_group_preempts_although_the_other_has_room() -> None:
+    scheduler = make(page_size=2, budget=16, windowed=[(5, 6)])
+    first, second, third = (scheduler.add(request(name, 4, 8), 0.0) for name in "abc")
+    for _ in range(2):
+        step(scheduler)
+    assert (third.status, third.pages, third.num_computed) == (Status.WAITING, [], 0)
+    assert [group.pool.num_free for group in scheduler.groups] == [94, 0]
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+    assert first.num_tokens == second.num_tokens == third.num_tokens == 12
+    assert [seq.metrics.num_preemptions for seq in (first, second, third)] == [0, 0, 1]
+    assert [group.pool.num_free for group in scheduler.groups] == [100, 6]
+
+
+def test_admission_waits_until_every_group_has_room() -> None:
+    scheduler = make(page_size=4, budget=40, windowed=[(8, 8)])
+    scheduler.add(request("a", 16, 16), 0.0)
+    scheduler.add(request("b", 24, 1), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 16)]  # b needs 6 pages with a window and 4 are free
+    assert shares(step(scheduler)[0]) == [("a", 1)]  # a has given back 2 and taken one: 5 are free
+    while scheduler.waiting:
+        batch, _ = step(scheduler)
+    assert shares(batch) == [("a", 1), ("b", 24)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "message"),
+    [(15, 1, None), (16, 1, None), (17, 1, "KV memory for 17 tokens; the whole pool holds 16"), (15, None, None)],
+)
+def test_a_window_that_does_not_fit_limits_the_length(prompt: int, tokens: int | None, message: str | None) -> None:
+    """A chunk of 16 and a window of 9 see up to 24 tokens, in 7 pages of 4; there are 4."""
+    scheduler = make(page_size=4, longest=60, windowed=[(9, 4)])
+    if message is None:
+        seq = scheduler.add(request("r", prompt, tokens), 0.0)
+        while seq.status is not Status.FINISHED:
+            step(scheduler)
+        assert seq.num_tokens == 17 if tokens is None else prompt + 1
+    else:
+        with pytest.raises(RequestError, match=message):
+            scheduler.add(request("r", prompt, tokens), 0.0)
+
+
+def test_a_window_that_fits_does_not_limit_the_length() -> None:
+    scheduler = make(page_size=4, longest=60, windowed=[(9, 7)])
+    seq = scheduler.add(request("r", 50, None), 0.0)
+    while seq.status is not Status.FINISHED:
+        step(scheduler)
+    assert seq.num_tokens == 60
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come and go at random; each step keeps the promises; in the end all are done and nothing leaks.
+
+    ``slots`` are the memory of each KV group: whose position was last stored where. What a step sees must still be there.
+    """
+
+    @initialize(
+        pages=st.integers(3, 15),
+        seqs=st.integers(1, 6),
+        budget=st.integers(1, 12),
+        windowed=st.lists(st.tuples(st.integers(1, 12), st.integers(3, 15)), max_size=2),
+    )
+    def start(self, pages: int, seqs: int, budget: int, windowed: list[tuple[int, int]]) -> None:
+        self.scheduler = make(pages=pages, page_size=2, seqs=seqs, budget=budget, longest=30, windowed=windowed)
+        self.slots: list[dict[int, tuple[str, int]]] = [{} for _ in self.scheduler.groups]
+        self.alive: dict[str, Running] = {}
         self.admitted: list[str] = []
         self.wanted: dict[str, int] = {}
         self.produced: dict[str, int] = {}
@@ -237,19 +358,32 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def hold_the_shape_of(self, batch: StepBatch) -> None:
         limits = self.scheduler.limits
+        self.hold_what_is_seen(batch)
         assert 0 < batch.num_rows <= limits.max_num_batched_tokens
         assert batch.num_rows == sum(seq.num_scheduled for seq in batch.sequences)
         assert len(batch.sequences) <= limits.max_num_seqs
         rows = 0
         for seq in batch.sequences:
             assert seq.first_row == rows
-            assert len(seq.pages) * limits.page_size >= seq.num_computed + seq.num_scheduled
             rows += seq.num_scheduled
         in_prompt = [
             seq for seq in self.scheduler.running if seq.num_tokens - seq.num_computed > 1 or not seq.num_computed
         ]
         decoding = [seq for seq in self.scheduler.running if seq not in in_prompt]
         assert batch.sequences[: len(decoding)] == decoding
+
+    def hold_what_is_seen(self, batch: StepBatch) -> None:
+        """Store the rows of a step, then look for everything that they see."""
+        for index, (group, slots) in enumerate(zip(self.scheduler.groups, self.slots, strict=True)):
+            for seq in batch.sequences:
+                first, stop = seq.num_computed, seq.num_computed + seq.num_scheduled
+                name, pages = seq.request.request_id, seq.pages[index]
+                slots.update({pages[p // 2] * 2 + p % 2: (name, p) for p in range(first, stop)})
+            for seq in batch.sequences:
+                first, stop = seq.num_computed, seq.num_computed + seq.num_scheduled
+                seen = range(max(0, first - group.use.window + 1) if group.use.window else 0, stop)
+                name, pages = seq.request.request_id, seq.pages[index]
+                assert [slots[pages[p // 2] * 2 + p % 2] for p in seen] == [(name, p) for p in seen]
 
     @invariant()
     def everything_fits_together(self) -> None:
@@ -266,7 +400,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.step()
             assert not self.alive, "some requests never finish"
             self.scheduler.check()
-            assert self.scheduler.pool.num_free == self.scheduler.pool.num_pages
+            for group in self.scheduler.groups:
+                assert group.pool.num_free == group.pool.num_pages
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -1,7 +1,7 @@
-"""A backend whose logits depend on the whole history of a sequence, read back through the page table it was given.
+"""A backend whose logits depend on the whole history of a sequence, read back through the page tables it was given.
 
-A wrong page, position, chunk or a KV entry that was never written changes the tokens that follow. No arithmetic of a
-model is involved, so the tests of the engine are fast and exact.
+In a KV group with a window, on the positions in the window. A wrong page, position, chunk or a KV entry that was never written
+changes the tokens that follow. No arithmetic of a model is involved, so the tests of the engine are fast and exact.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from shoal.kernels.base import (
     AttentionShape,
     Head,
     IntArray,
+    KVGroup,
     Layers,
     Linear,
     Norm,
@@ -36,7 +37,7 @@ from shoal.params import EngineConfig, SamplingParams
 
 VOCAB = 61
 NAN_TOKEN = 60  # in a prompt: the logits of its row are NaN
-PAGE_BYTES = 2 * 2 * 4 * PAGE_SIZE  # one layer, one KV head of size 4, f16
+PAGE_BYTES = 2 * 2 * 4 * PAGE_SIZE  # of one layer: one KV head of size 4, f16
 U64 = NDArray[np.uint64]
 
 
@@ -50,9 +51,10 @@ def mix(x: U64) -> U64:
 
 @dataclass
 class ToyBackend:
-    """Remembers what it was asked. ``before_step`` may raise."""
+    """Remembers what it was asked. ``windows``: of each layer. ``before_step`` may raise."""
 
     name: str = "toy"
+    windows: tuple[int, ...] = (0,)
     before_step: Callable[[StepInput], None] = lambda step: None
     steps: list[StepInput] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -72,22 +74,46 @@ class ToyBackend:
     def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
         return 2 * kv_heads * head_dim * {"f16": 2, "f32": 4}[dtype]
 
-    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> IntArray:
-        """(token, position) of each slot; -1 where nothing was ever written."""
-        return np.full((pages * PAGE_SIZE, 2), -1, np.int32)
+    def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> list[ToyCache]:
+        caches = []
+        for group in groups:
+            (window,) = {self.windows[layer] for layer in group.layers}
+            caches.append(ToyCache(window, np.full((group.pages * PAGE_SIZE, 2), -1, np.int32)))
+        return caches
 
-    def bind(self, layers: Layers, head: Head, cache: IntArray, limits: StepLimits) -> ToyNetwork:
+    def bind(self, layers: Layers, head: Head, cache: list[ToyCache], limits: StepLimits) -> ToyNetwork:
         return ToyNetwork(self, cache, limits)
 
     def close(self) -> None:
         return None
 
 
-class ToyNetwork:
-    """Each row's state is a hash of all tokens up to its own; its logits are a hash of that."""
+@dataclass
+class ToyCache:
+    """One KV group: ``slots`` hold (token, position); -1 where nothing was ever written."""
 
-    def __init__(self, backend: ToyBackend, cache: IntArray, limits: StepLimits) -> None:
-        self._backend, self._cache, self._limits = backend, cache, limits
+    window: int
+    slots: IntArray
+
+    def states(self, table: IntArray, tokens: IntArray, positions: IntArray) -> U64:
+        """Store a sequence's rows; then for each a hash of the tokens that it sees, its own among them."""
+        first = max(0, int(positions[0]) - self.window + 1) if self.window else 0
+        seen = np.arange(first, positions[-1] + 1, dtype=np.int32)
+        slots = table[seen // PAGE_SIZE] * PAGE_SIZE + seen % PAGE_SIZE
+        self.slots[slots[-len(positions) :]] = np.stack([tokens, positions], axis=1)
+        stored, places = self.slots[slots].T
+        np.testing.assert_array_equal(places, seen)
+        sums = np.cumsum(mix(stored.astype(np.uint64)) * mix(seen.astype(np.uint64)), dtype=np.uint64)
+        sums = np.concatenate([np.zeros(1, np.uint64), sums])
+        begin = np.maximum(positions - self.window + 1, 0) if self.window else np.zeros_like(positions)
+        return sums[positions + 1 - first] - sums[begin - first]
+
+
+class ToyNetwork:
+    """Each row's state is a hash of the tokens it sees in each KV group; its logits are a hash of that."""
+
+    def __init__(self, backend: ToyBackend, caches: list[ToyCache], limits: StepLimits) -> None:
+        self._backend, self._caches, self._limits = backend, caches, limits
         self._states: U64 = np.zeros(0, np.uint64)
         self._tokens: IntArray = np.zeros(0, np.int32)
         self.last_logits: NDArray[np.float32] = np.zeros((0, VOCAB), np.float32)
@@ -98,23 +124,21 @@ class ToyNetwork:
         self._backend.calls.append("layers")
         self._backend.before_step(step)
         assert 0 < len(step.token_ids) == len(step.positions) == step.row_start[-1] <= self._limits.max_rows
-        assert len(step.kv_len) == len(step.page_table) == len(step.row_start) - 1 <= self._limits.max_seqs
+        assert len(step.kv_len) == len(step.row_start) - 1 <= self._limits.max_seqs
+        assert step.page_table.shape == (len(self._caches), len(step.kv_len), self._limits.max_pages_per_seq)
         states = [self._sequence(step, s) for s in range(len(step.kv_len))]
         self._states, self._tokens = np.concatenate(states), step.token_ids
 
     def _sequence(self, step: StepInput, s: int) -> U64:
-        """Store the rows of sequence s, then the state of each from the whole of its history."""
+        """The states of the rows of sequence s, all groups together."""
         rows = slice(step.row_start[s], step.row_start[s + 1])
-        history = np.arange(step.kv_len[s], dtype=np.int32)
-        positions = step.positions[rows]
+        tokens, positions = step.token_ids[rows], step.positions[rows]
         assert len(positions) > 0
-        np.testing.assert_array_equal(positions, history[-len(positions) :])
-        slots = step.page_table[s][history // PAGE_SIZE] * PAGE_SIZE + history % PAGE_SIZE
-        mine = slots[-len(positions) :]
-        self._cache[mine, 0], self._cache[mine, 1] = step.token_ids[rows], positions
-        tokens, stored = self._cache[slots].T
-        np.testing.assert_array_equal(stored, history)
-        return np.cumsum(mix(tokens.astype(np.uint64)) * mix(history.astype(np.uint64)), dtype=np.uint64)[positions]
+        np.testing.assert_array_equal(positions, np.arange(step.kv_len[s])[-len(positions) :])
+        states = np.zeros(len(positions), np.uint64)
+        for cache, table in zip(self._caches, step.page_table[:, s], strict=True):
+            states = states * np.uint64(0x9E3779B97F4A7C15) + cache.states(table, tokens, positions)
+        return states
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         assert 0 < len(rows) <= LOGIT_ROWS
@@ -130,13 +154,13 @@ class ToyNetwork:
         return np.array([sample_row(logits[i], how, i) for i in range(len(rows))], np.int32)
 
 
-def toy_model(context: int = 4096) -> Model:
-    """One layer, no weights."""
+def toy_model(context: int = 4096, windows: tuple[int, ...] = (0,)) -> Model:
+    """A layer for each of ``windows``, no weights."""
     config = ModelConfig(
         architecture="llama",
         arch=ARCHS["llama"],
         name="toy",
-        n_layers=1,
+        n_layers=len(windows),
         n_embd=4,
         n_ff=4,
         n_heads=1,
@@ -148,8 +172,8 @@ def toy_model(context: int = 4096) -> Model:
         norm_eps=1e-5,
         vocab_size=VOCAB,
         context_length=context,
-        windows=(0,),
-        rotated=(True,),
+        windows=windows,
+        rotated=(True,) * len(windows),
         attention_scale=0.5,
     )
     return Model(
@@ -157,7 +181,7 @@ def toy_model(context: int = 4096) -> Model:
         embedding=None,
         positions=None,
         embedding_norm=None,
-        layers=(None,),  # type: ignore[arg-type]
+        layers=(None,) * len(windows),  # type: ignore[arg-type]
         output_norm=Norm(None, 1e-5),
         head=Linear(None),
         shape=AttentionShape(1, 1, 4, 0.5),
@@ -172,16 +196,18 @@ def toy_engine(
     seqs: int = 64,
     budget: int = 512,
     longest: int = 512,
+    windows: tuple[int, ...] = (0,),
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
-    """An engine on the toy, with ``pages`` pages of 16 tokens, that checks itself at every step."""
+    """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step."""
     config = EngineConfig(
         max_model_len=longest,
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         kv_cache_memory=pages * PAGE_BYTES,
     )
-    return Engine(toy_model(), backend or ToyBackend(), config, clock=clock, check_every_step=True)
+    backend = backend or ToyBackend(windows=windows)
+    return Engine(toy_model(windows=windows), backend, config, clock=clock, check_every_step=True)
 
 
 def greedy(name: str, prompt: Iterable[int], max_tokens: int = 8) -> Request:
@@ -259,7 +285,7 @@ def tokens(results: dict[str, Result]) -> dict[str, list[int]]:
     return {name: result.token_ids for name, result in results.items()}
 
 
-def solo(requests: Iterable[Request]) -> dict[str, list[int]]:
+def solo(requests: Iterable[Request], windows: tuple[int, ...] = (0,)) -> dict[str, list[int]]:
     """The tokens of each request run alone, whatever its id."""
-    engine = toy_engine()
+    engine = toy_engine(windows=windows)
     return {request.request_id: tokens(run(engine, [replace(request)]))[request.request_id] for request in requests}

@@ -37,7 +37,7 @@ class Case:
             positions=np.concatenate([np.arange(a, b, dtype=np.int32) for _, a, b in spans]),
             row_start=np.cumsum([0, *counts]).astype(np.int32),
             kv_len=np.array([last for _, _, last in spans], np.int32),
-            page_table=np.ascontiguousarray(self.tables[[s for s, _, _ in spans]]),
+            page_table=self.tables[None, [s for s, _, _ in spans]],
         )
         return step, np.concatenate([self.qkv[s][a:b] for s, a, b in spans])
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.base import AttentionShape, Linear, Rope, StepInput, StepLimits
+from shoal.kernels.base import AttentionShape, KVGroup, Linear, Rope, StepInput, StepLimits
 from shoal.kernels.cpu import attention
 from shoal.kernels.cpu.backend import CPUBackend, _Recorder, _Rows
 from shoal.kernels.cpu.pack import PackedMatrix
@@ -22,7 +22,7 @@ class OneStep:
         self.backend, self.count = backend, rows
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         self.header[:3] = rows, 2, -(-rows // 2)
-        cache = backend.kv_cache(1, 1, AttentionShape(1, 1, 16, 1.0), "f16")
+        cache = backend.kv_cache([KVGroup((0,), 1)], AttentionShape(1, 1, 16, 1.0), "f16")
         self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, StepLimits(rows, 1, 1))
 
     def input(self, x: F32) -> _Rows:
@@ -100,7 +100,7 @@ class PagedLayers:
 
     def __init__(self, backend: CPUBackend, layers: Sequence[LayerKind], pages: int, dtype: str, max_rows: int) -> None:
         self.backend = backend
-        self.cache = backend.kv_cache(len(layers), pages, layers[0][0], dtype)
+        self.cache = backend.kv_cache([KVGroup(tuple(range(len(layers))), pages)], layers[0][0], dtype)
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         limits = StepLimits(max_rows, max_rows, pages)
         self._recorder = _Recorder(backend, self.cache, self.header, self.header.ctypes.data, limits)
@@ -122,7 +122,7 @@ class PagedLayers:
         self.header[:] = (
             *(rows, 1, rows, len(step.kv_len), step.token_ids.ctypes.data, step.positions.ctypes.data),
             *(step.row_start.ctypes.data, step.kv_len.ctypes.data, step.page_table.ctypes.data),
-            step.page_table.strides[0],
+            *step.page_table.strides[:2],
         )
         self.backend.pool.run(self._program)
         return [out.array[:rows].copy() for _, out in self._places]

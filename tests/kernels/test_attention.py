@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import gguf
 from shoal.kernels import reference
-from shoal.kernels.base import PAGE_SIZE, Rope
+from shoal.kernels.base import PAGE_SIZE, KVGroup, Rope
 from shoal.kernels.cpu import attention
 from shoal.kernels.cpu import paged as paged_module
 from shoal.kernels.cpu.backend import CPUBackend
@@ -204,7 +204,7 @@ def test_one_thread_and_too_few_slots_change_no_bit(
 def lose(run: PagedAttention, case: Case, pages: int) -> None:
     """The first pages of the first sequence hold what is no number."""
     for stored in (run.cache.k, run.cache.v):
-        by_page = stored[: run.cache.layer_bytes].reshape(case.pages, -1)
+        by_page = stored[:-64].reshape(case.pages, -1)
         by_page[case.tables[0, :pages]] = 0xFF
 
 
@@ -216,7 +216,7 @@ def test_pages_before_the_window_are_not_read(long_case: Case, long_run: LongRun
         first = stop - rows
         before = max(0, first + 1 - (long_case.shape.window or stop)) // PAGE_SIZE
         step, qkv = long_case.step([(0, first, stop)])
-        step.page_table[0, :before] = 1 << 20  # far out of the cache: to read there would be the end of the process
+        step.page_table[0, 0, :before] = 1 << 20  # far out of the cache: to read there would be the end of the process
         assert np.array_equal(run.run(step, qkv), at_once[first:stop])
     lose(run, long_case, before + 1)  # the page where the last step's window begins
     assert np.isnan(run.run(*long_case.step([(0, first, stop)]))[0]).all()
@@ -289,5 +289,5 @@ def test_memory_of_a_position_counts_padding_and_scales(backend: CPUBackend) -> 
     assert backend.kv_token_bytes(2, 80, "q8_0") == 2 * 2 * (80 + 3 * 2)
     for dtype in LIMITS:
         case = make_case(4, 2, 20, [40])
-        cache = backend.kv_cache(3, 5, case.shape, dtype)
-        assert cache.k.nbytes + cache.v.nbytes - 2 * 64 == 3 * 5 * 16 * backend.kv_token_bytes(2, 20, dtype)
+        cache = backend.kv_cache([KVGroup((0, 2), 5), KVGroup((1,), 3)], case.shape, dtype)
+        assert cache.k.nbytes + cache.v.nbytes - 2 * 64 == (2 * 5 + 3) * 16 * backend.kv_token_bytes(2, 20, dtype)

@@ -6,7 +6,18 @@ import numpy as np
 
 from shoal.bench.random_weights import random_rows
 from shoal.gguf.quants import QuantFormat, format_named
-from shoal.kernels.base import PAGE_SIZE, Array, AttentionShape, Backend, Linear, Ops, RawTensor, StepInput, StepLimits
+from shoal.kernels.base import (
+    PAGE_SIZE,
+    Array,
+    AttentionShape,
+    Backend,
+    KVGroup,
+    Linear,
+    Ops,
+    RawTensor,
+    StepInput,
+    StepLimits,
+)
 
 _NO_ATTENTION = AttentionShape(heads=1, kv_heads=1, head_dim=16, scale=1.0)
 
@@ -41,8 +52,8 @@ class Products:
         self.num_bytes = copies * tensor.data.size
         self.products = copies * repeats
         self._weights = (*matrices, table)  # a bound network does not keep them
-        self._pages = np.arange(-(-max_tokens // PAGE_SIZE), dtype=np.int32)[None]
-        cache = backend.kv_cache(1, self._pages.size, _NO_ATTENTION, "f16")
+        self._pages = np.arange(-(-max_tokens // PAGE_SIZE), dtype=np.int32)[None, None]
+        cache = backend.kv_cache([KVGroup((0,), self._pages.size)], _NO_ATTENTION, "f16")
         limits = StepLimits(max_tokens, 1, self._pages.size)
         self._network = backend.bind(layers, lambda ops, x: ops.linear(ops.logit_rows(x), Linear(table)), cache, limits)
 

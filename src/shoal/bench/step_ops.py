@@ -23,6 +23,7 @@ from shoal.kernels.base import (
     Array,
     AttentionShape,
     Backend,
+    KVGroup,
     Linear,
     Ops,
     RawTensor,
@@ -153,7 +154,7 @@ class _Decode:
         width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
         self._table = table_ = backend.matrix([_floats((_FILL_ROWS, width), 1.0)])
         rope = Rope((10_000.0 ** -np.linspace(0, 1, shape.head_dim // 2, endpoint=False)).astype(np.float32), neox=True)
-        cache = backend.kv_cache(layers, self._pages.size, shape, "f16")
+        cache = backend.kv_cache([KVGroup(tuple(range(layers)), self._pages.size)], shape, "f16")
         limits = StepLimits(max(_FILL_ROWS, sequences), sequences, pages)
 
         def fill(ops: Ops) -> Array:
@@ -183,13 +184,13 @@ class _Decode:
         count = len(self._pages)
         ids, ends = np.arange(count, dtype=np.int32) % _FILL_ROWS, np.arange(count + 1, dtype=np.int32)
         positions = np.full(count, self._context - 1, np.int32)
-        self._network.layers(StepInput(ids, positions, ends, positions + 1, self._pages))
+        self._network.layers(StepInput(ids, positions, ends, positions + 1, self._pages[None]))
 
     def _chunk(self, sequence: int, start: int, stop: int) -> StepInput:
         """Positions ``start`` to ``stop`` of one sequence."""
         positions = np.arange(start, stop, dtype=np.int32)
         ends = np.array([0, stop - start], np.int32)
-        pages = self._pages[sequence : sequence + 1]
+        pages = self._pages[None, sequence : sequence + 1]
         return StepInput(positions - start, positions, ends, np.array([stop], np.int32), pages)
 
 
@@ -197,13 +198,14 @@ def measure_sampling(backend: Backend, rows: Sequence[int], vocab: int, rounds: 
     """Each number of rows (at most LOGIT_ROWS) with each way to choose."""
     inputs = backend.matrix([_floats((LOGIT_ROWS, _HEAD_COLUMNS), 1.0)])
     weights = backend.matrix([_floats((vocab, _HEAD_COLUMNS), _LOGIT_STD / _HEAD_COLUMNS**0.5)])
-    cache = backend.kv_cache(1, LOGIT_ROWS // PAGE_SIZE, AttentionShape(1, 1, 16, 1.0), "f16")
+    cache = backend.kv_cache([KVGroup((0,), LOGIT_ROWS // PAGE_SIZE)], AttentionShape(1, 1, 16, 1.0), "f16")
     limits = StepLimits(LOGIT_ROWS, 1, LOGIT_ROWS // PAGE_SIZE)
     network = backend.bind(
         lambda ops: ops.embed(inputs), lambda ops, x: ops.linear(ops.logit_rows(x), Linear(weights)), cache, limits
     )
     ids, ends = np.arange(LOGIT_ROWS, dtype=np.int32), np.array([0, LOGIT_ROWS], np.int32)
-    network.layers(StepInput(ids, ids, ends, ends[1:], np.arange(LOGIT_ROWS // PAGE_SIZE, dtype=np.int32)[None]))
+    pages = np.arange(LOGIT_ROWS // PAGE_SIZE, dtype=np.int32)[None, None]
+    network.layers(StepInput(ids, ids, ends, ends[1:], pages))
     for count in rows:
         chosen = ids[:count]
         logits = statistics.median(timings(lambda chosen=chosen: network.logits(chosen), rounds))  # type: ignore[misc]

@@ -77,7 +77,7 @@ def _batching(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
 
 def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
-    from shoal.engine.engine import plan_memory
+    from shoal.engine.memory_plan import plan_memory
     from shoal.kernels.load import load_backend
     from shoal.models.weights import check_supported
 
@@ -96,9 +96,17 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "weights": plan.weights_bytes,
         "kv_per_token": plan.kv_bytes_per_token,
         "kv_cache": plan.kv_bytes,
-        "pages": plan.num_pages,
+        "groups": [
+            {
+                "window": group.use.window,
+                "layers": len(group.layers),
+                "pages": group.num_pages,
+                "page": group.page_bytes,
+            }
+            for group in plan.groups
+        ],
         "tokens": plan.num_tokens,
-        "sequences_that_fit": {str(length): plan.num_tokens // length for length in lengths},
+        "sequences_that_fit": {str(length): plan.num_seqs(length) for length in lengths},
     }
     return {
         "supported": True,
@@ -221,8 +229,11 @@ def _template_lines(template: Mapping[str, Any]) -> Iterator[str]:
 def _memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
     rows = {
         "weights": _size(memory["weights"]),
-        "KV cache": f"{_size(memory['kv_cache'])} in {memory['pages']} pages, {memory['kv_per_token']} bytes a token",
+        "KV cache": f"{_size(memory['kv_cache'])}, {memory['kv_per_token']} bytes a token in all layers",
     }
+    for group in memory["groups"]:
+        name = f"  window {group['window']}" if group["window"] else "  whole context"
+        rows[name] = f"{group['layers']} layers: {group['pages']} pages, {_size(group['pages'] * group['page'])}"
     for length, count in memory["sequences_that_fit"].items():
         rows[f"of {length} tokens"] = f"{count} sequences fit"
     yield from _group("memory", rows)

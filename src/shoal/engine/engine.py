@@ -7,122 +7,44 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
-
+from shoal.engine.kv_group import PageGroup
+from shoal.engine.memory_plan import MemoryPlan, plan_memory
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
 from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
 from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs
-from shoal.errors import EngineError, MemoryLimitError, ParameterError, RequestError
-from shoal.kernels.base import PAGE_SIZE, Backend, StepLimits
-from shoal.models.config import ModelConfig
+from shoal.errors import EngineError, RequestError
+from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Model
-from shoal.params import EngineConfig, parse_size
+from shoal.params import EngineConfig
 
 __all__ = [
     "Engine",
     "EngineStats",
     "FinishReason",
-    "MemoryPlan",
     "Metrics",
     "Output",
     "Request",
     "TokenLogprobs",
-    "max_model_len",
-    "plan_memory",
 ]
-
-DEFAULT_MAX_MODEL_LEN = 8192
-DEFAULT_KV_MEMORY = 1 << 30
-DEFAULT_KV_SHARE = 0.4  # of the memory available
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What an engine takes. ``max_model_len`` and ``num_tokens`` (all pages together) in tokens, the rest as named."""
-
-    weights_bytes: int
-    kv_bytes_per_token: int
-    max_model_len: int
-    num_pages: int
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that all pages together hold."""
-        return self.num_pages * PAGE_SIZE
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of all pages."""
-        return self.num_tokens * self.kv_bytes_per_token
-
-    @property
-    def num_full_length_seqs(self) -> int:
-        """How many sequences of ``max_model_len`` fit at once; 0 if not even one does."""
-        return self.num_pages // _pages_for(self.max_model_len)
-
-
-@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed."""
+    """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed. Pages are those of
+    each KV group."""
 
     running: int
     waiting: int
-    free_pages: int
-    num_pages: int
+    free_pages: tuple[int, ...]
+    num_pages: tuple[int, ...]
     steps: int
     preemptions: int
     prompt_tokens: int
     generation_tokens: int
-
-
-def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend) -> MemoryPlan:
-    """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now.
-
-    Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
-    sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
-    bytes, ParameterError for a ``max_model_len`` that the model does not have.
-    """
-    longest = max_model_len(model, config)
-    token_bytes = model.n_layers * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
-    page_bytes = token_bytes * PAGE_SIZE
-    budget = _kv_budget(config, page_bytes, _pages_for(longest) * page_bytes)
-    return MemoryPlan(weights_bytes, token_bytes, longest, budget // page_bytes)
-
-
-def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
-    """The most tokens of a sequence. Raises ParameterError for more than the model has."""
-    if config.max_model_len is None:
-        return min(model.context_length, DEFAULT_MAX_MODEL_LEN)
-    if config.max_model_len > model.context_length:
-        raise ParameterError(
-            "max_model_len", config.max_model_len, f"at most the model's context {model.context_length}"
-        )
-    return config.max_model_len
-
-
-def _kv_budget(config: EngineConfig, page_bytes: int, seq_bytes: int) -> int:
-    """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
-    available = psutil.virtual_memory().available
-    of_use = seq_bytes * config.max_num_seqs
-    if config.kv_cache_memory is None:
-        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(available * DEFAULT_KV_SHARE))
-        if budget < seq_bytes:
-            raise MemoryLimitError(
-                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {available} bytes of memory are"
-                f" available, of which {budget} may be used: lower max_model_len or set kv_cache_memory"
-            )
-        return budget
-    budget = parse_size("kv_cache_memory", config.kv_cache_memory)
-    if budget < page_bytes:
-        raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
-    needed = min(budget, of_use)
-    if needed > available:
-        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {available} bytes are available")
-    return needed
 
 
 def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
@@ -130,7 +52,6 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
-        page_size=PAGE_SIZE,
     )
 
 
@@ -138,12 +59,8 @@ def _step_limits(plan: MemoryPlan, config: EngineConfig) -> StepLimits:
     return StepLimits(
         max_rows=config.max_num_batched_tokens,
         max_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
-        max_pages_per_seq=_pages_for(plan.max_model_len),
+        max_pages_per_seq=-(-plan.max_model_len // PAGE_SIZE),
     )
-
-
-def _pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE_SIZE)
 
 
 class Engine:
@@ -151,7 +68,7 @@ class Engine:
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
     ``clock`` gives the seconds of ``Metrics``. ``check_every_step`` asserts after each call that pages and sequences
-    fit together. Raises as ``plan_memory``.
+    fit together. ``num_pages``: of each KV group. Raises as ``plan_memory``.
     """
 
     def __init__(
@@ -172,9 +89,11 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
         self._aborted: list[Output] = []
         self._steps = 0
-        self._scheduler = Scheduler(PagePool(plan.num_pages), _scheduler_limits(plan, config))
+        groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
+        self._scheduler = Scheduler(groups, _scheduler_limits(plan, config))
         limits = _step_limits(plan, config)
-        runner = ModelRunner(model, backend, plan.num_pages, config.kv_cache_dtype, limits)
+        caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
+        runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
         self._compute: tuple[ModelRunner, Sampler] | None = (
             runner,
             Sampler(runner.network, self._vocab_size, limits.max_seqs),
@@ -235,7 +154,7 @@ class Engine:
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
-            free_pages=scheduler.pool.num_free,
+            free_pages=tuple(group.pool.num_free for group in scheduler.groups),
             num_pages=self.num_pages,
             steps=self._steps,
             preemptions=scheduler.counters.preemptions,

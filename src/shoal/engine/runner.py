@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Row
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.engine.scheduler import StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.engine.step import StepArrays
-from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, StepLimits
+from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, KVGroup, StepLimits
 from shoal.models.transformer import run_head, run_layers
 from shoal.models.weights import Model
 
 
 class ModelRunner:
-    """One network, bound to ``num_pages`` pages of KV memory of its own and to buffers for the largest step."""
+    """One network, bound to KV memory of its own for ``groups`` and to buffers for the largest step."""
 
-    def __init__(self, model: Model, backend: Backend, num_pages: int, kv_dtype: str, limits: StepLimits) -> None:
-        cache = backend.kv_cache(len(model.layers), num_pages, model.shape, kv_dtype)
+    def __init__(self, model: Model, backend: Backend, groups: Row[KVGroup], kv_dtype: str, limits: StepLimits) -> None:
+        cache = backend.kv_cache(groups, model.shape, kv_dtype)
         self.network: BoundNetwork = backend.bind(
             lambda ops: run_layers(ops, model),
             lambda ops, x: run_head(ops, model, x),
             cache,
             limits,
         )
-        self._arrays = StepArrays(limits)
+        self._arrays = StepArrays(limits, len(groups))
         self._vocab_size = model.config.vocab_size
         self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
 

@@ -6,21 +6,21 @@ There is no prefill and no decode phase: each sequence's ``num_computed`` catche
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
-from shoal.engine.page_pool import PagePool
+from shoal.engine.kv_group import PageGroup
 from shoal.engine.sequence import Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import RequestError
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """``max_num_batched_tokens``: rows of one step; ``page_size``: tokens in a page; the others as in EngineConfig."""
+    """As in EngineConfig. ``max_num_batched_tokens``: rows of one step."""
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    page_size: int
 
 
 @dataclass(slots=True)
@@ -75,11 +75,17 @@ class Scheduler:
     ``running`` is in the order of admission, and a sequence gets rows only once all before it got every row they
     lack. So those that decode always come before the one that is still in its prompt, and no prompt, however long,
     delays their next token.
+
+    A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
+    are given back as soon as no token that it still has to compute sees them.
     """
 
-    def __init__(self, pool: PagePool, limits: SchedulerLimits) -> None:
-        self.pool = pool
+    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits) -> None:
+        self.groups = groups
         self.limits = limits
+        self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
+        self._page_size = groups[0].use.page_size
+        self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.counters = Counters()
@@ -105,6 +111,7 @@ class Scheduler:
 
     def commit(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Take in what a step brought: append, stop, release, report."""
+        self._give_back(batch)
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
         outputs = [
@@ -120,19 +127,24 @@ class Scheduler:
 
     def check(self) -> None:
         """Assert that pages and sequences fit together."""
-        self.pool.check(seq.pages for seq in self.running)
+        for index, group in enumerate(self.groups):
+            held = [seq.pages[index][group.use.num_passed(seq.num_computed) :] for seq in self.running]
+            group.pool.check(held)
+            for seq, pages in zip(self.running, held, strict=True):
+                assert len(pages) <= group.use.most_pages(seq.num_tokens)
         # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
         assert len(self.running) <= min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
         assert all(seq.status is Status.WAITING and not seq.pages for seq in self.waiting)
         for seq in self.running:
             assert seq.status is Status.RUNNING
             assert seq.num_computed < seq.num_tokens <= seq.max_len
-            assert self._pages_for(seq.num_computed) <= len(seq.pages) <= self._pages_for(seq.num_tokens)
+            (count,) = {len(pages) for pages in seq.pages}
+            assert self._pages_for(seq.num_computed) <= count <= self._pages_for(seq.num_tokens)
 
     def _max_len(self, request: Request) -> int:
         """The most tokens a request may come to have: its own limit, or the context's."""
         prompt = len(request.prompt_token_ids)
-        longest, pool = self.limits.max_model_len, self.pool.num_pages * self.limits.page_size
+        longest = self.limits.max_model_len
         output = 0 if request.want_logits else 1
         if prompt == 0:
             raise RequestError("the prompt is empty; it needs at least 1 token", "prompt_token_ids")
@@ -141,16 +153,16 @@ class Scheduler:
             raise RequestError(reason, "prompt_token_ids")
         max_len = prompt if request.want_logits else self._longest_output(prompt, request.params.max_tokens)
         stored = max_len - output  # the last sampled token never needs a place in the KV cache
-        if stored > pool:
-            raise RequestError(f"the request needs KV memory for {stored} tokens; the whole pool holds {pool}")
+        if stored > self._most_tokens:
+            needs = f"the request needs KV memory for {stored} tokens"
+            raise RequestError(f"{needs}; the whole pool holds {self._most_tokens}")
         return max_len
 
     def _longest_output(self, prompt: int, max_tokens: int | None) -> int:
         """Tokens of prompt and output: without ``max_tokens``, as many as the context and the pool have room for."""
         if max_tokens is not None:
             return min(self.limits.max_model_len, prompt + max_tokens)
-        pool = self.pool.num_pages * self.limits.page_size
-        return min(self.limits.max_model_len, max(pool, prompt) + 1)
+        return min(self.limits.max_model_len, max(self._most_tokens, prompt) + 1)
 
     def _continue_running(self, batch: StepBatch) -> None:
         budget = self.limits.max_num_batched_tokens
@@ -169,26 +181,37 @@ class Scheduler:
         while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
             seq = self.waiting[0]
             # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
-            if self._pages_for(seq.num_tokens) > self.pool.num_free:
+            if any(group.use.most_pages(seq.num_tokens) > group.pool.num_free for group in self.groups):
                 return
             self.waiting.popleft()
             seq.status = Status.RUNNING
             self.running.append(seq)
             count = min(seq.num_tokens, budget - batch.num_rows)
-            seq.pages = self.pool.allocate(self._pages_for(count))
+            seq.pages = [group.pool.allocate(self._pages_for(count)) for group in self.groups]
             batch.add(seq, count)
 
     def _reserve(self, seq: Sequence, count: int) -> bool:
         """Pages for ``count`` more tokens, at the cost of the last admitted if need be; False if that was ``seq``."""
-        short = self._pages_for(seq.num_computed + count) - len(seq.pages)
-        while short > self.pool.num_free:
+        short = self._pages_for(seq.num_computed + count) - len(seq.pages[0])
+        if short <= 0:
+            return True
+        while any(short > group.pool.num_free for group in self.groups):
             last = self.running[-1]
             self._preempt(last)
             if last is seq:
                 return False
-        if short > 0:
-            seq.pages += self.pool.allocate(short)
+        for pages, group in zip(seq.pages, self.groups, strict=True):
+            pages += group.pool.allocate(short)
         return True
+
+    def _give_back(self, batch: StepBatch) -> None:
+        """Let go of the pages that no token behind this step's sees."""
+        for index, group in self._windowed:
+            for seq in batch.sequences:
+                gone = group.use.num_passed(seq.num_computed)
+                passed = group.use.num_passed(seq.num_computed + seq.num_scheduled)
+                if passed > gone:
+                    group.pool.release(seq.pages[index][gone:passed])
 
     def _preempt(self, seq: Sequence) -> None:
         """Send the last of those that run back to the head of the line; its tokens stay and are computed again."""
@@ -243,8 +266,9 @@ class Scheduler:
         seq.metrics.finished_time = now
 
     def _release(self, seq: Sequence) -> None:
-        self.pool.release(seq.pages)
+        for pages, group in zip(seq.pages, self.groups, strict=False):  # one that waits has none
+            group.pool.release(pages[group.use.num_passed(seq.num_computed) :])
         seq.pages = []
 
     def _pages_for(self, tokens: int) -> int:
-        return -(-tokens // self.limits.page_size)
+        return -(-tokens // self._page_size)

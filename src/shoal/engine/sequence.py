@@ -83,8 +83,9 @@ class Status(Enum):
 class Sequence:
     """The mutable life of a request; all of its state is here.
 
-    Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, position p in
-    ``pages[p // page_size]``. ``pages`` only ever grows; losing the pages means a new, empty list.
+    Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, in KV group g position p in
+    ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
+    a group has a window, the first pages of its list belong to others again (``PageUse.num_passed``).
     ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. ``num_scored`` positions have
     had their logits reported (``want_logits``); it outlives a preemption, so that none is reported twice.
     """
@@ -97,7 +98,7 @@ class Sequence:
     eos_ids: frozenset[int] = field(init=False)
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
     status: Status = Status.WAITING
-    pages: list[int] = field(default_factory=list)
+    pages: list[list[int]] = field(default_factory=list)  # empty while it waits
     num_computed: int = 0
     num_scheduled: int = 0
     first_row: int = 0

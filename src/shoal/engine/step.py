@@ -16,14 +16,14 @@ _UINT64 = 2**64 - 1
 class StepArrays:
     """What the network reads of a step. The arrays that ``fill`` returns are views, valid until it is called again."""
 
-    def __init__(self, limits: StepLimits) -> None:
+    def __init__(self, limits: StepLimits, num_groups: int) -> None:
         self._token_ids = np.zeros(limits.max_rows, np.int32)
         self._positions = np.zeros(limits.max_rows, np.int32)
         self._row_start = np.zeros(limits.max_seqs + 1, np.int32)
         self._kv_len = np.zeros(limits.max_seqs, np.int32)
-        self._page_table = np.zeros((limits.max_seqs, limits.max_pages_per_seq), np.int32)
-        # Which page list each row of the table holds, and how much of it: most steps change nothing there.
-        self._written: list[tuple[Row[int], int]] = [((), 0)] * limits.max_seqs
+        self._page_table = np.zeros((num_groups, limits.max_seqs, limits.max_pages_per_seq), np.int32)
+        # Which page lists the rows of the tables hold, and how much of them: most steps change nothing there.
+        self._written: list[tuple[Row[Row[int]], int]] = [((), 0)] * limits.max_seqs
 
     def fill(self, batch: StepBatch) -> StepInput:
         """The arrays of one step."""
@@ -48,17 +48,19 @@ class StepArrays:
             positions=self._positions[:rows],
             row_start=self._row_start[: seqs + 1],
             kv_len=self._kv_len[:seqs],
-            page_table=self._page_table[:seqs],
+            page_table=self._page_table[:, :seqs],
         )
 
-    def _write_pages(self, index: int, pages: list[int]) -> None:
-        """Bring one row of the page table up to date. The same list can only have grown since it was last written."""
+    def _write_pages(self, index: int, pages: list[list[int]]) -> None:
+        """Bring one sequence's rows up to date. The same lists, all of one length, can only have grown since they were last written."""
         held, count = self._written[index]
         if held is not pages:
             count = 0
-        if count < len(pages):
-            self._page_table[index, count : len(pages)] = pages[count:]
-            self._written[index] = (pages, len(pages))
+        stop = len(pages[0])
+        if count < stop:
+            for group, ids in enumerate(pages):
+                self._page_table[group, index, count:stop] = ids[count:]
+            self._written[index] = (pages, stop)
 
 
 class SampleArrays:

@@ -51,17 +51,26 @@ class StepLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class KVGroup:
+    """Layers with the same attention window, so that they need the same positions; a page id means that page in each of them."""
+
+    layers: tuple[int, ...]
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepInput:
     """One ragged step, as arrays. Sequence s owns rows ``row_start[s]`` to ``row_start[s + 1]``; they are its positions
     ``positions[row]``, consecutive, and its KV holds positions 0 ... ``kv_len[s]`` - 1 once the step has stored its own rows.
-    Position p of sequence s lies in page ``page_table[s, p // PAGE_SIZE]`` at offset p % PAGE_SIZE.
+    In KV group g, position p of sequence s lies in page ``page_table[g, s, p // PAGE_SIZE]`` at offset p % PAGE_SIZE. Pages that no row
+    of this or a later step sees through the group's window may hold another sequence by now: they must not be read.
     """
 
     token_ids: IntArray  # [rows]
     positions: IntArray  # [rows]
     row_start: IntArray  # [seqs + 1]
     kv_len: IntArray  # [seqs]
-    page_table: IntArray  # [seqs, max_pages_per_seq]
+    page_table: IntArray  # [groups, seqs, max_pages_per_seq]; in a row numbers lie side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,9 +316,9 @@ class Backend(Protocol):
         """What the K and V of one position take in one layer of a ``kv_cache``, padding and scales included."""
         ...
 
-    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> KVCache:
-        """Pages for all layers; ``dtype`` f16, f32 or q8_0 (int8 with a float16 scale for 32 dims of a head). Memory is touched
-        only when a page is first written."""
+    def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> KVCache:
+        """Pages for the layers of each group; ``dtype`` f16, f32 or q8_0 (int8 with a float16 scale for 32 dims of a head). Memory is
+        touched only when a page is first written."""
         ...
 
     def bind(self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits) -> BoundNetwork:

@@ -23,6 +23,7 @@ from shoal.kernels.base import (
     Head,
     Heads,
     IntArray,
+    KVGroup,
     Layers,
     Linear,
     Norm,
@@ -127,17 +128,18 @@ def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
     return out
 
 
-def attend(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape) -> F32:
-    """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [kv_len, kv_heads, d] -> [rows, heads, d]."""
+def attend(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape, first: int = 0) -> F32:
+    """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [n, kv_heads, d] of the positions from ``first``
+    on -> [rows, heads, d]."""
     group = q.shape[1] // k.shape[1]
     keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
     scores = np.einsum("rhd,phd->rhp", q, keys) * np.float32(shape.scale)
     if shape.soft_cap:
         scores = soft_cap(scores, shape.soft_cap)
-    distance = positions[:, None] - np.arange(len(k))[None, :]
+    distance = positions[:, None] - np.arange(first, first + len(k))[None, :]
     if shape.slopes is not None:
         scores = scores - np.array(shape.slopes, np.float32)[None, :, None] * distance[:, None, :].astype(np.float32)
-    hidden = (distance < 0) | (distance >= (shape.window or len(k)))
+    hidden = (distance < 0) | (distance >= (shape.window or first + len(k)))
     scores = np.where(hidden[:, None, :], -np.inf, scores)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
@@ -247,10 +249,11 @@ def sample_row(logits: F32, how: SampleRows, row: int) -> int:
 
 @dataclass
 class _Cache:
-    """K and V pages of all layers: [layers, pages * PAGE_SIZE, kv_heads, head_dim], float16 for f16, otherwise float32."""
+    """K and V pages of each layer, [pages * PAGE_SIZE, kv_heads, head_dim], float16 for f16, otherwise float32; ``group`` of each."""
 
-    k: NDArray[Any]
-    v: NDArray[Any]
+    k: dict[int, NDArray[Any]]
+    v: dict[int, NDArray[Any]]
+    group: dict[int, int]
     dtype: str
 
 
@@ -275,11 +278,16 @@ class ReferenceBackend:
         """Dequantised float32 [n]."""
         return tensor.dequantised().copy()
 
-    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> _Cache:
+    def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> _Cache:
         """Zeroed pages."""
-        size = (layers, pages * PAGE_SIZE, shape.kv_heads, shape.head_dim)
         kind = np.float16 if dtype == "f16" else np.float32
-        return _Cache(np.zeros(size, kind), np.zeros(size, kind), dtype)
+        cache = _Cache({}, {}, {}, dtype)
+        for index, group in enumerate(groups):
+            size = (group.pages * PAGE_SIZE, shape.kv_heads, shape.head_dim)
+            for layer in group.layers:
+                cache.group[layer] = index
+                cache.k[layer], cache.v[layer] = np.zeros(size, kind), np.zeros(size, kind)
+        return cache
 
     def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
         """Values that are rounded to q8_0 are kept as float32."""
@@ -304,7 +312,7 @@ class _Bound:
 
     def layers(self, step: StepInput) -> None:
         self._step = step
-        self._slots = _slots(step)
+        self._slots = [_slots(pages, step.kv_len) for pages in step.page_table]
         self._hidden = self._layers(self)
 
     def logits(self, rows: IntArray) -> F32:
@@ -357,17 +365,21 @@ class _Bound:
         q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
         if rope is not None:
             q, k = rotate(q, self._step.positions, rope), rotate(k, self._step.positions, rope)
-        slots = np.concatenate([s[-n:] for s, n in zip(self._slots, np.diff(self._step.row_start), strict=True)])
-        self._cache.k[layer, slots] = store_as(k, self._cache.dtype)
-        self._cache.v[layer, slots] = store_as(v, self._cache.dtype)
+        places = self._slots[self._cache.group[layer]]
+        slots = np.concatenate([s[-n:] for s, n in zip(places, np.diff(self._step.row_start), strict=True)])
+        self._cache.k[layer][slots] = store_as(k, self._cache.dtype)
+        self._cache.v[layer][slots] = store_as(v, self._cache.dtype)
         return q
 
     def attention(self, q: F32, layer: int, shape: AttentionShape) -> F32:
         out = np.empty_like(q)
-        for slots, start, stop in zip(self._slots, self._step.row_start, self._step.row_start[1:], strict=False):
-            k = self._cache.k[layer, slots].astype(np.float32)
-            v = self._cache.v[layer, slots].astype(np.float32)
-            out[start:stop] = attend(q[start:stop], k, v, self._step.positions[start:stop], shape)
+        places = self._slots[self._cache.group[layer]]
+        for slots, start, stop in zip(places, self._step.row_start, self._step.row_start[1:], strict=False):
+            positions = self._step.positions[start:stop]
+            first = max(0, int(positions[0]) - shape.window + 1) if shape.window else 0  # what lies before may be gone
+            k = self._cache.k[layer][slots[first:]].astype(np.float32)
+            v = self._cache.v[layer][slots[first:]].astype(np.float32)
+            out[start:stop] = attend(q[start:stop], k, v, positions, shape, first)
         return out.reshape(len(q), -1)
 
     def gated(self, gate_up: F32, activation: Activation) -> F32:
@@ -399,10 +411,10 @@ class _Bound:
         return x[self._rows]
 
 
-def _slots(step: StepInput) -> list[NDArray[np.int64]]:
-    """For each sequence, where its positions 0 ... kv_len - 1 lie in the cache."""
+def _slots(page_table: IntArray, kv_len: IntArray) -> list[NDArray[np.int64]]:
+    """For each sequence, where its positions 0 ... kv_len - 1 lie in the pages of one KV group."""
     slots = []
-    for pages, length in zip(step.page_table, step.kv_len, strict=False):
+    for pages, length in zip(page_table, kv_len, strict=True):
         positions = np.arange(length)
         slots.append(pages[positions // PAGE_SIZE].astype(np.int64) * PAGE_SIZE + positions % PAGE_SIZE)
     return slots

@@ -92,6 +92,7 @@ UNBOUNDED = 1 << 40  # more positions than there are
     PLAIN,  # how many of them, its own and those just before, need no `bend`
     CAP,  # address of the soft cap, float32; 0 in it: none
     SLOPES,  # float32 [heads]
+    KV_GROUP,  # which of the step's page tables is this layer's
     K,  # this layer's first K page
     V,  # this layer's first V page
     UNIT_BYTES,
@@ -119,14 +120,14 @@ UNBOUNDED = 1 << 40  # more positions than there are
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
     BEND,  # address of the kernel `bend`, if the layer needs it
-) = (8 * i for i in range(38))
-ATTENTION_FIELDS = 38
+) = (8 * i for i in range(39))
+ATTENTION_FIELDS = 39
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
-(ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN, PAGE_TABLE, PAGE_TABLE_STRIDE) = (
-    8 * i for i in range(10)
-)
-STEP_FIELDS = 10
+(ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN) = (8 * i for i in range(8))
+# The page tables, and the bytes from one KV group to the next, from one sequence to the next.
+(PAGE_TABLE, GROUP_STRIDE, SEQUENCE_STRIDE) = (8 * i for i in range(8, 11))
+STEP_FIELDS = 11
 
 # A task: all query heads of some KV heads in one row, or one query head in several rows; and all pieces, or some of them in a row:
 # their records go to slots.
@@ -540,12 +541,20 @@ def _rows(args: Address, task: Address, head: int, work: Address) -> Any:
 
 
 @inline
+def page_table(args: Address, sequence: int) -> Address:
+    """Where the pages of a sequence are listed for this layer."""
+    step = load_i64(args + STEP)
+    group = load_i64(step + PAGE_TABLE) + load_i64(args + KV_GROUP) * load_i64(step + GROUP_STRIDE)
+    table: Address = group + sequence * load_i64(step + SEQUENCE_STRIDE)
+    return table
+
+
+@inline
 def _begin(args: Address, task: Address, head: int, work: Address) -> None:
     """One of the task's heads, and its first tile."""
     kv_head = _heads(args, task, head, work) if load_i32(task + ROW_COUNT) == 1 else _rows(args, task, head, work)
-    step, unit = load_i64(args + STEP), load_i64(args + UNIT_BYTES)
-    table = load_i64(step + PAGE_TABLE) + load_i32(task + SEQUENCE) * load_i64(step + PAGE_TABLE_STRIDE)
-    store_i64(work + TABLE, table)
+    unit = load_i64(args + UNIT_BYTES)
+    store_i64(work + TABLE, page_table(args, load_i32(task + SEQUENCE)))
     store_i64(work + KEYS, load_i64(args + K) + kv_head * unit)
     store_i64(work + VALUES, load_i64(args + V) + kv_head * unit)
     store_i64(work + PAGE_BYTES, load_i64(args + KV_HEADS) * unit)

@@ -29,6 +29,7 @@ from shoal.kernels.base import (
     Head,
     Heads,
     IntArray,
+    KVGroup,
     Layers,
     Linear,
     Norm,
@@ -84,16 +85,21 @@ class CPUBackend:
         """Head sizes are rounded up to whole registers; q8_0 has scales beside its values."""
         return 2 * kv_heads * attention.STORAGE[dtype].unit_bytes(head_dim) // PAGE_SIZE
 
-    def kv_cache(self, layers: int, pages: int, shape: AttentionShape, dtype: str) -> PagedCache:
+    def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> PagedCache:
         """Zeroed pages; the system gives memory for a page when it is first written."""
         if shape.head_dim > attention.MAX_HEAD_DIM:
             raise UnsupportedError(f"head size {shape.head_dim}: at most {attention.MAX_HEAD_DIM} on {self.name}")
-        layer_bytes = pages * PAGE_SIZE * self.kv_token_bytes(shape.kv_heads, shape.head_dim, dtype) // 2
+        page_bytes = PAGE_SIZE * self.kv_token_bytes(shape.kv_heads, shape.head_dim, dtype) // 2
+        group_of, start, total = {}, {}, 0
+        for index, group in enumerate(groups):
+            for layer in group.layers:
+                group_of[layer], start[layer] = index, total
+                total += group.pages * page_bytes
         try:
-            k, v = (np.zeros(layers * layer_bytes + _LINE, np.uint8) for _ in range(2))
+            k, v = (np.zeros(total + _LINE, np.uint8) for _ in range(2))
         except MemoryError:
-            raise MemoryLimitError(f"KV cache: {2 * layers * layer_bytes} bytes are not available") from None
-        return PagedCache(k, v, dtype, layer_bytes)
+            raise MemoryLimitError(f"KV cache: {2 * total} bytes are not available") from None
+        return PagedCache(k, v, dtype, group_of, start)
 
     def bind(self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits) -> BoundNetwork:
         """Record both programs and compile what they use."""
@@ -462,7 +468,7 @@ class _Bound:
         header[attention.ROW_START // 8] = _address(step.row_start)
         header[attention.KV_LEN // 8] = _address(step.kv_len)
         header[attention.PAGE_TABLE // 8] = _address(step.page_table)
-        header[attention.PAGE_TABLE_STRIDE // 8] = step.page_table.strides[0]
+        header[attention.GROUP_STRIDE // 8], header[attention.SEQUENCE_STRIDE // 8] = step.page_table.strides[:2]
         self._pool.run(self._layers)
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:

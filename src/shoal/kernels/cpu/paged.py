@@ -27,12 +27,13 @@ _Fields = Mapping[int, int]  # arguments by their offset
 
 @dataclass(frozen=True, slots=True)
 class PagedCache:
-    """K and V pages of all layers (layout: attention.py)."""
+    """K and V pages of all layers (layout: attention.py); for each layer its KV group, and where its pages begin."""
 
     k: NDArray[np.uint8]
     v: NDArray[np.uint8]
     dtype: str
-    layer_bytes: int
+    group: dict[int, int]
+    start: dict[int, int]
 
 
 class Rows(Protocol):
@@ -93,12 +94,13 @@ class PagedOps:
         }
 
     def _layer(self, qkv: Rows, layer: int, shape: AttentionShape) -> _Fields:
-        k, v = (pages.ctypes.data + layer * self._cache.layer_bytes for pages in (self._cache.k, self._cache.v))
+        k, v = (pages.ctypes.data + self._cache.start[layer] for pages in (self._cache.k, self._cache.v))
         return {
             **self._heads(shape),
             attention.QKV: qkv.address,
             attention.QKV_STRIDE: qkv.stride,
             attention.SCALE: self._keep(np.array([shape.scale], np.float32)),
+            attention.KV_GROUP: self._cache.group[layer],
             attention.K: k,
             attention.V: v,
             attention.UNIT_BYTES: self._storage.unit_bytes(shape.head_dim),

@@ -15,8 +15,6 @@ from shoal.kernels.cpu.attention import (
     KV_HEADS,
     NEOX,
     PAGE,
-    PAGE_TABLE,
-    PAGE_TABLE_STRIDE,
     PAIRS,
     POSITIONS,
     QKV,
@@ -32,6 +30,7 @@ from shoal.kernels.cpu.attention import (
     K,
     V,
     padded,
+    page_table,
 )
 from shoal.kernels.cpu.elementwise import TINY
 from shoal.kernels.cpu.jit import Lazy, inline, kernel
@@ -178,8 +177,7 @@ def _rope_row(put: Function, args: Address, row: int, sequence: int) -> None:
     for h in range(heads + kv_heads):
         _rotate(args, x + h * head_bytes, position)
     _scale_row(x, heads * load_i64(args + HEAD_DIM), load_f32(load_i64(args + SCALE)))
-    table = load_i64(step + PAGE_TABLE) + sequence * load_i64(step + PAGE_TABLE_STRIDE)
-    page = load_i32(table + 4 * (position // PAGE)) * kv_heads
+    page = load_i32(page_table(args, sequence) + 4 * (position // PAGE)) * kv_heads
     for h in range(kv_heads):
         k, at = x + (heads + h) * head_bytes, (page + h) * unit
         v = k + kv_heads * head_bytes

@@ -1,0 +1,164 @@
+"""How long sequences may be and how many KV pages there are for them, given the memory at hand."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+import psutil
+
+from shoal.engine.kv_group import PageUse
+from shoal.errors import MemoryLimitError, ParameterError
+from shoal.kernels.base import PAGE_SIZE, Backend
+from shoal.models.config import ModelConfig
+from shoal.params import EngineConfig, parse_size
+
+DEFAULT_MAX_MODEL_LEN = 8192
+DEFAULT_KV_MEMORY = 1 << 30
+DEFAULT_KV_SHARE = 0.4  # of the memory available
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """One KV group: its layers, what a sequence holds of its pages, bytes of a page in all its layers, and how many there are."""
+
+    layers: tuple[int, ...]
+    use: PageUse
+    page_bytes: int
+    num_pages: int
+
+    def num_seqs(self, length: int) -> int:
+        """How many sequences of ``length`` tokens fit at once while at most one of them is in its prompt."""
+        most = self.use.most_pages(length)
+        return 0 if self.num_pages < most else 1 + (self.num_pages - most) // self.use.settled_pages(length)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What an engine takes; ``max_model_len`` in tokens."""
+
+    weights_bytes: int
+    max_model_len: int
+    groups: tuple[GroupPlan, ...]
+
+    @property
+    def num_pages(self) -> tuple[int, ...]:
+        """Pages of each group."""
+        return tuple(group.num_pages for group in self.groups)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that all pages together hold: those of the largest group."""
+        return max(self.num_pages) * PAGE_SIZE
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(group.num_pages * group.page_bytes for group in self.groups)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one position in all layers."""
+        return sum(group.page_bytes for group in self.groups) // PAGE_SIZE
+
+    def num_seqs(self, length: int) -> int:
+        """How many sequences of ``length`` tokens fit at once; 0 if not even one does."""
+        return min(group.num_seqs(length) for group in self.groups)
+
+
+def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend) -> MemoryPlan:
+    """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now.
+
+    Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
+    sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
+    bytes, ParameterError for a ``max_model_len`` that the model does not have.
+    """
+    longest = max_model_len(model, config)
+    layer_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
+    groups = [
+        GroupPlan(layers, PageUse(PAGE_SIZE, config.max_num_batched_tokens, window), len(layers) * layer_bytes, 0)
+        for window, layers in _layers_by_window(model.windows, longest).items()
+    ]
+    sizes = _Sizes(groups, longest, config.max_num_seqs)
+    pages = sizes.pages_within(_kv_budget(config, sizes))
+    return MemoryPlan(
+        weights_bytes, longest, tuple(replace(g, num_pages=n) for g, n in zip(groups, pages, strict=True))
+    )
+
+
+def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
+    """The most tokens of a sequence. Raises ParameterError for more than the model has."""
+    if config.max_model_len is None:
+        return min(model.context_length, DEFAULT_MAX_MODEL_LEN)
+    if config.max_model_len > model.context_length:
+        raise ParameterError(
+            "max_model_len", config.max_model_len, f"at most the model's context {model.context_length}"
+        )
+    return config.max_model_len
+
+
+def _layers_by_window(windows: tuple[int, ...], longest: int) -> dict[int, tuple[int, ...]]:
+    """Layers of each window; one that no sequence outgrows is none (0)."""
+    found: dict[int, tuple[int, ...]] = {}
+    for layer, window in enumerate(windows):
+        effective = window if window < longest else 0
+        found[effective] = (*found.get(effective, ()), layer)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """How the pages of the groups grow together. ``level`` is the number of pages where no window makes it less."""
+
+    groups: list[GroupPlan]
+    longest: int
+    max_seqs: int
+
+    @property
+    def seq_level(self) -> int:
+        """Pages of a sequence of greatest length."""
+        return -(-self.longest // PAGE_SIZE)
+
+    def pages(self, level: int) -> list[int]:
+        """Pages of each group: as many as one sequence needs first, then as many as more of them need.
+
+        For each page without a window, sequences shorter than the window need one with it, those of greatest length
+        window / length. The geometric mean of the two is never far from what a mix of both needs.
+        """
+        return [min(level, self._of_use(group, level - self.seq_level)) for group in self.groups]
+
+    def num_bytes(self, level: int) -> int:
+        """Bytes of all of them."""
+        return sum(g.page_bytes * n for g, n in zip(self.groups, self.pages(level), strict=True))
+
+    def pages_within(self, budget: int) -> list[int]:
+        """The most pages of each group that ``budget`` bytes hold."""
+        levels = range(1, self.seq_level * self.max_seqs + 1)
+        return self.pages(bisect_right(levels, budget, key=self.num_bytes))
+
+    def _of_use(self, group: GroupPlan, beyond: int) -> int:
+        first, more = group.use.most_pages(self.longest), group.use.settled_pages(self.longest)
+        share = sqrt(more / self.seq_level)
+        return first + min(ceil(max(0, beyond) * share), (self.max_seqs - 1) * more)
+
+
+def _kv_budget(config: EngineConfig, sizes: _Sizes) -> int:
+    """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
+    available = psutil.virtual_memory().available
+    seq_bytes, of_use = sizes.num_bytes(sizes.seq_level), sizes.num_bytes(sizes.seq_level * config.max_num_seqs)
+    if config.kv_cache_memory is None:
+        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(available * DEFAULT_KV_SHARE))
+        if budget < seq_bytes:
+            raise MemoryLimitError(
+                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {available} bytes of memory are"
+                f" available, of which {budget} may be used: lower max_model_len or set kv_cache_memory"
+            )
+        return budget
+    budget, page_bytes = parse_size("kv_cache_memory", config.kv_cache_memory), sizes.num_bytes(1)
+    if budget < page_bytes:
+        raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
+    needed = min(budget, of_use)
+    if needed > available:
+        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {available} bytes are available")
+    return needed
