@@ -34,6 +34,7 @@ from shoal.kernels.cpu.simd import (
     load_f16x16,
     load_f32x16,
     load_i64,
+    prefetch,
     prefetch_near,
     store_f32x16,
     store_u8x64,
@@ -79,6 +80,7 @@ _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
 
 # A core runs ahead of a small tile by itself and reads memory early enough; from this size on it must be told.
 _SLOW_TILE, _AHEAD = 4, 4096
+_MANY = 512  # bytes of a group: 8-bit weights
 _TOKENS = 128  # of a step that one pass over a chunk's strips takes: their rounded values stay in the L2 cache
 
 # --- integer products ------------------------------------------------------------------------------------------------
@@ -233,10 +235,14 @@ def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int) -> Any:
 
 @inline
 def _ask_ahead(shape: Shape, w: Address, size: int) -> None:
-    """Ask for what follows a group by and by, if the tile is slow."""
+    """Ask for what follows a group by and by, if the tile is slow: into the first level, or where that has too few requests under
+    way for so many bytes, into the second."""
     if len(shape) >= _SLOW_TILE:
         for i in range(_AHEAD, _AHEAD + size, 64):
-            prefetch_near(w + i)
+            if size < _MANY:
+                prefetch_near(w + i)
+            else:
+                prefetch(w + i)
 
 
 @inline
