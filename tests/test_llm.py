@@ -273,6 +273,54 @@ def test_logprobs_have_texts(llm: LLM) -> None:
         assert place[token].decoded_token == llm.tokenizer.decode([token])
 
 
+def test_prompt_logprobs_are_those_of_the_logits(llm: LLM) -> None:
+    ids = list(range(0, 250, 2))
+    logits = llm.logits(ids).astype(np.float64)
+    params = SamplingParams(prompt_logprobs=2, max_tokens=3, temperature=0.5, ignore_eos=True)
+    beside, output = llm.generate([{"prompt_token_ids": [9, 9, 9]}, {"prompt_token_ids": ids}], [GREEDY, params])
+    assert beside.prompt_logprobs is None
+    assert len(output.outputs[0].token_ids) == 3
+    assert output.outputs[0].logprobs is None
+    assert output.prompt_logprobs is not None
+    assert output.prompt_logprobs[0] is None
+    for token, place, row in zip(ids[1:], output.prompt_logprobs[1:], logits, strict=False):
+        assert place is not None
+        row = row - row.max()
+        row -= np.log(np.exp(row).sum())
+        best = np.argsort(-row, kind="stable")[:2].tolist()
+        assert list(place) == list(dict.fromkeys([token, *best]))
+        assert [place[i].logprob for i in place] == [row[i] for i in place]
+        assert [place[i].rank for i in place] == [int((row >= row[i]).sum()) for i in place]
+        assert llm.tokenizer is not None
+        assert place[token].decoded_token == llm.tokenizer.token_bytes(token).decode("utf-8", "replace")
+
+
+def test_a_prompt_can_be_scored_and_nothing_else(llm: LLM) -> None:
+    score = SamplingParams(prompt_logprobs=0, max_tokens=0)
+    longest = {"prompt_token_ids": [5] * llm.engine.max_model_len}
+    outputs = llm.generate(["hello", "h", longest, {"prompt_token_ids": [5] * 513}], score)
+    assert [len(output.prompt_logprobs or ()) for output in outputs] == [5, 1, 512, 0]
+    for output in outputs[:3]:
+        assert output.finished
+        assert (output.outputs[0].token_ids, output.outputs[0].finish_reason) == ([], "length")
+    assert "513 tokens; max_model_len 512 leaves it 512" in (outputs[3].error or "")
+    partial = list(llm.stream("hello", score))
+    assert [output.prompt_logprobs for output in partial] == [outputs[0].prompt_logprobs]
+
+
+def test_streamed_outputs_all_hold_the_prompt_logprobs(llm: LLM) -> None:
+    outputs = list(llm.stream("hello", SamplingParams(prompt_logprobs=1, temperature=0, max_tokens=4, ignore_eos=True)))
+    assert len(outputs) == 4
+    assert all(output.prompt_logprobs == outputs[0].prompt_logprobs for output in outputs)
+    assert len(outputs[0].prompt_logprobs or ()) == 5
+
+
+@pytest.mark.parametrize(("field", "value"), [("prompt_logprobs", -1), ("prompt_logprobs", 21), ("max_tokens", 0)])
+def test_limits_of_prompt_logprobs(field: str, value: int) -> None:
+    with pytest.raises(ParameterError, match=f"{field}: got {value}"):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]
+
+
 def test_without_a_tokenizer_there_are_only_ids(path: Path) -> None:
     with LLM(path, device="reference", max_num_seqs=2, skip_tokenizer_init=True) as llm:
         output = llm.generate([{"prompt_token_ids": [1, 2]}], GREEDY)[0]

@@ -100,7 +100,24 @@ def test_logprobs_hold_the_chosen_token_first_and_sum_up() -> None:
     assert answer.cumulative_logprob == pytest.approx(-3.25)
 
 
+def test_prompt_logprobs_stay_and_have_none_for_the_first_token() -> None:
+    growing = generation(prompt_logprobs=1)
+    assert growing.snapshot().prompt_logprobs is None
+    growing.take(
+        step(5, prompt_logprobs=(TokenLogprobs(7, -3.0, 4, ((5, -0.5),)), TokenLogprobs(5, -0.25, 1, ((5, -0.25),))))
+    )
+    growing.take(step(6))
+    found = growing.snapshot().prompt_logprobs
+    assert found is not None
+    assert found[0] is None
+    assert [[(token, entry.logprob, entry.rank) for token, entry in (place or {}).items()] for place in found[1:]] == [
+        [(7, -3.0, 4), (5, -0.5, 1)],
+        [(5, -0.25, 1)],
+    ]
+
+
 def test_without_logprobs_there_are_none() -> None:
+    assert generation().snapshot().prompt_logprobs is None
     answer = generation().snapshot().outputs[0]
     assert answer.logprobs is None
     assert answer.cumulative_logprob is None

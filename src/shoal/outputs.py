@@ -44,8 +44,10 @@ class CompletionOutput:
 class RequestOutput:
     """What became of one request, or how far it is.
 
-    ``prompt`` is None where the prompt was given as ids or as messages. ``error`` says why ``outputs[0]`` has finish_reason
-    "error". ``metrics``: times on the engine's clock in seconds; None for a request that never reached it.
+    ``prompt`` is None where the prompt was given as ids or as messages. ``prompt_logprobs``: for each of
+    ``prompt_token_ids`` the token itself first, then the best ones at its place, None for the first token; None as a whole
+    if not asked for or as long as the prompt is not complete. ``error`` says why ``outputs[0]`` has finish_reason "error".
+    ``metrics``: times on the engine's clock in seconds; None for a request that never reached it.
     """
 
     request_id: str
@@ -53,6 +55,7 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     finished: bool
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     num_cached_tokens: int = 0
     metrics: Metrics | None = None
     error: str | None = None
@@ -143,6 +146,7 @@ class Generation:
     text: str = ""
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
@@ -163,10 +167,13 @@ class Generation:
     def take(self, output: Output) -> None:
         """Add what a step brought. Where that completes a stop string, the generation is finished and the engine not."""
         self.metrics = output.metrics
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = [None, *map(self._place, output.prompt_logprobs)]
         for index, token in enumerate(output.new_token_ids):
             self.token_ids.append(token)
             if output.logprobs is not None:
-                self._take_logprobs(output.logprobs[index])
+                self.logprobs.append(self._place(output.logprobs[index]))
+                self.cumulative_logprob += output.logprobs[index].logprob
             self._show(self._piece(token))
         if output.finished:
             self._finish(output)
@@ -192,6 +199,7 @@ class Generation:
             self.prompt_token_ids,
             [answer],
             finished=self.finished,
+            prompt_logprobs=self.prompt_logprobs,
             metrics=self.metrics,
             error=self.error,
         )
@@ -218,14 +226,13 @@ class Generation:
         else:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
-    def _take_logprobs(self, found: TokenLogprobs) -> None:
-        """The chosen token first, then the best ones that are not it."""
+    def _place(self, found: TokenLogprobs) -> dict[int, Logprob]:
+        """The chosen or given token first, then the best ones that are not it."""
         entry = {found.token_id: self._logprob(found.token_id, found.logprob, found.rank)}
         for rank, (token, logprob) in enumerate(found.top, start=1):
             if token != found.token_id:
                 entry[token] = self._logprob(token, logprob, rank)
-        self.logprobs.append(entry)
-        self.cumulative_logprob += found.logprob
+        return entry
 
     def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
         if self.tokenizer is None or token >= self.tokenizer.vocab_size:

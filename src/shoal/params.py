@@ -26,7 +26,6 @@ _NOT_YET: dict[str, tuple[object, ...]] = {
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
     "repetition_penalty": (1, None),
-    "prompt_logprobs": (None,),
     "logit_bias": (None, {}),
     "bad_words": (None, []),
     "allowed_token_ids": (None,),
@@ -39,7 +38,9 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off. ``max_tokens`` None means up to
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
-    ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step.
+    ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
+    ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
+    prompt is scored and nothing is generated.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -76,14 +77,15 @@ class SamplingParams:
         _number("min_p", self.min_p, 0.0, 1.0)
         _integer("top_k", self.top_k, -1, 2**31 - 1)
         if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1, _INT64_MAX - 1)
+            _integer("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _INT64_MAX - 1)
         _integer("min_tokens", self.min_tokens, 0, _INT64_MAX - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from shoal.bench import perplexity
 from shoal.bench.perplexity import score_text, token_nll
 from shoal.errors import RequestError
 from shoal.llm import LLM
@@ -46,24 +47,24 @@ def test_the_second_half_of_each_chunk_is_scored(model: Path) -> None:
     assert score.stderr == pytest.approx(score.ppl * flat.std() / np.sqrt(flat.size - 1))
 
 
-def test_nll_of_certain_and_uniform_rows() -> None:
-    logits = np.zeros((3, 4), np.float32)
-    logits[1, 2] = 1000
-    np.testing.assert_allclose(token_nll(logits, [0, 2, 3]), [np.log(4), 0, np.log(4)])
-    np.testing.assert_allclose(token_nll(logits, [0, 1, 3], first=1), [1000, np.log(4)])
+def test_a_chunk_that_does_not_fit_is_refused(model: Path) -> None:
+    with (
+        LLM(model, device="reference", max_num_seqs=1, max_model_len=CTX - 1) as llm,
+        pytest.raises(RequestError, match="32 tokens; max_model_len 31 leaves it 31"),
+    ):
+        score_text(llm, TEXT, CTX)
 
 
 def test_a_chunk_starts_with_bos_where_the_model_wants_one(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with LLM(model, device="reference", max_num_seqs=1) as llm:
         assert llm.tokenizer is not None
         runs: list[list[int]] = []
-        logits = llm.logits
 
-        def noted(ids: list[int]) -> NDArray[np.float32]:
+        def noted(llm: LLM, ids: list[int]) -> NDArray[np.float64]:
             runs.append(ids)
-            return logits(ids)
+            return token_nll(llm, ids)
 
-        monkeypatch.setattr(llm, "logits", noted)
+        monkeypatch.setattr(perplexity, "token_nll", noted)
         score_text(llm, TEXT, CTX)
         plain, runs = runs, []
         llm.tokenizer.bos_id, llm.tokenizer._first = 256, [256]

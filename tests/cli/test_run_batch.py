@@ -155,6 +155,28 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
     }
 
 
+def test_prompts_are_echoed_and_scored(batch: Shoal, tmp_path: Path) -> None:
+    rows = [
+        completion("score", "Once upon a time", echo=True, logprobs=1, max_tokens=0),
+        completion("echo", "Once upon a time", echo=True, logprobs=1, max_tokens=3, temperature=0, ignore_eos=True),
+        completion("plain", "Once upon a time", logprobs=1, max_tokens=3, temperature=0, ignore_eos=True),
+        completion("field", "Once upon a time", prompt_logprobs=1, max_tokens=1),
+        completion("nothing", "x", max_tokens=0),
+    ]
+    done = batch(write(tmp_path / "in.jsonl", *rows), "out.jsonl")
+    assert "4 rows done, 1 failed" in done.stderr
+    records = read(tmp_path / "out.jsonl")
+    score, echo, plain, field = (tokens(records[name]) for name in ("score", "echo", "plain", "field"))
+    assert (score[0][0]["text"], score[1]["completion_tokens"]) == ("Once upon a time", 0)
+    assert echo[0][0]["text"] == "Once upon a time" + plain[0][0]["text"]
+    for name, values in echo[0][0]["logprobs"].items():
+        answer = plain[0][0]["logprobs"][name]
+        shifted = [offset + 16 for offset in answer] if name == "text_offset" else answer
+        assert values == score[0][0]["logprobs"][name] + shifted
+    scored = [None if place is None else next(iter(place.values())) for place in field[0][0]["prompt_logprobs"]]
+    assert [place and place["logprob"] for place in scored] == score[0][0]["logprobs"]["token_logprobs"]
+
+
 def test_fail_on_errors_and_another_error_file(batch: Shoal, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", "bad", completion("a", "x", max_tokens=1))
     done = batch(source, "out.jsonl", "--fail-on-errors", "--error-file", "bad.jsonl")

@@ -1,5 +1,5 @@
-"""Batch equals solo, bit for bit: the tokens of a request do not depend on who else runs, in which order, in what chunks,
-on how many threads, or on losing its pages half-way. Through the public API alone.
+"""Batch equals solo, bit for bit: tokens and log-probabilities of a request do not depend on who else runs, in which order,
+in what chunks, on how many threads, or on losing its pages half-way. Through the public API alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.llm import LLM
+from shoal.llm import LLM, Logprob, RequestOutput
 from shoal.params import SamplingParams
 from tests.support.gguf_builder import GGUFBuilder
 
@@ -38,10 +38,11 @@ FORMATS = {
 VOCAB, WIDTH, LAYERS = 320, 256, 2
 
 Request = tuple[dict[str, list[int]], SamplingParams]
+Answer = tuple[list[int], list[dict[int, Logprob] | None] | None]
 
 
 def mixed_requests(vocab: int) -> list[Request]:
-    """Prompts of 1 to 600 tokens, half of them greedy, half sampled in different ways with seeds."""
+    """Prompts of 1 to 600 tokens, half of them greedy, half sampled in different ways with seeds; a third are scored too."""
     rng = np.random.default_rng(7)
     lengths = [*LENGTHS, *(int(2 ** rng.uniform(0, 8)) for _ in range(NUM_REQUESTS - len(LENGTHS)))]
     requests = []
@@ -54,17 +55,22 @@ def mixed_requests(vocab: int) -> list[Request]:
             min_p=(0.0, 0.05)[i // 8 % 2],
             seed=1000 + i,
             max_tokens=8 + i % 5,
+            prompt_logprobs=1 if i % 3 == 0 else None,
             ignore_eos=True,
         )
         requests.append(({"prompt_token_ids": ids}, params))
     return requests
 
 
-def generate(llm: LLM, requests: Sequence[Request]) -> list[list[int]]:
+def generate(llm: LLM, requests: Sequence[Request]) -> list[Answer]:
     prompts, params = zip(*requests, strict=True)
     outputs = llm.generate(prompts, params, use_tqdm=False)
     assert all(output.error is None for output in outputs)
-    return [output.outputs[0].token_ids for output in outputs]
+    return [answer(output) for output in outputs]
+
+
+def answer(output: RequestOutput) -> Answer:
+    return output.outputs[0].token_ids, output.prompt_logprobs
 
 
 def write_mixed_model(path: Path) -> Path:
@@ -102,7 +108,7 @@ def write_mixed_model(path: Path) -> Path:
 
 
 class Case:
-    """A model, its requests, and the tokens of each request when it runs alone."""
+    """A model, its requests, and the answer to each request when it runs alone."""
 
     def __init__(self, path: Path, vocab: int) -> None:
         self.path = path
@@ -124,12 +130,15 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_requests_differ_and_so_do_their_tokens(case: Case) -> None:
     """What the other tests compare is not the same token over and over."""
     assert {len(prompt["prompt_token_ids"]) for prompt, _ in case.requests} >= set(LENGTHS)
-    assert len({tuple(tokens) for tokens in case.solo}) > NUM_REQUESTS * 0.9
-    assert len({token for tokens in case.solo for token in tokens}) > 50
+    assert len({tuple(tokens) for tokens, _ in case.solo}) > NUM_REQUESTS * 0.9
+    assert len({token for tokens, _ in case.solo for token in tokens}) > 50
+    scored = [places for _, places in case.solo if places is not None]
+    assert len(scored) > NUM_REQUESTS * 0.3
+    assert max(map(len, scored)) > 100
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_all_at_once_gives_the_tokens_of_each_alone(case: Case, variant: str) -> None:
+def test_all_at_once_gives_the_answer_to_each_alone(case: Case, variant: str) -> None:
     with case.open(**VARIANTS[variant]) as llm:
         assert generate(llm, case.requests) == case.solo
 
@@ -142,25 +151,23 @@ def test_with_int8_pages_too(case: Case) -> None:
         assert generate(llm, some) == solo
 
 
-def test_any_order_gives_the_same_tokens(case: Case) -> None:
+def test_any_order_gives_the_same_answers(case: Case) -> None:
     order = np.random.default_rng(5).permutation(NUM_REQUESTS).tolist()
     with case.open() as llm:
-        tokens = generate(llm, [case.requests[i] for i in order])
-    assert tokens == [case.solo[i] for i in order]
+        answers = generate(llm, [case.requests[i] for i in order])
+    assert answers == [case.solo[i] for i in order]
 
 
 def test_late_arrivals_change_nothing(case: Case) -> None:
     """Every request joins one step after the one before, in the middle of the others."""
-    tokens: dict[str, list[int]] = {}
+    answers: dict[str, Answer] = {}
     with case.open() as llm:
         for i, (prompt, params) in enumerate(case.requests):
             llm.submit(prompt, params, request_id=str(i))
-            for output in llm.step():
-                tokens[output.request_id] = output.outputs[0].token_ids
+            answers |= {output.request_id: answer(output) for output in llm.step()}
         while llm.has_work:
-            for output in llm.step():
-                tokens[output.request_id] = output.outputs[0].token_ids
-    assert [tokens[str(i)] for i in range(NUM_REQUESTS)] == case.solo
+            answers |= {output.request_id: answer(output) for output in llm.step()}
+    assert [answers[str(i)] for i in range(NUM_REQUESTS)] == case.solo
 
 
 def test_preemption_changes_nothing(case: Case) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.engine.engine import Request
+from shoal.engine.engine import Request, TokenLogprobs
+from shoal.engine.sampler import token_logprobs
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import LOGIT_ROWS, StepInput
 from shoal.params import SamplingParams
@@ -387,6 +388,103 @@ def test_logprobs_do_not_depend_on_the_batch() -> None:
     for request in requests:
         alone = run(engine, [request])[request.request_id]
         assert [o.logprobs for o in alone.outputs] == [o.logprobs for o in together[request.request_id].outputs]
+
+
+# --- log-probabilities of the prompt
+
+
+def prompt_logprobs_of(result: Result) -> tuple[TokenLogprobs, ...]:
+    """They come with the first output of a request, and with no other."""
+    first, *later = result.outputs
+    assert first.prompt_logprobs is not None
+    assert all(output.prompt_logprobs is None for output in later)
+    return first.prompt_logprobs
+
+
+def scored(requests: list[Request]) -> list[Request]:
+    """Every other one with log-probabilities of its prompt, of 0 to 3 best tokens; every eighth generates nothing."""
+    changed = [
+        replace(r.params, prompt_logprobs=i // 2 % 4, max_tokens=r.params.max_tokens if i % 8 else 0)
+        if i % 2 == 0
+        else r.params
+        for i, r in enumerate(requests)
+    ]
+    return [replace(r, params=new) for r, new in zip(requests, changed, strict=True)]
+
+
+def test_prompt_logprobs_are_the_log_softmax_of_the_logits() -> None:
+    rng = np.random.default_rng(3)
+    prompt = rng.integers(0, NAN_TOKEN, 100).tolist()
+    logits = logits_of(run(toy_engine(), [wants_logits("r", prompt)])["r"])
+    for temperature in (0, 0.3):
+        request = Request("r", tuple(prompt), params(prompt_logprobs=3, temperature=temperature), seed=1)
+        found = prompt_logprobs_of(run(toy_engine(), [request])["r"])
+        assert [entry.token_id for entry in found] == prompt[1:]
+        assert list(found) == [token_logprobs(row, token, 3) for row, token in zip(logits, prompt[1:], strict=False)]
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64, 512])
+@pytest.mark.parametrize("pages", [8, 1000])
+def test_prompt_logprobs_depend_neither_on_chunks_nor_on_company_nor_on_preemption(budget: int, pages: int) -> None:
+    requests = scored(mixed_requests(40, np.random.default_rng(budget)))
+    engine = toy_engine(pages=pages, budget=budget)
+    results = run(engine, requests)
+    assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
+    alone = toy_engine()
+    for request in requests:
+        expected = run(alone, [request])[request.request_id]
+        result = results[request.request_id]
+        assert (result.token_ids, result.end) == (expected.token_ids, expected.end)
+        if request.params.prompt_logprobs is None:
+            assert result.outputs[0].prompt_logprobs is None
+        else:
+            assert prompt_logprobs_of(result) == prompt_logprobs_of(expected)
+            assert len(prompt_logprobs_of(result)) == len(request.prompt_token_ids) - 1
+
+
+def test_asking_for_prompt_logprobs_does_not_change_the_tokens() -> None:
+    requests = mixed_requests(20, np.random.default_rng(9))
+    asking = [replace(r, params=replace(r.params, prompt_logprobs=2)) for r in requests]
+    assert tokens(run(toy_engine(budget=50), asking)) == solo(requests)
+
+
+def test_only_rows_that_are_asked_for_go_through_the_head() -> None:
+    backend = ToyBackend()
+    engine = toy_engine(backend=backend)
+    asking = Request("asking", (5,) * (LOGIT_ROWS + 2), params(prompt_logprobs=0, max_tokens=0))
+    run(engine, [asking, Request("single", (5,), params(prompt_logprobs=0, max_tokens=0))])
+    assert backend.calls == ["layers", "logits", "logits"]  # 64 rows, then 1
+    assert engine.stats().generation_tokens == 0
+    backend.calls.clear()
+    halves = [replace(asking, request_id=name, prompt_token_ids=(5,) * (LOGIT_ROWS // 2 + 1)) for name in "ab"]
+    run(engine, halves)
+    assert backend.calls == ["layers", "logits"]  # both in one pass
+    backend.calls.clear()
+    run(engine, [greedy("plain", [5] * 100, 1)])
+    assert backend.calls == ["layers", "sample"]
+
+
+def test_nan_among_the_logits_of_a_prompt_fails_its_request_alone() -> None:
+    prompt = [4, NAN_TOKEN, 6, 7]
+    others = [greedy("a", [1, 2]), Request("deaf", tuple(prompt), params())]
+    bad = [Request(f"bad{n}", tuple(prompt), params(prompt_logprobs=0, max_tokens=n)) for n in (0, 5)]
+    for budget in (1, 3, 512):
+        results = run(toy_engine(budget=budget), [others[0], *bad, others[1]])
+        for request in bad:
+            result = results.pop(request.request_id)
+            assert result.end == ("error", None)
+            assert "the logits at position 1 hold NaN" in result.error
+            assert len(result.outputs) == 1
+        assert tokens(results) == solo(others)
+
+
+def test_an_abort_inside_the_prompt_reports_no_logprobs_of_it() -> None:
+    engine = toy_engine(budget=8)
+    engine.add(Request("r", tuple(range(30)), params(prompt_logprobs=1)))
+    assert engine.step() == []
+    assert engine.abort("r")
+    assert [(o.finish_reason, o.prompt_logprobs) for o in engine.step()] == [("abort", None)]
+    assert engine.stats().free_pages == engine.num_pages
 
 
 # --- the rest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shoal.engine.kv_group import PageGroup, PageUse
 from shoal.engine.page_pool import PagePool
 from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
-from shoal.engine.sequence import Output, Request, Status
+from shoal.engine.sequence import Output, Request, Status, TokenLogprobs
 from shoal.engine.sequence import Sequence as Running
 from shoal.errors import RequestError
 from shoal.params import SamplingParams
@@ -35,16 +36,26 @@ def make(
     return Scheduler(groups, limits)
 
 
-def request(name: str, prompt: int, max_tokens: int | None = 4, *, want_logits: bool = False) -> Request:
-    params = SamplingParams(max_tokens=max_tokens)
+def request(
+    name: str, prompt: int, max_tokens: int | None = 4, *, want_logits: bool = False, prompt_logprobs: int | None = None
+) -> Request:
+    params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
     return Request(name, tuple(range(prompt)), params, want_logits=want_logits)
+
+
+def pretend(batch: StepBatch, token: int = 7) -> StepResult:
+    """Instead of logits how many rows of them; instead of a prompt token the position that foretells it."""
+    return StepResult(
+        [token] * len(batch.sampling),
+        [None] * len(batch.sampling),
+        [len(seq.unscored) for seq in batch.scoring],
+        [[TokenLogprobs(position, -1.0, 1, ()) for position in seq.unscored] for seq in batch.prompts],
+    )
 
 
 def step(scheduler: Scheduler, token: int = 7) -> tuple[StepBatch, list[Output]]:
     batch = scheduler.schedule()
-    logits = [f"{seq.num_unscored} rows" for seq in batch.scoring]
-    result = StepResult([token] * len(batch.sampling), [None] * len(batch.sampling), logits)
-    outputs = scheduler.commit(batch, result, 0.0)
+    outputs = scheduler.commit(batch, pretend(batch, token), 0.0)
     scheduler.check()
     return batch, outputs
 
@@ -129,12 +140,40 @@ def test_logits_are_reported_once_although_computed_twice() -> None:
     seq = scheduler.add(request("logits", 4, want_logits=True), 0.0)
     batch, outputs = step(scheduler)
     assert shares(batch) == [("a", 4), ("logits", 1)]
-    assert [o.logits for o in outputs] == [None, "1 rows"]
+    assert [o.logits for o in outputs] == [None, 1]
     seen = []
     while seq.status is not Status.FINISHED:
         seen += [o.logits for o in step(scheduler)[1] if o.request_id == "logits"]
     assert seq.metrics.num_preemptions == 1
-    assert seen == ["3 rows"]
+    assert seen == [3]
+
+
+def test_prompt_logprobs_come_once_and_whole_although_computed_twice() -> None:
+    scheduler = make(pages=4, page_size=2, budget=5)
+    scheduler.add(request("a", 3, 4), 0.0)
+    seq = scheduler.add(request("scored", 4, 2, prompt_logprobs=0), 0.0)
+    outputs = step(scheduler)[1]
+    assert (seq.num_scored, [o.request_id for o in outputs]) == (2, ["a"])
+    while seq.status is not Status.FINISHED:
+        outputs += [o for o in step(scheduler)[1] if o.request_id == "scored"]
+    assert seq.metrics.num_preemptions == 1
+    assert [[token.token_id for token in o.prompt_logprobs or ()] for o in outputs[1:]] == [[0, 1, 2], []]
+    assert [o.new_token_ids for o in outputs[1:]] == [(7,), (7,)]
+
+
+def test_nothing_to_generate_ends_with_the_prompt() -> None:
+    scheduler = make(budget=4)
+    scheduler.add(request("scored", 6, 0, prompt_logprobs=0), 0.0)
+    scheduler.add(request("single", 1, 0, prompt_logprobs=0), 0.0)
+    assert step(scheduler)[1] == []
+    batch, outputs = step(scheduler)
+    assert batch.sampling == []
+    assert [(o.request_id, o.finish_reason, len(o.prompt_logprobs or ())) for o in outputs] == [
+        ("scored", "length", 5),
+        ("single", "length", 0),
+    ]
+    assert scheduler.counters.prompt_tokens == 7
+    assert not scheduler.running
 
 
 @pytest.mark.parametrize(
@@ -143,6 +182,7 @@ def test_logits_are_reported_once_although_computed_twice() -> None:
         (request("r", 0), "the prompt is empty"),
         (request("r", 20, 1), "the prompt has 20 tokens; max_model_len 20 leaves it 19"),
         (request("r", 21, want_logits=True), "the prompt has 21 tokens; max_model_len 20 leaves it 20"),
+        (request("r", 21, 0, prompt_logprobs=0), "the prompt has 21 tokens; max_model_len 20 leaves it 20"),
         (request("r", 10, 5), "needs KV memory for 14 tokens; the whole pool holds 12"),
         (request("r", 10, 99), "needs KV memory for 19 tokens; the whole pool holds 12"),
         (request("r", 13, None), "needs KV memory for 13 tokens; the whole pool holds 12"),
@@ -194,7 +234,7 @@ def test_windowed_layers_hold_a_window_and_a_chunk(chunk: int, in_prompt: int, d
         (seq,) = batch.sequences
         assert whole == -(-(seq.num_computed + seq.num_scheduled) // 16)
         held[seq.num_computed < seq.num_prompt].add(window)
-        scheduler.commit(batch, StepResult([7] * len(batch.sampling), [None] * len(batch.sampling), []), 0.0)
+        scheduler.commit(batch, pretend(batch), 0.0)
     assert max(held[True]) == in_prompt <= -(-(512 + chunk) // 16) + 1
     assert held[False] == {decoding - 1, decoding}
 
@@ -298,16 +338,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.produced: dict[str, int] = {}
         self.count = 0
 
-    @rule(prompt=st.integers(1, 20), tokens=st.one_of(st.none(), st.integers(1, 12)), want_logits=st.booleans())
-    def add(self, prompt: int, tokens: int | None, want_logits: bool) -> None:
+    @rule(
+        prompt=st.integers(1, 20),
+        tokens=st.one_of(st.none(), st.integers(1, 12)),
+        wanted=st.sampled_from(
+            [{}, {"want_logits": True}, {"prompt_logprobs": 0}, {"prompt_logprobs": 0, "max_tokens": 0}]
+        ),
+    )
+    def add(self, prompt: int, tokens: int | None, wanted: dict[str, Any]) -> None:
         name = f"{self.count:04}"
         try:
-            seq = self.scheduler.add(request(name, prompt, tokens, want_logits=want_logits), 0.0)
+            seq = self.scheduler.add(request(name, prompt, **{"max_tokens": tokens, **wanted}), 0.0)
         except RequestError:
             return
         self.count += 1
         self.alive[name] = seq
-        self.wanted[name] = prompt if want_logits else seq.max_len - prompt
+        self.wanted[name] = prompt if "want_logits" in wanted else seq.max_len - prompt
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -335,17 +381,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         batch = self.scheduler.schedule()
         self.note_admissions(batch)
         self.hold_the_shape_of(batch)
-        result = StepResult(
-            [1] * len(batch.sampling),
-            [None] * len(batch.sampling),
-            [seq.num_unscored for seq in batch.scoring],
-        )
-        for output in self.scheduler.commit(batch, result, 0.0):
+        for output in self.scheduler.commit(batch, pretend(batch), 0.0):
             self.note(output)
 
     def note(self, output: Output) -> None:
         name = output.request_id
+        first = name not in self.produced
         self.produced[name] = self.produced.get(name, 0) + len(output.new_token_ids) + (output.logits or 0)
+        seq = self.alive[name]
+        if first and seq.request.params.prompt_logprobs is not None:
+            assert [token.token_id for token in output.prompt_logprobs or ()] == list(range(seq.num_prompt - 1))
+        else:
+            assert output.prompt_logprobs is None
         if output.finished:
             assert self.produced[name] == self.wanted[name]
             assert self.alive.pop(name).status is Status.FINISHED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -16,7 +16,10 @@ from shoal.openai import convert
 from shoal.openai.convert import Call, answer, check_model, parse_chat, parse_completion, refusal
 from shoal.openai.schema import APIError
 from shoal.params import SamplingParams
+from shoal.text.stream import StreamDecoder
+from shoal.text.tokenizer import Tokenizer
 from tests.openai.test_schema import VALUES
+from tests.text.tiny import sentencepiece
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -59,6 +62,7 @@ def test_every_sampling_field_arrives() -> None:
         "skip_special_tokens": False,
         "include_stop_str_in_output": True,
     }
+    shared["prompt_logprobs"] = 3
     assert completion(**shared, logprobs=5).params == SamplingParams(**shared, logprobs=5)
     assert chat(**shared, logprobs=True, top_logprobs=5).params == SamplingParams(**shared, logprobs=5)
 
@@ -80,6 +84,33 @@ def test_logprobs_of_a_chat() -> None:
     assert chat(logprobs=True).params.logprobs == 0
     assert chat(logprobs=False).params.logprobs is None
     assert refused(parse_chat, {"messages": USER, "top_logprobs": 2}).param == "top_logprobs"
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt_logprobs", "shown"),
+    [
+        ({}, None, False),
+        ({"logprobs": 2}, None, False),
+        ({"echo": True}, None, False),
+        ({"echo": True, "logprobs": 2}, 2, False),
+        ({"echo": True, "logprobs": 2, "max_tokens": 0}, 2, False),
+        ({"echo": True, "max_tokens": 0}, 0, False),
+        ({"echo": True, "logprobs": 2, "prompt_logprobs": 5}, 5, True),
+        ({"prompt_logprobs": 0, "max_tokens": 0}, 0, True),
+    ],
+)
+def test_log_probabilities_of_the_prompt(fields: dict[str, Any], prompt_logprobs: int | None, shown: bool) -> None:
+    call = completion(**fields)
+    assert call.params == SamplingParams(
+        max_tokens=fields.get("max_tokens", 16), logprobs=fields.get("logprobs"), prompt_logprobs=prompt_logprobs
+    )
+    assert (call.echo, call.prompt_logprobs) == (fields.get("echo", False), shown)
+
+
+def test_a_chat_has_log_probabilities_of_the_prompt_and_no_echo() -> None:
+    call = chat(prompt_logprobs=4)
+    assert (call.params.prompt_logprobs, call.prompt_logprobs) == (4, True)
+    assert refused(parse_chat, {"messages": USER, "echo": True}).param == "echo"
 
 
 @pytest.mark.parametrize(
@@ -157,14 +188,12 @@ def test_messages_that_are_refused(messages: Any, param: str) -> None:
         ("n", 2),
         ("n", True),
         ("best_of", 4),
-        ("echo", True),
         ("suffix", "x"),
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("repetition_penalty", 1.1),
         ("logit_bias", {"5": 1}),
         ("bad_words", ["x"]),
-        ("prompt_logprobs", 1),
         ("stream", True),
         ("stream_options", {"include_usage": True}),
         ("tools", [{"type": "function"}]),
@@ -230,6 +259,10 @@ def test_harmless_fields_change_nothing(field: str) -> None:
         ("stop_token_ids", "x"),
         ("logprobs", 21),
         ("logprobs", True),
+        ("prompt_logprobs", -1),
+        ("prompt_logprobs", 21),
+        ("prompt_logprobs", True),
+        ("echo", 1),
         ("ignore_eos", 1),
         ("model", 5),
     ],
@@ -285,13 +318,23 @@ def test_what_the_model_refuses_names_the_field_of_the_body() -> None:
 TOKENS = {1: b"He", 2: b"\xe2\x82", 3: b"\xac", 4: b"!"}
 
 
+class Spelling:
+    """What ``answer`` needs of a tokenizer."""
+
+    vocab_size = 5
+    token_bytes = staticmethod(TOKENS.__getitem__)
+
+    def stream(self, skip_special: bool = True) -> StreamDecoder:
+        return StreamDecoder(self.token_bytes)
+
+
 def output(*, finish_reason: str = "stop", logprobs: list[dict[int, Logprob]] | None = None) -> RequestOutput:
     given = CompletionOutput(0, "He\u20ac", [1, 2, 3], logprobs=logprobs, finish_reason=finish_reason)
     return RequestOutput("r", None, [7, 8], [given], finished=True)
 
 
 def as_json(call: Call, out: RequestOutput) -> Any:
-    body = answer(call, out, response_id="x", model="m", token_bytes=TOKENS.__getitem__)
+    body = answer(call, out, response_id="x", model="m", tokenizer=cast(Tokenizer, Spelling()))
     return json.loads(msgspec.json.encode(body))
 
 
@@ -363,5 +406,99 @@ def test_logprobs_of_a_completion_are_parallel_lists() -> None:
             {"bytes:\\xe2\\x82": -3.0, "!": -0.25, "He": -1.5},
             {"bytes:\\xac": -9999.0, "!": 0.0, "He": -8.0},
         ],
-        "text_offset": [0, 2, 3],
+        "text_offset": [0, 2, 2],
     }
+
+
+def place(token: int, logprob: float, rank: int = 1, **others: float) -> dict[int, Logprob]:
+    """A token and its likelier neighbours, best first, as ``t5=-0.5``."""
+    best = {int(name[1:]): Logprob(value, i, "") for i, (name, value) in enumerate(others.items(), start=1)}
+    return {token: Logprob(logprob, rank, "x"), **best}
+
+
+@pytest.fixture(scope="module")
+def spm(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Puts BOS and a space in front of what it encodes."""
+    return Tokenizer.from_gguf(sentencepiece(tmp_path_factory.mktemp("spm") / "spm.gguf"))
+
+
+def echoed(tokenizer: Tokenizer, prompt: str | None, ids: list[int], answer_ids: list[int], **fields: Any) -> Any:
+    """The choice of an echoing completion whose every token has log-probability -1."""
+    call = completion(prompt=prompt or ids, echo=True, **fields)
+    given = CompletionOutput(0, tokenizer.decode(answer_ids), answer_ids, finish_reason="length")
+    out = RequestOutput("r", prompt, ids, [given], finished=True)
+    if "logprobs" in fields:
+        given.logprobs = [place(token, -1.0) for token in answer_ids]
+        out.prompt_logprobs = [None, *(place(token, -1.0) for token in ids[1:])]
+    return json.loads(msgspec.json.encode(answer(call, out, response_id="x", model="m", tokenizer=tokenizer)))[
+        "choices"
+    ][0]
+
+
+def test_an_echo_is_the_prompt_and_the_answer(spm: Tokenizer) -> None:
+    text = "hello\u00e9 \u20ac"
+    ids, more = spm.encode(text), spm.encode("hell", add_special=False)
+    assert echoed(spm, text, ids, more)["text"] == text + spm.decode(more)
+    assert echoed(spm, text, ids, more)["logprobs"] is None
+    assert echoed(spm, None, ids[1:], more)["text"] == text + spm.decode(more)
+    assert echoed(spm, None, ids, [], skip_special_tokens=False)["text"] == "<s> " + text
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_an_echo_has_the_log_probabilities_of_both(spm: Tokenizer, skip: bool) -> None:
+    text = "hello\u00e9 \u20ac"
+    ids, more = spm.encode(text), spm.encode("hello", add_special=False)
+    choice = echoed(spm, text, ids, more, logprobs=1, skip_special_tokens=skip)
+    found = choice["logprobs"]
+    assert found["token_logprobs"] == [None] + [-1.0] * (len(ids) + len(more) - 1)
+    assert found["top_logprobs"][0] is None
+    assert found["top_logprobs"][1:] == [{token: -1.0} for token in found["tokens"][1:]]
+    pieces = ["<s>", " hello", "\u00e9", " ", "bytes:\\xe2", "bytes:\\x82", "bytes:\\xac", " hello"]
+    assert list(zip(found["tokens"], found["text_offset"], strict=True)) == list(
+        zip(pieces, [0, 0, 5, 6, 7, 7, 7, 8], strict=True)
+    )
+    assert "prompt_logprobs" not in choice
+
+
+def test_a_scored_prompt_has_its_log_probabilities_alone(spm: Tokenizer) -> None:
+    choice = echoed(spm, "hello", spm.encode("hello"), [], logprobs=0, max_tokens=0)
+    assert choice["text"] == "hello"
+    assert choice["logprobs"] == {
+        "tokens": ["<s>", " hello"],
+        "token_logprobs": [None, -1.0],
+        "top_logprobs": [None, {" hello": -1.0}],
+        "text_offset": [0, 0],
+    }
+
+
+def test_ids_beyond_the_tokenizer_have_no_text(spm: Tokenizer) -> None:
+    choice = echoed(spm, None, [*spm.encode("hello")[1:], spm.vocab_size], [spm.vocab_size - 1], logprobs=0)
+    assert choice["text"] == "hello\u00e9"
+    assert choice["logprobs"]["tokens"] == [" hello", "", "\u00e9"]
+    assert choice["logprobs"]["text_offset"] == [0, 5, 5]
+
+
+PROMPT_LOGPROBS = [None, place(4, float("-inf"), 60, t3=-0.5, t2=-1.0)]
+
+
+def test_log_probabilities_of_a_prompt_in_the_field_of_vllm() -> None:
+    out = output()
+    out.prompt_logprobs = PROMPT_LOGPROBS
+    expected = [
+        None,
+        {
+            "4": {"logprob": -9999.0, "rank": 60, "decoded_token": "x"},
+            "3": {"logprob": -0.5, "rank": 1, "decoded_token": ""},
+            "2": {"logprob": -1.0, "rank": 2, "decoded_token": ""},
+        },
+    ]
+    assert as_json(completion(prompt_logprobs=2), out)["choices"][0]["prompt_logprobs"] == expected
+    assert as_json(chat(prompt_logprobs=2), out)["prompt_logprobs"] == expected
+    assert "prompt_logprobs" not in as_json(chat(), out)
+
+
+def test_an_echo_shows_no_more_than_its_own_number_of_best_tokens() -> None:
+    out = output(logprobs=LOGPROBS)
+    out.prompt, out.prompt_token_ids, out.prompt_logprobs = "!!", [4, 4], PROMPT_LOGPROBS
+    found = as_json(completion(echo=True, logprobs=1, prompt_logprobs=2), out)["choices"][0]["logprobs"]
+    assert found["top_logprobs"][:2] == [None, {"!": -9999.0, "bytes:\\xac": -0.5}]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,9 +19,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from shoal.errors import RequestError
 from shoal.llm import LLM
+from shoal.params import SamplingParams
 from shoal.text.tokenizer import Tokenizer
 
-_BLOCK = 16  # rows whose probabilities are computed at a time
+_SCORE = SamplingParams(prompt_logprobs=0, max_tokens=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +56,19 @@ def score_text(llm: LLM, text: str, ctx_size: int = 512) -> Score:
     rows: list[NDArray[np.float64]] = []
     with _progress(len(chunks)) as progress:
         for chunk in chunks:
-            rows.append(token_nll(llm.logits(chunk)[:-1], chunk[1:], first=ctx_size // 2))
+            rows.append(token_nll(llm, chunk)[ctx_size // 2 :])
             progress.done(np.array(rows))
     return Score(np.array(rows), ctx_size, len(ids))
 
 
-def token_nll(logits: NDArray[np.float32], next_ids: Sequence[int], first: int = 0) -> NDArray[np.float64]:
-    """-ln p of ``next_ids`` [n] under ``logits`` [n, vocab], from row ``first`` on, in float64."""
-    found = []
-    for start in range(first, len(next_ids), _BLOCK):
-        rows = logits[start : start + _BLOCK].astype(np.float64)
-        targets = next_ids[start : start + _BLOCK]
-        peak = rows.max(axis=1)
-        total = np.log(np.exp(rows - peak[:, None]).sum(axis=1)) + peak
-        found.append(total - rows[np.arange(len(rows)), targets])
-    return np.concatenate(found)
+def token_nll(llm: LLM, ids: list[int]) -> NDArray[np.float64]:
+    """-ln p of each of ``ids`` but the first, given those before it. Raises RequestError where they cannot be scored."""
+    output = llm.generate({"prompt_token_ids": ids}, _SCORE, use_tqdm=False)[0]
+    if output.error is not None:
+        raise RequestError(output.error)
+    assert output.prompt_logprobs is not None
+    places = zip(ids, output.prompt_logprobs, strict=True)
+    return np.array([-place[token].logprob for token, place in places if place is not None])
 
 
 def _chunk(tokenizer: Tokenizer, ids: list[int]) -> list[int]:

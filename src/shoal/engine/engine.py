@@ -184,7 +184,8 @@ class Engine:
         runner, sampler = self._compute
         runner.forward(batch)
         tokens, logprobs = sampler.sample(batch.sampling)
-        return StepResult(tokens, logprobs, [runner.logits(seq) for seq in batch.scoring])
+        logits = [runner.logits(seq) for seq in batch.scoring]
+        return StepResult(tokens, logprobs, logits, sampler.score(batch.prompts))
 
     def _check(self) -> None:
         if self._check_every_step:

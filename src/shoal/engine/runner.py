@@ -36,10 +36,8 @@ class ModelRunner:
 
     def logits(self, seq: Sequence) -> NDArray[np.float32]:
         """Logits [rows, vocab] of those positions of this step that were not reported before; the caller's to keep."""
-        stop = seq.first_row + seq.num_scheduled
-        start = stop - seq.num_unscored
-        out = np.empty((stop - start, self._vocab_size), np.float32)
-        for first in range(start, stop, LOGIT_ROWS):
-            last = min(first + LOGIT_ROWS, stop)
-            out[first - start : last - start] = self.network.logits(np.arange(first, last, dtype=np.int32))
+        rows = np.array([seq.row_of(position) for position in seq.unscored], np.int32)
+        out = np.empty((len(rows), self._vocab_size), np.float32)
+        for start in range(0, len(rows), LOGIT_ROWS):
+            out[start : start + LOGIT_ROWS] = self.network.logits(rows[start : start + LOGIT_ROWS])
         return out

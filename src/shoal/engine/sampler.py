@@ -1,4 +1,4 @@
-"""The sampler: a token for each sequence whose last known token was computed, and its log-probabilities."""
+"""The sampler: a token for each sequence whose last known token was computed; log-probabilities of it and of prompts."""
 
 from __future__ import annotations
 
@@ -28,6 +28,22 @@ class Sampler:
             tokens += chosen
             logprobs += self._report(block, chosen)
         return tokens, logprobs
+
+    def score(self, sequences: list[Sequence]) -> list[list[TokenLogprobs]]:
+        """For each sequence what ``prompt_logprobs`` asks for, of the prompt tokens that this step's unscored positions foretell.
+
+        No more than LOGIT_ROWS rows of logits exist at a time.
+        """
+        wanted = [(seq, position) for seq in sequences for position in seq.unscored]
+        found: dict[Sequence, list[TokenLogprobs]] = {seq: [] for seq in sequences}
+        for start in range(0, len(wanted), LOGIT_ROWS):
+            block = wanted[start : start + LOGIT_ROWS]
+            rows = [seq.row_of(position) for seq, position in block]
+            logits = self._network.logits(np.array(rows, np.int32))
+            for row, (seq, position) in zip(logits, block, strict=True):
+                count = seq.request.params.prompt_logprobs or 0
+                found[seq].append(token_logprobs(row, seq.token_ids[position + 1], count))
+        return list(found.values())
 
     def _report(self, sequences: list[Sequence], tokens: list[int]) -> list[TokenLogprobs | None]:
         """The log-probabilities of a block's tokens, where wanted; each from its own row alone."""

@@ -5,6 +5,7 @@ There is no prefill and no decode phase: each sequence's ``num_computed`` catche
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
@@ -27,12 +28,15 @@ class SchedulerLimits:
 class StepBatch:
     """What one step computes: ``sequences`` in the order of their rows, laid end to end.
 
-    ``sampling`` get a token from this step (their last known token is computed); ``scoring`` get logits.
+    ``sampling`` get a token from this step (their last known token is computed); ``scoring`` get logits; ``prompts`` get
+    log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)
     scoring: list[Sequence] = field(default_factory=list)
+    prompts: list[Sequence] = field(default_factory=list)
+    ending: list[Sequence] = field(default_factory=list)
     num_rows: int = 0
 
     def add(self, seq: Sequence, count: int) -> None:
@@ -41,16 +45,17 @@ class StepBatch:
         seq.num_scheduled = count
         self.num_rows += count
         self.sequences.append(seq)
-        if seq.request.want_logits:
-            if seq.num_unscored > 0:
-                self.scoring.append(seq)
-        elif seq.num_computed + count == len(seq.token_ids):
-            self.sampling.append(seq)
+        request = seq.request
+        if seq.num_scored < seq.num_to_score and seq.unscored:
+            (self.scoring if request.want_logits else self.prompts).append(seq)
+        if seq.num_computed + count == len(seq.token_ids) and not request.want_logits:
+            (self.sampling if request.generates else self.ending).append(seq)
 
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` for its ``scoring``.
+    """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` for its ``scoring``,
+    ``prompt_logprobs`` for its ``prompts``.
 
     A token of -1 means that the row's logits hold NaN or leave no candidate.
     """
@@ -58,6 +63,7 @@ class StepResult:
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
     logits: list[Logits]
+    prompt_logprobs: list[list[TokenLogprobs]]
 
 
 @dataclass(slots=True)
@@ -114,11 +120,14 @@ class Scheduler:
         self._give_back(batch)
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
-        outputs = [
+        outputs = self._take_prompts(batch, result, now)  # failures, which leave the step at once
+        outputs += [
             self._accept(seq, token, logprobs, now)
             for seq, token, logprobs in zip(batch.sampling, result.tokens, result.logprobs, strict=True)
+            if seq.status is Status.RUNNING
         ]
         outputs += [self._score(seq, rows, now) for seq, rows in zip(batch.scoring, result.logits, strict=True)]
+        outputs += [self._end(seq, now) for seq in batch.ending if seq.status is Status.RUNNING]
         return outputs
 
     def fail(self, batch: StepBatch, error: str, now: float) -> list[Output]:
@@ -145,13 +154,13 @@ class Scheduler:
         """The most tokens a request may come to have: its own limit, or the context's."""
         prompt = len(request.prompt_token_ids)
         longest = self.limits.max_model_len
-        output = 0 if request.want_logits else 1
+        output = 1 if request.generates else 0
         if prompt == 0:
             raise RequestError("the prompt is empty; it needs at least 1 token", "prompt_token_ids")
         if prompt + output > longest:
             reason = f"the prompt has {prompt} tokens; max_model_len {longest} leaves it {longest - output}"
             raise RequestError(reason, "prompt_token_ids")
-        max_len = prompt if request.want_logits else self._longest_output(prompt, request.params.max_tokens)
+        max_len = self._longest_output(prompt, request.params.max_tokens) if request.generates else prompt
         stored = max_len - output  # the last sampled token never needs a place in the KV cache
         if stored > self._most_tokens:
             needs = f"the request needs KV memory for {stored} tokens"
@@ -230,21 +239,49 @@ class Scheduler:
             return self._fail(
                 seq, f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose", now
             )
+        prompt = None
         if seq.metrics.first_token_time is None:
             seq.metrics.first_token_time = now
-            self.counters.prompt_tokens += seq.num_prompt
+            prompt = self._finish_prompt(seq)
         name = seq.request.request_id
         if token in seq.stop_ids:
             self._retire(seq, now)
             reason = None if token in seq.eos_ids else token
-            return Output(name, seq.metrics, (), None if logprobs is None else (), True, "stop", reason)
+            none = None if logprobs is None else ()
+            return Output(name, seq.metrics, (), none, True, "stop", reason, prompt_logprobs=prompt)
         seq.token_ids.append(token)
         self.counters.generation_tokens += 1
         reported = None if logprobs is None else (logprobs,)
         if len(seq.token_ids) < seq.max_len:
-            return Output(name, seq.metrics, (token,), reported)
+            return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt)
         self._retire(seq, now)
-        return Output(name, seq.metrics, (token,), reported, True, "length")
+        return Output(name, seq.metrics, (token,), reported, True, "length", prompt_logprobs=prompt)
+
+    def _take_prompts(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
+        """Log-probabilities of prompt tokens join their sequences; NaN among them ends the sequence."""
+        failures = []
+        for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True):
+            first, seq.num_scored = seq.num_scored, seq.num_computed
+            seq.prompt_logprobs += found
+            bad = next((index for index, token in enumerate(found) if math.isnan(token.logprob)), None)
+            if bad is not None:
+                failures.append(self._fail(seq, f"the logits at position {first + bad} hold NaN or +infinity", now))
+        return failures
+
+    def _finish_prompt(self, seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
+        """Count a prompt that is complete, and hand over its log-probabilities, where wanted."""
+        self.counters.prompt_tokens += seq.num_prompt
+        if seq.request.params.prompt_logprobs is None:
+            return None
+        found, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
+        return found
+
+    def _end(self, seq: Sequence, now: float) -> Output:
+        """The prompt was all there is to do."""
+        found = self._finish_prompt(seq)
+        self._retire(seq, now)
+        name = seq.request.request_id
+        return Output(name, seq.metrics, finished=True, finish_reason="length", prompt_logprobs=found)
 
     def _score(self, seq: Sequence, logits: Logits, now: float) -> Output:
         """Logits of prompt positions; those of the last one end the sequence."""

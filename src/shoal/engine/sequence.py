@@ -18,6 +18,7 @@ class Request:
 
     ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
+    ``params.prompt_logprobs`` has no effect then.
     """
 
     request_id: str
@@ -28,11 +29,16 @@ class Request:
     sample: int = 0
     want_logits: bool = False
 
+    @property
+    def generates(self) -> bool:
+        """Whether anything follows the prompt."""
+        return not self.want_logits and self.params.max_tokens != 0
+
 
 class TokenLogprobs(NamedTuple):
-    """A chosen token's natural-log probability before temperature, and the best tokens at its place, best first.
+    """A chosen or given token's natural-log probability before temperature, and the best tokens at its place, best first.
 
-    ``rank`` is the number of tokens at least as likely as the chosen one (1: the likeliest, as in vLLM).
+    ``rank`` is the number of tokens at least as likely as this one (1: the likeliest, as in vLLM).
     """
 
     token_id: int
@@ -57,7 +63,8 @@ class Output(NamedTuple):
     ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
-    positions computed in this step, for ``want_logits`` alone.
+    positions computed in this step, for ``want_logits`` alone. ``prompt_logprobs``: all prompt tokens but the first, in
+    the one output that comes when the prompt is complete, if asked for.
     """
 
     request_id: str
@@ -69,6 +76,7 @@ class Output(NamedTuple):
     stop_reason: int | None = None
     error: str | None = None
     logits: Logits | None = None
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 class Status(Enum):
@@ -86,8 +94,9 @@ class Sequence:
     Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, in KV group g position p in
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
     a group has a window, the first pages of its list belong to others again (``PageUse.num_passed``).
-    ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. ``num_scored`` positions have
-    had their logits reported (``want_logits``); it outlives a preemption, so that none is reported twice.
+    ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. Of the first ``num_to_score``
+    positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
+    the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     """
 
     request: Request
@@ -97,12 +106,14 @@ class Sequence:
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
+    num_to_score: int = field(init=False)
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
     num_computed: int = 0
     num_scheduled: int = 0
     first_row: int = 0
     num_scored: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         params = self.request.params
@@ -110,6 +121,10 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
+        if self.request.want_logits:
+            self.num_to_score = self.num_prompt
+        else:  # the logits at a position say how likely the token after it was
+            self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
 
     @property
     def num_tokens(self) -> int:
@@ -122,6 +137,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt < self.request.params.min_tokens
 
     @property
-    def num_unscored(self) -> int:
-        """How many of this step's positions have not had their logits reported: always the last ones."""
-        return self.num_computed + self.num_scheduled - max(self.num_computed, self.num_scored)
+    def unscored(self) -> range:
+        """The positions of this step whose logits are wanted and have not been reported."""
+        computed = self.num_computed + self.num_scheduled
+        return range(max(self.num_computed, self.num_scored), min(computed, self.num_to_score))
+
+    def row_of(self, position: int) -> int:
+        """The row of this step that computes a position."""
+        return self.first_row + position - self.num_computed

@@ -120,7 +120,7 @@ class Job:
         tokenizer = self._llm.tokenizer
         assert tokenizer is not None, "a job's model is loaded with its tokenizer"
         model = row.call.model or self._served[0]
-        return answer(row.call, output, response_id=uuid.uuid4().hex, model=model, token_bytes=tokenizer.token_bytes)
+        return answer(row.call, output, response_id=uuid.uuid4().hex, model=model, tokenizer=tokenizer)
 
 
 def derived_seed(seed: int, custom_id: str) -> int:

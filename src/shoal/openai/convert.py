@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
@@ -25,6 +26,8 @@ from shoal.openai.schema import (
     CompletionBody,
     FinishReason,
     Message,
+    PromptLogprob,
+    PromptLogprobs,
     PromptTokensDetails,
     RequestBody,
     TextChoice,
@@ -38,6 +41,7 @@ from shoal.params import SamplingParams
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
+    from shoal.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
 _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
@@ -56,7 +60,7 @@ IGNORED = frozenset(
     )
 )
 
-# Fields of OpenAI's and vLLM's that shoal does not support yet, each with the values that ask for nothing.
+# Fields of OpenAI's and vLLM's that shoal does not support yet (echo: in a chat), each with the values that ask for nothing.
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
@@ -82,7 +86,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "presence_penalty": (0,),
     "priority": (0,),
-    "prompt_logprobs": (),
     "reasoning_effort": (),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
@@ -106,13 +109,16 @@ class Call:
     """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
 
     ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
-    names none.
+    names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
+    vLLM's field, not only for the echo.
     """
 
     kind: Literal["chat", "completion"]
     model: str | None
     prompt: str | dict[str, Any]
     params: SamplingParams
+    echo: bool = False
+    prompt_logprobs: bool = False
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -132,15 +138,18 @@ def parse_chat(body: Any) -> Call:
     params = _params(
         chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
     )
-    return Call("chat", chat.model, {"messages": messages}, params)
+    shown = chat.prompt_logprobs is not None
+    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown)
 
 
 def parse_completion(body: Any) -> Call:
     """A body of /v1/completions, decoded from JSON. Raises APIError that names the field at fault."""
     completion = _typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
-    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs)
-    return Call("completion", completion.model, _prompt(completion.prompt), params)
+    scored = _prompt_logprobs_needed(completion)
+    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
+    shown = completion.prompt_logprobs is not None
+    return Call("completion", completion.model, _prompt(completion.prompt), params, completion.echo, shown)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -172,9 +181,10 @@ def _typed(body: Any, kind: type[_Body]) -> _Body:
     if not isinstance(body, dict):
         raise APIError("the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    _refuse_unsupported(given)
+    unsupported = _UNSUPPORTED.keys() - set(kind.__struct_fields__)
+    _refuse_unsupported({name: value for name, value in given.items() if name in unsupported})
     _refuse_unsendable(given)
-    used = {name: value for name, value in given.items() if name not in _UNSUPPORTED}
+    used = {name: value for name, value in given.items() if name not in unsupported}
     if isinstance(used.get("messages"), list):
         used["messages"] = [_without_nulls(message) for message in used["messages"]]
     try:
@@ -185,7 +195,7 @@ def _typed(body: Any, kind: type[_Body]) -> _Body:
 
 def _refuse_unsupported(given: dict[str, Any]) -> None:
     for name, value in given.items():
-        if name in _UNSUPPORTED and not any(_same(value, off) for off in _UNSUPPORTED[name]):
+        if not any(_same(value, off) for off in _UNSUPPORTED[name]):
             raise APIError(f"{name}: this version of shoal does not support it yet", name)
 
 
@@ -243,6 +253,13 @@ def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> Sampling
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
 
 
+def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
+    """As vLLM: an echoed prompt has as many log-probabilities as the answer, unless the body says how many."""
+    if body.prompt_logprobs is not None or not body.echo:
+        return body.prompt_logprobs
+    return 0 if body.logprobs is None and body.max_tokens == 0 else body.logprobs
+
+
 def _chat_max_tokens(chat: ChatBody) -> int | None:
     if chat.max_completion_tokens is None:
         return chat.max_tokens
@@ -296,20 +313,21 @@ def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
 
 
 def answer(
-    call: Call, output: RequestOutput, *, response_id: str, model: str, token_bytes: Callable[[int], bytes]
+    call: Call, output: RequestOutput, *, response_id: str, model: str, tokenizer: Tokenizer
 ) -> ChatCompletion | TextCompletion:
-    """The response body of a finished request. ``token_bytes`` gives the text of a token as bytes.
-
-    ``output`` must have ended with "stop" or "length".
-    """
+    """The response body of a finished request. ``output`` must have ended with "stop" or "length"."""
     given = output.outputs[0]
     reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
-    created, usage = int(time.time()), _usage(output)
+    created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
     if call.kind == "chat":
-        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, token_bytes)
+        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, tokenizer)
         choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
-        return ChatCompletion(f"chatcmpl-{response_id}", created, model, [choice], usage)
-    text_choice = TextChoice(0, given.text, _text_logprobs(given, token_bytes), reason)
+        return ChatCompletion(
+            f"chatcmpl-{response_id}", created, model, [choice], usage, prompt_logprobs=prompt_logprobs
+        )
+    prompt = _prompt_text(output, call.params, tokenizer) if call.echo else ""
+    logprobs = _text_logprobs(call, output, prompt, tokenizer)
+    text_choice = TextChoice(0, prompt + given.text, logprobs, reason, prompt_logprobs)
     return TextCompletion(f"cmpl-{response_id}", created, model, [text_choice], usage)
 
 
@@ -318,12 +336,33 @@ def _usage(output: RequestOutput) -> Usage:
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
 
 
-def _chat_logprobs(given: CompletionOutput, k: int, token_bytes: Callable[[int], bytes]) -> ChatLogprobs | None:
+def _prompt_logprobs(call: Call, output: RequestOutput) -> PromptLogprobs | msgspec.UnsetType:
+    """vLLM's field, where the body asks for it."""
+    if not call.prompt_logprobs or output.prompt_logprobs is None:
+        return msgspec.UNSET
+    return [None if place is None else _prompt_place(place) for place in output.prompt_logprobs]
+
+
+def _prompt_place(place: dict[int, Logprob]) -> dict[int, PromptLogprob]:
+    return {
+        token: PromptLogprob(_finite(found.logprob), found.rank, found.decoded_token) for token, found in place.items()
+    }
+
+
+def _prompt_text(output: RequestOutput, params: SamplingParams, tokenizer: Tokenizer) -> str:
+    """The text of a prompt; ids are decoded as those of the answer are."""
+    if output.prompt is not None:
+        return output.prompt
+    known = [token for token in output.prompt_token_ids if token < tokenizer.vocab_size]
+    return tokenizer.decode(known, skip_special=params.skip_special_tokens)
+
+
+def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> ChatLogprobs | None:
     if given.logprobs is None:
         return None
 
     def entry(token: int, found: Logprob) -> TopLogprob:
-        data = token_bytes(token)
+        data = _bytes(token, tokenizer)
         return TopLogprob(data.decode("utf-8", "replace"), _finite(found.logprob), list(data))
 
     content = []
@@ -334,27 +373,53 @@ def _chat_logprobs(given: CompletionOutput, k: int, token_bytes: Callable[[int],
     return ChatLogprobs(content)
 
 
-def _text_logprobs(given: CompletionOutput, token_bytes: Callable[[int], bytes]) -> TextLogprobs | None:
+def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: Tokenizer) -> TextLogprobs | None:
+    """Log-probabilities of the answer, after those of the tokens of ``prompt`` if that is echoed."""
+    given, k = output.outputs[0], call.params.logprobs or 0
     if given.logprobs is None:
         return None
-    logprobs = TextLogprobs([], [], [], [])
-    offset = 0
-    for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
-        logprobs.tokens.append(_spelled(token_bytes(chosen)))
-        logprobs.token_logprobs.append(_finite(candidates[chosen].logprob))
-        best = {_spelled(token_bytes(token)): _finite(found.logprob) for token, found in candidates.items()}
-        logprobs.top_logprobs.append(best)
-        logprobs.text_offset.append(offset)
-        offset += len(token_bytes(chosen).decode("utf-8", "replace"))
+    echoed: list[int] = []
+    places: list[dict[int, Logprob] | None] = [*given.logprobs]
+    if call.echo:
+        assert output.prompt_logprobs is not None, "parse_completion asks for them"
+        echoed, places = output.prompt_token_ids, [*output.prompt_logprobs, *given.logprobs]
+    ids = [*echoed, *given.token_ids]
+    lengths = _lengths(ids, call.params, tokenizer)
+    # Its tokens may spell more than the prompt: a BOS, a space put in front. What is too much is at the start.
+    start = len(prompt) - sum(lengths[: len(echoed)])
+    offsets = [max(0, offset) for offset in accumulate(lengths, initial=start)][:-1]
+    logprobs = TextLogprobs([], [], [], offsets)
+    for token, place in zip(ids, places, strict=True):
+        logprobs.tokens.append(_spelled(token, tokenizer))
+        logprobs.token_logprobs.append(None if place is None else _finite(place[token].logprob))
+        logprobs.top_logprobs.append(None if place is None else _best(place, token, k, tokenizer))
     return logprobs
 
 
-def _spelled(token: bytes) -> str:
+def _best(place: dict[int, Logprob], token: int, k: int, tokenizer: Tokenizer) -> dict[str, float]:
+    """The token at a place, and the ``k`` likeliest there; vLLM's field may have asked for more."""
+    shown = {other: found for other, found in place.items() if other == token or found.rank <= k}
+    return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
+
+
+def _lengths(ids: list[int], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
+    """How many characters each token completes."""
+    decoder = tokenizer.stream(skip_special=params.skip_special_tokens)
+    return [len(decoder.push(token)) if token < tokenizer.vocab_size else 0 for token in ids]
+
+
+def _bytes(token: int, tokenizer: Tokenizer) -> bytes:
+    """The bytes of a token. Models may have more rows than tokens: those have no text."""
+    return tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
+
+
+def _spelled(token: int, tokenizer: Tokenizer) -> str:
     """The text of a token; one that is a piece of a character in the spelling of OpenAI: ``bytes:\\xe2\\x80``."""
+    data = _bytes(token, tokenizer)
     try:
-        return token.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token)
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def _finite(logprob: float) -> float:

@@ -80,6 +80,7 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
+    prompt_logprobs: int | None = None
 
 
 class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -100,10 +101,15 @@ class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """A body of /v1/completions. ``prompt``: a text, a list of token ids, or a list with one of those."""
+    """A body of /v1/completions. ``prompt``: a text, a list of token ids, or a list with one of those.
+
+    ``echo`` puts the prompt before the answer, in the text and in its log-probabilities. With it, or with
+    ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated.
+    """
 
     prompt: str | list[Any]
     logprobs: int | None = None
+    echo: bool = False
 
 
 # Responses ------------------------------------------------------------------------------------------------------------
@@ -150,6 +156,18 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
+class PromptLogprob(msgspec.Struct):
+    """A token of the prompt, or one that could have stood there; ``rank`` 1 is the likeliest."""
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+# vLLM's addition: for each token of the prompt itself and the likeliest ones by id, null for the first token.
+PromptLogprobs = list[dict[int, PromptLogprob] | None]
+
+
 class ChatAnswer(msgspec.Struct):
     """The message of the model."""
 
@@ -168,7 +186,7 @@ class ChatChoice(msgspec.Struct):
 
 
 class ChatCompletion(msgspec.Struct):
-    """The response of /v1/chat/completions. ``created`` in seconds since 1970."""
+    """The response of /v1/chat/completions. ``created`` in seconds since 1970; ``prompt_logprobs`` where asked for."""
 
     id: str
     created: int
@@ -176,24 +194,29 @@ class ChatCompletion(msgspec.Struct):
     choices: list[ChatChoice]
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextLogprobs(msgspec.Struct):
-    """Log-probabilities in the shape of /v1/completions: parallel lists; ``text_offset`` in characters."""
+    """Log-probabilities in the shape of /v1/completions: parallel lists; null for the first token of an echoed prompt.
+
+    ``text_offset``: where in the text, in characters, the first character begins that the token completes.
+    """
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
 
 
 class TextChoice(msgspec.Struct):
-    """One continuation of a prompt."""
+    """One continuation of a prompt; ``prompt_logprobs`` where asked for."""
 
     index: int
     text: str
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextCompletion(msgspec.Struct):
