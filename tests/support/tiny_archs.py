@@ -20,6 +20,7 @@ from tests.support.gguf_builder import GGUFBuilder
 VOCAB = 48
 TOKENS = 24
 CONTEXT = 64
+DEEP = 20  # layers, from where on rounding grows so much that only exact arithmetic says anything
 _EPSILON = 0.01
 _EXPERTS, _USED = 6, 2
 
@@ -28,6 +29,10 @@ LLAMA_HALVES = LLAMA.replace("attn_q attn_k attn_v", "attn_qkv*")
 MLP = "ffn_gate ffn_up ffn_down"
 EXPERTS = "ffn_gate_inp ffn_gate_exps ffn_up_exps ffn_down_exps"
 SHARED = "ffn_gate_shexp ffn_up_shexp ffn_down_shexp"
+POST_NORMED = f"attn_q attn_k attn_v attn_output post_attention_norm {MLP} post_ffw_norm"
+GEMMA = f"{LLAMA} post_attention_norm post_ffw_norm"
+GLM = "attn_norm attn_q* attn_k* attn_v* attn_output attn_q_norm attn_k_norm post_attention_norm"
+LATENT = "attn_norm attn_q_a attn_q_a_norm attn_q_b attn_kv_a_mqa attn_kv_a_norm attn_kv_b attn_output ffn_norm"
 GPT = "attn_norm* attn_qkv* attn_output* ffn_norm* ffn_up* ffn_down*"
 
 
@@ -117,6 +122,8 @@ class TinyArch:
             "attn_output": (width, q),
             "ffn_gate_inp": (_EXPERTS, width),
             "exp_probs_b": (_EXPERTS,),
+            "ffn_gate_up_exps": (_EXPERTS, 2 * ff, width),
+            "eh_proj": (width, 2 * width),
         }
         for name in ("", "_shexp"):
             shapes |= {f"ffn_{part}{name}": (ff, width) for part in ("gate", "up")} | {f"ffn_down{name}": (width, ff)}
@@ -233,11 +240,11 @@ TINY_ARCHS = {
     "plamo": TinyArch("plamo", LLAMA.replace("ffn_norm ", "")),
     "exaone4": TinyArch(
         "exaone4",
-        "attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm post_attention_norm ffn_gate ffn_up ffn_down post_ffw_norm",
+        f"{POST_NORMED} attn_q_norm attn_k_norm",
     ),
     "exaone4_32b": TinyArch(
         "exaone4",
-        "attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm post_attention_norm ffn_gate ffn_up ffn_down post_ffw_norm",
+        f"{POST_NORMED} attn_q_norm attn_k_norm",
         layers=64,
         heads=2,
         kv_heads=1,
@@ -275,12 +282,9 @@ TINY_ARCHS = {
     ),
     "glm4moe": TinyArch(
         "glm4moe",
-        "attn_norm attn_q* attn_k* attn_v* attn_output attn_q_norm attn_k_norm post_attention_norm"
-        f" {EXPERTS} exp_probs_b.bias {SHARED}",
+        f"{GLM} {EXPERTS} exp_probs_b.bias {SHARED}",
         layers=3,
-        first_layers=(
-            f"attn_norm attn_q* attn_k* attn_v* attn_output attn_q_norm attn_k_norm post_attention_norm {MLP}",
-        ),
+        first_layers=(f"{GLM} {MLP}",),
         keys={
             "leading_dense_block_count": 1,
             "expert_feed_forward_length": 36,
@@ -328,5 +332,148 @@ TINY_ARCHS = {
     "pangu-embedded": TinyArch(
         "pangu-embedded",
         "attn_norm attn_q* attn_k* attn_v* attn_output* ffn_norm ffn_gate ffn_up ffn_down",
+    ),
+    # Variants of architectures that the shared golden data has, as real files come.
+    "llama_fused": TinyArch(
+        "llama",
+        LLAMA.replace("attn_q attn_k attn_v", "attn_qkv"),
+        keys={"attention.head_count_kv": [2, 2], "feed_forward_length": [36, 36], "attention.sliding_window": 7},
+    ),
+    "mistral3": TinyArch(
+        "mistral3",
+        LLAMA,
+        keys={
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 32,
+            "rope.scaling.yarn_log_multiplier": 1.0,
+            "attention.temperature_scale": 0.1,
+        },
+    ),
+    "olmo3": TinyArch(
+        "olmo2",
+        f"{POST_NORMED} attn_q_norm attn_k_norm",
+        layers=5,
+        keys={
+            "attention.sliding_window": 7,
+            "attention.sliding_window_pattern": [True, True, True, False, True],
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 16,
+        },
+        shapes={"attn_q_norm": (40,), "attn_k_norm": (20,)},
+    ),
+    "phi3_separate": TinyArch(
+        "phi3",
+        "attn_norm attn_q* attn_k* attn_v* attn_output ffn_norm ffn_up ffn_down",
+        "token_embd output_norm",
+        shapes={"ffn_up": (72, 40)},
+        keys={"attention.sliding_window": 7},
+    ),
+    "gemma2_27b": TinyArch(
+        "gemma2",
+        GEMMA,
+        "token_embd output_norm",
+        layers=46,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        n_embd=12,
+        n_ff=8,
+        keys={"attention.key_length": 8, "attention.value_length": 8},
+        gelu=True,
+    ),
+    "gemma3_27b": TinyArch(
+        "gemma3",
+        f"{GEMMA} attn_q_norm attn_k_norm",
+        "token_embd output_norm",
+        layers=62,
+        heads=2,
+        kv_heads=1,
+        head_dim=8,
+        n_embd=12,
+        n_ff=8,
+        keys={"attention.key_length": 8, "attention.value_length": 8, "attention.sliding_window": 7},
+        gelu=True,
+    ),
+    "gemma3_unwindowed": TinyArch("gemma3", f"{GEMMA} attn_q_norm attn_k_norm", "token_embd output_norm", gelu=True),
+    "granite_unrotated": TinyArch("granite", LLAMA, keys={"logit_scale": 2.0, "rope.scaling.finetuned": False}),
+    "command_r_plus": TinyArch(
+        "command-r",
+        "attn_norm attn_q attn_k attn_v attn_output attn_q_norm attn_k_norm ffn_gate ffn_up ffn_down",
+        "token_embd output_norm",
+        layers=64,
+        heads=2,
+        kv_heads=1,
+        head_dim=6,
+        n_embd=12,
+        n_ff=8,
+        keys={"logit_scale": 0.5},
+        shapes={"attn_q_norm": (2, 6), "attn_k_norm": (1, 6)},
+        layer_norm=True,
+    ),
+    "bailingmoe2": TinyArch(
+        "bailingmoe2",
+        f"attn_norm attn_qkv attn_output attn_q_norm attn_k_norm ffn_norm {EXPERTS} exp_probs_b.bias {SHARED}",
+        layers=3,
+        first_layers=(f"attn_norm attn_qkv attn_output attn_q_norm attn_k_norm ffn_norm {MLP}",),
+        keys={
+            "leading_dense_block_count": 1,
+            "expert_feed_forward_length": 36,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 2.5,
+            "expert_weights_norm": True,
+            "expert_gating_func": 2,
+            "expert_group_count": 3,
+            "expert_group_used_count": 2,
+            "rope.dimension_count": 6,
+        },
+    ),
+    # Behind its layers is one that guesses a second token.
+    "glm4moe_guessing": TinyArch(
+        "glm4moe",
+        f"{GLM} {EXPERTS} exp_probs_b.bias {SHARED} nextn.eh_proj nextn.enorm nextn.hnorm",
+        layers=3,
+        first_layers=(f"{GLM} {MLP}", f"{GLM} {EXPERTS} exp_probs_b.bias {SHARED}"),
+        keys={
+            "leading_dense_block_count": 1,
+            "nextn_predict_layers": 1,
+            "expert_feed_forward_length": 36,
+            "expert_shared_count": 1,
+            "rope.dimension_count": 6,
+        },
+    ),
+    # Before llama.cpp stored the latent vector: one tensor for the keys and values of all heads, sizes of whole heads. Gate and up of
+    # the experts in one tensor, which came later.
+    "deepseek2_unsplit": TinyArch(
+        "deepseek2",
+        f"{LATENT} ffn_gate_inp ffn_gate_up_exps ffn_down_exps {SHARED}",
+        layers=3,
+        kv_heads=4,
+        first_layers=(f"{LATENT} {MLP}",),
+        shapes={
+            "attn_q_a": (22, 40),
+            "attn_q_a_norm": (22,),
+            "attn_q_b": (40, 22),
+            "attn_kv_a_mqa": (18, 40),
+            "attn_kv_a_norm": (14,),
+            "attn_kv_b": (56, 14),
+            "attn_output": (40, 32),
+        },
+        keys={
+            "leading_dense_block_count": 1,
+            "attention.q_lora_rank": 22,
+            "attention.kv_lora_rank": 14,
+            "attention.key_length": 10,
+            "attention.value_length": 8,
+            "rope.dimension_count": 4,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.original_context_length": 16,
+            "rope.scaling.yarn_log_multiplier": 0.07,
+            "expert_feed_forward_length": 36,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.5,
+        },
     ),
 }

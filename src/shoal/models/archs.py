@@ -129,6 +129,7 @@ ARCHS: dict[str, Arch] = {
     "exaone": Arch(rope="neox"),
     "exaone4": Arch(norms="after", rope="neox", qk_norm=True),
     "internlm2": Arch(),
+    "mistral3": Arch(routing=_MIXTRAL),
     "orion": Arch(norm="layer", rope="neox"),
     "xverse": Arch(),
     "baichuan": Arch(),
@@ -150,6 +151,7 @@ ARCHS: dict[str, Arch] = {
     "dbrx": Arch(norm="layer", rope="neox", mlp_norm="attn_output_norm", routing=_MIXTRAL),
     "dots1": Arch(rope="neox", qk_norm=True, routing=_NOT_RENORMALISED, shared_expert="plain"),
     "bailingmoe": Arch(routing=_NOT_RENORMALISED, shared_expert="plain"),
+    "bailingmoe2": Arch(rope="neox", qk_norm=True, routing=_NOT_RENORMALISED, shared_expert="plain"),
     "deepseek": Arch(routing=_NOT_RENORMALISED, shared_expert="plain"),
     "deepseek2": Arch(routing=_NOT_RENORMALISED, shared_expert="plain", latent=True),
 }

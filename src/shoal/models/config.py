@@ -34,10 +34,11 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class LatentConfig:
-    """Latent attention (DeepSeek-V2): ``rank`` values from which all heads' K and V are made, next to one rotated key for all of
-    them; a query head has ``nope_dim`` values that are not rotated, a value head ``value_dim``."""
+    """Latent attention (DeepSeek-V2): ``rank`` values from which all heads' K and V are made, next to one rotated key of ``rope_dim``
+    for all of them; a query head has ``nope_dim`` values that are not rotated, a value head ``value_dim``."""
 
     rank: int
+    rope_dim: int
     nope_dim: int
     value_dim: int
 
@@ -95,14 +96,12 @@ class ModelConfig:
         arch = arch_of(architecture, n_layers)
         n_embd = read.integer("embedding_length", _MAX_WIDTH)
         n_heads = read.integer("attention.head_count", _MAX_WIDTH)
-        n_kv_heads = read.integer("attention.head_count_kv", _MAX_WIDTH, default=n_heads)
+        latent = _latent(read, n_embd // n_heads) if arch.latent else None
+        n_kv_heads = 1 if latent else read.integer("attention.head_count_kv", _MAX_WIDTH, default=n_heads)
         if n_heads % n_kv_heads:
             read.wrong("attention.head_count_kv", f"{n_kv_heads} does not divide head_count {n_heads}")
-        latent = _latent(read) if arch.latent else None
-        head_dim = read.integer("attention.key_length", _MAX_WIDTH, default=max(1, n_embd // n_heads))
-        if latent is None and read.integer("attention.value_length", _MAX_WIDTH, default=head_dim) != head_dim:
-            raise UnsupportedError(f"{architecture}.attention.value_length differs from key_length {head_dim}")
-        context = read.integer("context_length", _MAX_CONTEXT)
+        head_dim = latent.rank + latent.rope_dim if latent else _head_dim(read, n_embd // n_heads)
+        context = _context_length(read)
         scaling, windows = _rope_scaling(read, context), _windows(read, arch, n_layers)
         rope_base = read.number("rope.freq_base", default=10000.0)
         residual_factor = read.number("residual_scale", default=1.4 / n_layers**0.5 if arch.scaled_by_size else 1.0)
@@ -214,6 +213,23 @@ def _rope_scaling(read: _Reader, context: int) -> RopeScaling:
     )
 
 
+def _head_dim(read: _Reader, share: int) -> int:
+    """Of keys and of values; ``share`` is width / heads."""
+    head_dim = read.integer("attention.key_length", _MAX_WIDTH, default=max(1, share))
+    if read.integer("attention.value_length", _MAX_WIDTH, default=head_dim) != head_dim:
+        raise UnsupportedError(f"{read.prefix}.attention.value_length differs from key_length {head_dim}")
+    return head_dim
+
+
+def _context_length(read: _Reader) -> int:
+    """Where scores are sharpened with growing position (Mistral 3), only as far as that has not begun."""
+    context = read.integer("context_length", _MAX_CONTEXT)
+    if not read.number("attention.temperature_scale", default=0.0, low=0.0):
+        return context
+    begins = read.integer("rope.scaling.original_context_length", _MAX_CONTEXT, default=context)
+    return min(context, begins, read.integer("attention.temperature_length", _MAX_CONTEXT, default=begins))
+
+
 def _rope_dim(read: _Reader, arch: Arch, head_dim: int) -> int:
     if arch.rope == "none":
         return 0
@@ -272,7 +288,7 @@ def _attention_scale(
         return given
     if latent is not None:
         stretch = 1.0 + scaling.log_multiplier * math.log(scaling.factor) if scaling.kind == "yarn" else 1.0
-        return stretch**2 / math.sqrt(read.integer("attention.key_length_mla", _MAX_WIDTH))
+        return stretch**2 / math.sqrt(latent.nope_dim + latent.rope_dim)
     if arch.unrooted_scale:
         return 1.0 / head_dim
     return 1.0 / math.sqrt(share if (read.prefix, n_layers) in _WIDE_SCALE else head_dim)
@@ -321,17 +337,18 @@ def _routing(read: _Reader, arch: Arch, n_experts: int, residual_factor: float) 
     )
 
 
-def _latent(read: _Reader) -> LatentConfig:
+def _latent(read: _Reader, share: int) -> LatentConfig:
+    """``share`` is width / heads. Older files give the sizes of whole heads where newer ones give those of what is stored."""
     rank = read.integer("attention.kv_lora_rank", _MAX_WIDTH)
-    key, rotated = (
-        read.integer("attention.key_length_mla", _MAX_WIDTH),
-        read.integer("rope.dimension_count", _MAX_WIDTH),
+    rotated = read.integer("rope.dimension_count", _MAX_WIDTH)
+    newer = f"{read.prefix}.attention.key_length_mla" in read.file.metadata
+    key, value = (
+        read.integer(f"attention.{name}{'_mla' if newer else ''}", _MAX_WIDTH, default=max(1, share))
+        for name in ("key_length", "value_length")
     )
     if rotated >= key:
-        read.wrong("rope.dimension_count", f"{rotated} is not below key_length_mla {key}")
-    if read.integer("attention.key_length", _MAX_WIDTH) != rank + rotated:
-        read.wrong("attention.key_length", f"is not kv_lora_rank {rank} + rope.dimension_count {rotated}")
-    return LatentConfig(rank, key - rotated, read.integer("attention.value_length_mla", _MAX_WIDTH))
+        read.wrong("rope.dimension_count", f"{rotated} is not below the size of a key, {key}")
+    return LatentConfig(rank, rotated, key - rotated, value)
 
 
 def _vocab_size(file: GGUFFile, read: _Reader) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,24 @@ class Tensors:
         raws = [self._raw(part.name + ".weight", (count, part.rows, columns)) for part in parts]
         packed = tuple(self._pack([_item(raw, i) for raw in raws], done=False) for i in range(count))
         self._done(raws)
+        return packed
+
+    def split_heads(
+        self, name: str, heads: int, sizes: tuple[int, int], columns: int
+    ) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
+        """Of a matrix that holds some rows of a first kind and some of a second (``sizes``) for each head in turn: the first of each
+        head transposed, as float32, and the second."""
+        first, second = sizes
+        raw = self._raw(name + ".weight", (heads * (first + second), columns))
+        if not self.pack:
+            return (None,) * heads, (None,) * heads
+        by_head = replace(raw, shape=(heads, first + second, columns), data=raw.data.reshape(heads, first + second, -1))
+        of_heads = [_item(by_head, i) for i in range(heads)]
+        packed = (
+            tuple(self._pack([_transposed(_rows(head, 0, first))], done=False) for head in of_heads),
+            tuple(self._pack([_rows(head, first, first + second)], done=False) for head in of_heads),
+        )
+        self._done([raw])
         return packed
 
     def linear(self, parts: Sequence[Part], columns: int, factor: float = 1.0) -> Linear:
@@ -158,6 +176,17 @@ def _layer_of(name: str) -> int:
     """The layer that a tensor belongs to; -1 for those of the whole model."""
     first, *rest = name.split(".")
     return int(rest[0]) if first == "blk" and rest and rest[0].isdecimal() else -1
+
+
+def _rows(raw: RawTensor, first: int, end: int) -> RawTensor:
+    """Some rows of a matrix."""
+    return replace(raw, shape=(end - first, raw.shape[1]), data=raw.data[first:end])
+
+
+def _transposed(raw: RawTensor) -> RawTensor:
+    """A matrix the other way round, in float32: blocks of quantised values lie along rows."""
+    values = np.ascontiguousarray(raw.dequantised().T)
+    return RawTensor(raw.name, _F32, values.shape, values.view(np.uint8))
 
 
 def _item(raw: RawTensor, index: int) -> RawTensor:

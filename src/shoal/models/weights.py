@@ -207,8 +207,7 @@ class _Loader:
             q_down = self.tensors.linear([Part(prefix + "attn_q_a", q_width)], c.n_embd)
             q_norm = self._norm(prefix + "attn_q_a_norm", q_width)
             queries = Part(prefix + "attn_q_b", queries.rows)
-        if prefix + "attn_k_b.weight" not in self.tensors and prefix + "attn_kv_b.weight" in self.tensors:
-            raise UnsupportedError(f"tensor {prefix}attn_kv_b.weight: written before llama.cpp split it; convert anew")
+        k_up, v_up = self._latent_heads(prefix, sizes)
         return LatentWeights(
             shape=self._shape(index),
             rope=self.rope,
@@ -218,13 +217,18 @@ class _Loader:
             q=self.tensors.linear([queries], q_width),
             kv_down=self.tensors.linear([Part(prefix + "attn_kv_a_mqa", sizes.rank + c.rope_dim)], c.n_embd),
             kv_norm=self._norm(prefix + "attn_kv_a_norm", sizes.rank),
-            k_up=self._per_head(Part(prefix + "attn_k_b", sizes.rank), sizes.nope_dim),
-            v_up=self._per_head(Part(prefix + "attn_v_b", sizes.value_dim), sizes.rank),
+            k_up=tuple(Linear(matrix) for matrix in k_up),
+            v_up=tuple(Linear(matrix) for matrix in v_up),
             output=self.tensors.linear([Part(prefix + "attn_output", c.n_embd)], c.n_heads * sizes.value_dim),
         )
 
-    def _per_head(self, part: Part, columns: int) -> tuple[Linear, ...]:
-        return tuple(Linear(matrix) for matrix in self.tensors.matrices([part], self.config.n_heads, columns))
+    def _latent_heads(self, prefix: str, sizes: LatentConfig) -> tuple[tuple[Matrix, ...], tuple[Matrix, ...]]:
+        """What brings each head's queries to the latent side, and its values back; older files have both in one tensor."""
+        heads = self.config.n_heads
+        if prefix + "attn_kv_b.weight" in self.tensors and prefix + "attn_k_b.weight" not in self.tensors:
+            return self.tensors.split_heads(prefix + "attn_kv_b", heads, (sizes.nope_dim, sizes.value_dim), sizes.rank)
+        k_up = self.tensors.matrices([Part(prefix + "attn_k_b", sizes.rank)], heads, sizes.nope_dim)
+        return k_up, self.tensors.matrices([Part(prefix + "attn_v_b", sizes.value_dim)], heads, sizes.rank)
 
     def _mlp(self, prefix: str, suffix: str, width: int, row_gate: Linear | None = None) -> MLPWeights:
         c, arch = self.config, self.config.arch
