@@ -16,7 +16,7 @@ from tests.support.tiny_archs import TINY_ARCHS
 def config_of(tmp_path: Path, name: str, keys: Mapping[str, Any], layers: int | None = None) -> ModelConfig:
     """That of a tiny model with other keys."""
     tiny = TINY_ARCHS[name]
-    changed = replace(tiny, keys=dict(tiny.keys) | keys, layers=layers or tiny.layers)
+    changed = replace(tiny, keys={**tiny.keys, **keys}, layers=layers or tiny.layers)
     with GGUFFile.open(changed.write(tmp_path / "tiny.gguf")) as file:
         return ModelConfig.from_gguf(file)
 
