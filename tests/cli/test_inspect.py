@@ -88,6 +88,16 @@ def test_gemma_is_supported(shoal: Shoal, gemma3_path: Path) -> None:
     assert found["tokenizer"]["size"] == 262144
 
 
+def test_memory_of_layers_with_windows(shoal: Shoal, golden: Path) -> None:
+    path, flags = golden / "archs/gemma2.gguf", (*FLAGS, "--max-model-len", "256", "--max-num-batched-tokens", "32")
+    groups = facts(shoal, path, *flags)["memory"]["groups"]
+    assert [(group["window"], group["layers"]) for group in groups] == [(8, 2), (0, 1)]
+    assert [group["pages"] for group in groups] == [4 + 3 * 2, 4 * 16]  # one in its prompt, three behind it
+    done = shoal("inspect", path, *flags)
+    assert "window 8       2 layers: 10 pages" in done.stdout
+    assert "whole context  1 layers: 64 pages" in done.stdout
+
+
 def test_check_tensors_finds_what_is_not_finite(shoal: Shoal, tmp_path: Path) -> None:
     good = write_tiny_model(tmp_path / "good.gguf")
     assert facts(shoal, good, *FLAGS, "--check-tensors")["bad_tensors"] == []
