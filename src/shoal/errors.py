@@ -8,6 +8,7 @@
     ├── ModelNotFoundError  a model reference that leads to no file
     ├── MemoryLimitError    not enough memory, known before anything is allocated
     ├── TemplateError       a chat template that fails or refuses the conversation
+    ├── JobError            a job that cannot be started, resumed or finished
     ├── NotMeasuredError    a figure that has to be measured on this machine first
     └── EngineError         the engine itself failed; not the fault of one request
 
@@ -76,6 +77,10 @@ class MemoryLimitError(ShoalError):
 
 class TemplateError(ShoalError):
     """A chat template that fails, refuses the conversation or produces too much."""
+
+
+class JobError(ShoalError):
+    """A batch job that cannot be started, resumed or finished; the message names the file and the way out."""
 
 
 class NotMeasuredError(ShoalError):
