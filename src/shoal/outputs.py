@@ -47,6 +47,7 @@ class RequestOutput:
     ``prompt`` is None where the prompt was given as ids or as messages. ``prompt_logprobs``: for each of
     ``prompt_token_ids`` the token itself first, then the best ones at its place, None for the first token; None as a whole
     if not asked for or as long as the prompt is not complete. ``error`` says why ``outputs[0]`` has finish_reason "error".
+    ``num_cached_tokens`` of the prompt were not computed: another prompt began with them.
     ``metrics``: times on the engine's clock in seconds; None for a request that never reached it.
     """
 
@@ -200,6 +201,7 @@ class Generation:
             [answer],
             finished=self.finished,
             prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.metrics.num_cached if self.metrics else 0,
             metrics=self.metrics,
             error=self.error,
         )

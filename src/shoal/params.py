@@ -112,7 +112,8 @@ class EngineConfig:
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
     need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
     f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
-    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from.
+    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
+    prompts have in common at their beginning, in full pages, is computed once; it changes no result.
     """
 
     max_model_len: int | None = None
@@ -123,7 +124,7 @@ class EngineConfig:
     threads: int | None = None
     device: str = "auto"
     seed: int = 0
-    enable_prefix_caching: bool = False
+    enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
 
@@ -141,8 +142,8 @@ class EngineConfig:
         if self.threads is not None:
             _integer("threads", self.threads, 1, 1024)
         _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if self.enable_prefix_caching:
-            raise ParameterError("enable_prefix_caching", True, "False: this version of shoal does not support it yet")
+        if not isinstance(self.enable_prefix_caching, bool):
+            raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)

@@ -18,5 +18,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def llm(tiny: Path) -> Iterator[LLM]:
-    with LLM(tiny, device="reference", max_num_seqs=4, max_num_batched_tokens=16) as opened:
+    with LLM(
+        tiny, device="reference", max_num_seqs=4, max_num_batched_tokens=16, enable_prefix_caching=False
+    ) as opened:
         yield opened

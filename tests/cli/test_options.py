@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from shoal.cli.options import engine_options, model_argument, model_option
+from shoal.cli.options import bench_engine_options, engine_options, model_argument, model_option
 from shoal.errors import ParameterError
 from shoal.params import EngineConfig
 
@@ -22,6 +22,12 @@ seen: list[Any] = []
 @engine_options
 def probe(model: str, engine_config: EngineConfig) -> None:
     seen[:] = [model, engine_config]
+
+
+@click.command()
+@bench_engine_options
+def bench_probe(engine_config: EngineConfig) -> None:
+    seen[:] = [engine_config]
 
 
 @click.command()
@@ -60,6 +66,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "chat_template": str(template),
     }
     arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
+    arguments.append("--no-enable-prefix-caching")
     assert config(*arguments) == EngineConfig(
         max_model_len=2048,
         max_num_seqs=8,
@@ -70,15 +77,22 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         device="reference",
         seed=-7,
         chat_template=template,
+        enable_prefix_caching=False,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flag"} == given.keys()
-    assert given.keys() <= {field.name for field in fields(EngineConfig)}
+    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching"}
+    assert offered - {"model_argument", "model_flag"} <= {field.name for field in fields(EngineConfig)}
+
+
+def test_a_benchmark_has_a_prefix_cache_only_when_asked() -> None:
+    for arguments, expected in (((), False), (("--enable-prefix-caching",), True)):
+        assert run(bench_probe, *arguments).exit_code == 0
+        assert seen == [EngineConfig(enable_prefix_caching=expected)]
 
 
 def test_help_shows_the_defaults() -> None:
     text = " ".join(run(probe, "--help").output.split())
-    for default in ("64", "512", "f16", "auto", "0", "(the usable cores)", "smollm2:135m"):
+    for default in ("64", "512", "f16", "auto", "0", "(the usable cores)", "smollm2:135m", "enable-prefix-caching"):
         assert f"[default: {default}]" in text
 
 
@@ -97,7 +111,6 @@ def test_numbers_that_are_none_or_too_large_are_refused(flag: str, value: str) -
 def test_other_values_are_refused() -> None:
     assert "'q4_0' is not one of 'f16', 'f32', 'q8_0'" in run(probe, "--kv-cache-dtype", "q4_0").output
     assert "does not exist" in run(probe, "--chat-template", "nosuch.jinja").output
-    assert "No such option" in run(probe, "--enable-prefix-caching").output
     with pytest.raises(ParameterError, match="kv_cache_memory"):
         run(probe, "--kv-cache-memory", "lots")
 

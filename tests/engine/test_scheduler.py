@@ -27,13 +27,14 @@ def make(
     budget: int = 16,
     longest: int = 100,
     windowed: Sequence[tuple[int, int]] = (),
+    prefix_caching: bool = False,
 ) -> Scheduler:
     """``pages`` without a window; ``windowed``: window and pages of further groups."""
     limits = SchedulerLimits(max_model_len=longest, max_num_seqs=seqs, max_num_batched_tokens=budget)
     groups = [
         PageGroup(PagePool(count), PageUse(page_size, budget, window)) for window, count in ((0, pages), *windowed)
     ]
-    return Scheduler(groups, limits)
+    return Scheduler(groups, limits, prefix_caching=prefix_caching)
 
 
 def request(

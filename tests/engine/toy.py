@@ -197,6 +197,7 @@ def toy_engine(
     budget: int = 512,
     longest: int = 512,
     windows: tuple[int, ...] = (0,),
+    prefix_caching: bool = True,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
     """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step."""
@@ -205,6 +206,7 @@ def toy_engine(
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         kv_cache_memory=pages * PAGE_BYTES,
+        enable_prefix_caching=prefix_caching,
     )
     backend = backend or ToyBackend(windows=windows)
     return Engine(toy_model(windows=windows), backend, config, clock=clock, check_every_step=True)
@@ -286,6 +288,6 @@ def tokens(results: dict[str, Result]) -> dict[str, list[int]]:
 
 
 def solo(requests: Iterable[Request], windows: tuple[int, ...] = (0,)) -> dict[str, list[int]]:
-    """The tokens of each request run alone, whatever its id."""
-    engine = toy_engine(windows=windows)
+    """The tokens of each request run alone, whatever its id, and computed from its beginning."""
+    engine = toy_engine(windows=windows, prefix_caching=False)
     return {request.request_id: tokens(run(engine, [replace(request)]))[request.request_id] for request in requests}

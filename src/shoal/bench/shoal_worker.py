@@ -25,9 +25,9 @@ _GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=None)
 
 
 def main() -> None:
-    """Load the model, then answer turns until stdin ends."""
+    """Load the model, then answer turns until stdin ends. Turns repeat prompts, so there is no prefix cache."""
     settings = json.loads(sys.argv[1])
-    with LLM(settings.pop("model"), **settings) as llm:
+    with LLM(settings.pop("model"), enable_prefix_caching=False, **settings) as llm:
         _say({"version": __version__, "kv_bytes": llm.engine.memory_plan.kv_bytes})
         for line in sys.stdin:
             _say(measure(llm, **json.loads(line)))

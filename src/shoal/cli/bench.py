@@ -14,7 +14,7 @@ from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_
 from shoal.cli.bench_peers import peers
 from shoal.cli.bench_startup import startup
 from shoal.cli.bench_sweep import sweep
-from shoal.cli.options import engine_options, model_argument
+from shoal.cli.options import bench_engine_options, model_argument
 from shoal.params import EngineConfig
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ for _verb in (kernels, sweep, startup, peers, quantize, random_model):
 @click.option("--busy-neighbour", is_flag=True, help="Run them together once more while another process spins.")
 @disable_detokenize_option
 @output_json_option
-@engine_options
+@bench_engine_options
 def throughput(
     model: str,
     num_prompts: int,
@@ -94,7 +94,7 @@ def throughput(
 @click.option("--num-iters", type=POSITIVE, default=30, show_default=True, help="Timed.")
 @disable_detokenize_option
 @output_json_option
-@engine_options
+@bench_engine_options
 def latency(
     model: str,
     input_len: int,

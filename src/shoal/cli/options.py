@@ -44,6 +44,7 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         "Number type of the KV cache; q8_0 takes half of f16.",
         None,
     ),
+    "enable_prefix_caching": (bool, "Compute once what prompts begin with in common.", None),
     "threads": (integer, "Threads that compute.", "the usable cores"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
@@ -60,19 +61,32 @@ def engine_options(command: Command) -> Command:
 
     A value that EngineConfig refuses is a ParameterError before the command starts.
     """
+    return _with_engine_flags(command, {})
 
+
+def bench_engine_options(command: Command) -> Command:
+    """The same for a benchmark: what it has answered before must cost as much again, so the prefix cache is off unless asked for."""
+    return _with_engine_flags(command, {"enable_prefix_caching": False})
+
+
+def _with_engine_flags(command: Command, changed_defaults: dict[str, Any]) -> Command:
     @functools.wraps(command)
     def with_config(*args: Any, **kwargs: Any) -> Any:
         values = {name: kwargs.pop(name) for name in _ENGINE_FLAGS}
         return command(*args, engine_config=EngineConfig(**values), **kwargs)
 
-    defaults = {field.name: field.default for field in fields(EngineConfig)}
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(EngineConfig)} | changed_defaults
     decorated: Command = with_config
     for name, (kind, text, default_in_words) in reversed(_ENGINE_FLAGS.items()):
         shown = default_in_words if defaults[name] is None else True
-        flag = f"--{name.replace('_', '-')}"
-        decorated = click.option(flag, type=kind, default=defaults[name], show_default=shown, help=text)(decorated)
+        option = click.option(_spelling(name, kind), type=kind, default=defaults[name], show_default=shown, help=text)
+        decorated = option(decorated)
     return decorated
+
+
+def _spelling(name: str, kind: Any) -> str:
+    flag = name.replace("_", "-")
+    return f"--{flag}/--no-{flag}" if kind is bool else f"--{flag}"
 
 
 def model_argument(default: str | None = DEFAULT_MODEL) -> Callable[[Command], Command]:

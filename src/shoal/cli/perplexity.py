@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from shoal.cli.options import engine_options, integer, model_argument
+from shoal.cli.options import bench_engine_options, integer, model_argument
 from shoal.cli.sampling import read_text
 from shoal.errors import ParameterError
 from shoal.params import EngineConfig
@@ -23,7 +23,7 @@ _MIN_CTX = 4
 )
 @click.option("--ctx-size", type=integer, default=512, show_default=True, help="Tokens in a chunk.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@engine_options
+@bench_engine_options
 def perplexity(model: str, file: Path | None, ctx_size: int, as_json: bool, engine_config: EngineConfig) -> None:
     """Print the perplexity of a text: lower means that the model predicts it better."""
     from shoal.bench.perplexity import facts, score_text

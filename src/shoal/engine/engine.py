@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed. Pages are those of
-    each KV group."""
+    """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed; ``cached_tokens`` of
+    all ``prompt_tokens`` came from the prefix cache. Pages are those of each KV group; the cache lies in free ones."""
 
     running: int
     waiting: int
@@ -44,6 +44,7 @@ class EngineStats:
     steps: int
     preemptions: int
     prompt_tokens: int
+    cached_tokens: int
     generation_tokens: int
 
 
@@ -90,7 +91,9 @@ class Engine:
         self._aborted: list[Output] = []
         self._steps = 0
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
-        self._scheduler = Scheduler(groups, _scheduler_limits(plan, config))
+        self._scheduler = Scheduler(
+            groups, _scheduler_limits(plan, config), prefix_caching=config.enable_prefix_caching
+        )
         limits = _step_limits(plan, config)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
         runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
@@ -159,6 +162,7 @@ class Engine:
             steps=self._steps,
             preemptions=scheduler.counters.preemptions,
             prompt_tokens=scheduler.counters.prompt_tokens,
+            cached_tokens=scheduler.counters.cached_tokens,
             generation_tokens=scheduler.counters.generation_tokens,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shoal.engine.page_pool import PagePool
@@ -48,3 +49,30 @@ class PageGroup:
 
     pool: PagePool
     use: PageUse
+
+    def held(self, count: int) -> range:
+        """Which of its first ``count`` pages a sequence still holds once it has computed all of them and nothing more."""
+        return range(self.use.num_passed(count * self.use.page_size), count)
+
+    def has_room(self, tokens: int, keys: Sequence[bytes]) -> bool:
+        """Whether a sequence of ``tokens`` tokens fits that begins with the registered pages ``keys``."""
+        idle = self.pool.num_idle(keys[index] for index in self.held(len(keys)))
+        rest = -(-tokens // self.use.page_size) - len(keys)
+        return min(self.use.most_pages(tokens), rest + idle) <= self.pool.num_free
+
+    def share(self, keys: Sequence[bytes]) -> list[int]:
+        """The pages of a sequence that begins with the registered pages ``keys``; 0 in place of those that it does not hold."""
+        held = self.held(len(keys))
+        return [0] * held.start + self.pool.share(keys[index] for index in held)
+
+
+def longest_prefix(groups: Sequence[PageGroup], keys: Sequence[bytes]) -> int:
+    """How many of the pages ``keys`` a sequence can begin with: the most for which every group has the pages that it would hold."""
+    count = len(keys)
+    while (missing := _first_missing(groups, keys[:count])) is not None:
+        count = missing  # as every larger count up to the last one needs this page too
+    return count
+
+
+def _first_missing(groups: Iterable[PageGroup], keys: Sequence[bytes]) -> int | None:
+    return next((i for group in groups for i in group.held(len(keys)) if keys[i] not in group.pool), None)

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
-from shoal.engine.kv_group import PageGroup
+from shoal.engine.kv_group import PageGroup, longest_prefix
 from shoal.engine.sequence import Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import RequestError
 
@@ -68,10 +68,12 @@ class StepResult:
 
 @dataclass(slots=True)
 class Counters:
-    """Totals since the start. A prompt is counted once, when it is first complete in the KV cache."""
+    """Totals since the start. A prompt is counted once, when it is first complete in the KV cache; ``cached_tokens`` of it were there
+    before it began."""
 
     preemptions: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     generation_tokens: int = 0
 
 
@@ -83,12 +85,14 @@ class Scheduler:
     delays their next token.
 
     A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
-    are given back as soon as no token that it still has to compute sees them.
+    are given back as soon as no token that it still has to compute sees them. With ``prefix_caching`` full pages are registered
+    when their step is committed, and a sequence begins after the longest prefix that others have left there.
     """
 
-    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits) -> None:
+    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits, *, prefix_caching: bool) -> None:
         self.groups = groups
         self.limits = limits
+        self._prefix_caching = prefix_caching
         self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
         self._page_size = groups[0].use.page_size
         self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
@@ -117,6 +121,8 @@ class Scheduler:
 
     def commit(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Take in what a step brought: append, stop, release, report."""
+        if self._prefix_caching:
+            self._register(batch)
         self._give_back(batch)
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
@@ -189,29 +195,62 @@ class Scheduler:
         budget = self.limits.max_num_batched_tokens
         while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
             seq = self.waiting[0]
+            keys = self._keys_to_share(seq)
             # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
-            if any(group.use.most_pages(seq.num_tokens) > group.pool.num_free for group in self.groups):
+            if not all(group.has_room(seq.num_tokens, keys) for group in self.groups):
                 return
             self.waiting.popleft()
-            seq.status = Status.RUNNING
-            self.running.append(seq)
-            count = min(seq.num_tokens, budget - batch.num_rows)
-            seq.pages = [group.pool.allocate(self._pages_for(count)) for group in self.groups]
+            self._start(seq, keys)
+            count = min(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
+            self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
+
+    def _keys_to_share(self, seq: Sequence) -> list[bytes]:
+        """The longest prefix that ``seq`` need not compute: not its last token, nor positions whose logits are wanted."""
+        if not self._prefix_caching or seq.num_scored < seq.num_to_score:
+            return []
+        keys = seq.page_keys(self._page_size, (seq.num_tokens - 1) // self._page_size)
+        return keys[: longest_prefix(self.groups, keys)]
+
+    def _start(self, seq: Sequence, keys: list[bytes]) -> None:
+        """Let a sequence run, with the registered pages ``keys`` for a beginning."""
+        seq.status = Status.RUNNING
+        self.running.append(seq)
+        seq.pages = [group.share(keys) for group in self.groups]
+        seq.num_computed = len(keys) * self._page_size
+        if not seq.metrics.num_preemptions:
+            seq.metrics.num_cached = seq.num_computed
 
     def _reserve(self, seq: Sequence, count: int) -> bool:
         """Pages for ``count`` more tokens, at the cost of the last admitted if need be; False if that was ``seq``."""
-        short = self._pages_for(seq.num_computed + count) - len(seq.pages[0])
-        if short <= 0:
+        short = self._short(seq, count)
+        if not short:
             return True
         while any(short > group.pool.num_free for group in self.groups):
             last = self.running[-1]
             self._preempt(last)
             if last is seq:
                 return False
-        for pages, group in zip(seq.pages, self.groups, strict=True):
-            pages += group.pool.allocate(short)
+        self._extend(seq, short)
         return True
+
+    def _short(self, seq: Sequence, count: int) -> int:
+        """Pages that it lacks for ``count`` more tokens; a dropped step may have left more than enough."""
+        return max(0, self._pages_for(seq.num_computed + count) - len(seq.pages[0]))
+
+    def _extend(self, seq: Sequence, count: int) -> None:
+        for pages, group in zip(seq.pages, self.groups, strict=True):
+            pages += group.pool.allocate(count)
+
+    def _register(self, batch: StepBatch) -> None:
+        """Let the pages be found that this step has filled. Nobody vouches for those of a sequence that samples nothing."""
+        for seq in batch.sequences:
+            first = seq.num_computed // self._page_size
+            stop = (seq.num_computed + seq.num_scheduled) // self._page_size
+            if first < stop and seq.request.generates:
+                keys = seq.page_keys(self._page_size, stop)[first:]
+                for pages, group in zip(seq.pages, self.groups, strict=True):
+                    group.pool.register(keys, pages[first:stop], seq.origin)
 
     def _give_back(self, batch: StepBatch) -> None:
         """Let go of the pages that no token behind this step's sees."""
@@ -236,9 +275,9 @@ class Scheduler:
     def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
         """A sampled token joins its sequence, or ends it."""
         if token < 0:
-            return self._fail(
-                seq, f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose", now
-            )
+            error = f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose"
+            return self._fail_unsound(seq, error, now)
+        seq.origin.sound = True
         prompt = None
         if seq.metrics.first_token_time is None:
             seq.metrics.first_token_time = now
@@ -265,12 +304,14 @@ class Scheduler:
             seq.prompt_logprobs += found
             bad = next((index for index, token in enumerate(found) if math.isnan(token.logprob)), None)
             if bad is not None:
-                failures.append(self._fail(seq, f"the logits at position {first + bad} hold NaN or +infinity", now))
+                error = f"the logits at position {first + bad} hold NaN or +infinity"
+                failures.append(self._fail_unsound(seq, error, now))
         return failures
 
     def _finish_prompt(self, seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
         """Count a prompt that is complete, and hand over its log-probabilities, where wanted."""
         self.counters.prompt_tokens += seq.num_prompt
+        self.counters.cached_tokens += seq.metrics.num_cached
         if seq.request.params.prompt_logprobs is None:
             return None
         found, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
@@ -291,6 +332,11 @@ class Scheduler:
         self.counters.prompt_tokens += seq.num_prompt
         self._retire(seq, now)
         return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="stop", logits=logits)
+
+    def _fail_unsound(self, seq: Sequence, error: str, now: float) -> Output:
+        """End a sequence with NaN in its logits: its KV may hold some too, so nobody may find the pages it has registered."""
+        seq.origin.sound = False
+        return self._fail(seq, error, now)
 
     def _fail(self, seq: Sequence, error: str, now: float) -> Output:
         self._retire(seq, now)

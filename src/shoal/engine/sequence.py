@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 from enum import Enum
+from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
+from shoal.engine.page_pool import Origin
 from shoal.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -49,12 +52,14 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Metrics:
-    """Times of one request on the engine's clock, in seconds, and how often it lost its pages."""
+    """Times of one request on the engine's clock, in seconds, how often it lost its pages, and how many tokens of its prompt were
+    in the KV cache already when it began."""
 
     arrival_time: float
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
+    num_cached: int = 0
 
 
 class Output(NamedTuple):
@@ -97,6 +102,7 @@ class Sequence:
     ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. Of the first ``num_to_score``
     positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
     the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
+    Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
     """
 
     request: Request
@@ -114,6 +120,8 @@ class Sequence:
     first_row: int = 0
     num_scored: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    origin: Origin = field(default_factory=Origin)
+    _page_keys: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         params = self.request.params
@@ -145,3 +153,12 @@ class Sequence:
     def row_of(self, position: int) -> int:
         """The row of this step that computes a position."""
         return self.first_row + position - self.num_computed
+
+    def page_keys(self, page_size: int, count: int) -> list[bytes]:
+        """What names the content of its first ``count`` pages: for each a hash of all tokens up to its end, 16 bytes."""
+        keys = self._page_keys
+        for start in range(len(keys) * page_size, count * page_size, page_size):
+            tokens = array("i", self.token_ids[start : start + page_size]).tobytes()
+            before = keys[-1] if keys else b""
+            keys.append(blake2b(before + tokens, digest_size=16).digest())
+        return keys[:count]
