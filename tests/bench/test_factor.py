@@ -9,7 +9,7 @@ import pytest
 
 from shoal import bench
 from shoal.bench import factor
-from shoal.bench.factor import BatchingFactors, fingerprint, last_measured, remember
+from shoal.bench.factor import BatchingFactors, last_measured, remember
 from shoal.errors import ModelNotFoundError, NotMeasuredError
 from shoal.kernels.reference import ReferenceBackend
 
@@ -83,13 +83,6 @@ def test_it_holds_for_this_file_machine_backend_and_version(
     else:
         monkeypatch.setattr(factor, "__version__", "9.9")
     assert last_measured(model, backend) is None
-
-
-def test_files_of_one_size_are_told_apart(tmp_path: Path) -> None:
-    for name, content in (("a", b"xy"), ("b", b"xz"), ("c", b"xy")):
-        (tmp_path / name).write_bytes(content)
-    first, second, third = (fingerprint(tmp_path / name) for name in "abc")
-    assert first == third != second
 
 
 def test_a_model_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -19,9 +19,8 @@ from shoal import __version__, hub
 from shoal.bench.machine import cpu_name
 from shoal.bench.store import read_json, write_json
 from shoal.errors import NotMeasuredError
+from shoal.jobs.fingerprint import model_fingerprint
 from shoal.kernels.load import load_backend
-
-_HEAD_BYTES = 16 << 20  # metadata, the table of tensors and some weights
 
 Factors = Mapping[int, Mapping[int, float]]  # by prompt length and number of sequences
 
@@ -61,7 +60,7 @@ def throughput_factor(
 
 def last_measured(path: Path, backend: str) -> BatchingFactors | None:
     """What the last sweep of this file with this backend (``Backend.describe()``) found on this machine."""
-    found = read_json(_place(fingerprint(path), backend))
+    found = read_json(_place(path, backend))
     if not found:
         return None
     factors = {int(length): {int(n): factor for n, factor in row.items()} for length, row in found["factors"].items()}
@@ -76,15 +75,7 @@ def remember(path: Path, backend: str, measured: BatchingFactors) -> None:
     merged = {length: {**kept.get(length, {}), **measured.factors.get(length, {})} for length in lengths}
     facts = {"model": path.name, "cpu": cpu_name(), "backend": backend, "version": __version__}
     factors = {length: dict(sorted(row.items())) for length, row in merged.items()}
-    write_json(_place(fingerprint(path), backend), facts | {"date": measured.date, "factors": factors})
-
-
-def fingerprint(path: Path) -> str:
-    """Tells files apart: by size and by what stands in their first megabytes."""
-    digest = hashlib.sha256(str(path.stat().st_size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_HEAD_BYTES))
-    return digest.hexdigest()[:20]
+    write_json(_place(path, backend), facts | {"date": measured.date, "factors": factors})
 
 
 def sweep_command(path: Path, batch: int | None = None) -> str:
@@ -93,9 +84,10 @@ def sweep_command(path: Path, batch: int | None = None) -> str:
     return f"shoal bench sweep {shlex.quote(str(path))}{batches}"
 
 
-def _place(model: str, backend: str) -> Path:
+def _place(path: Path, backend: str) -> Path:
     chosen = os.environ.get("SHOAL_BENCH_CACHE")
     folder = Path(chosen).expanduser() if chosen else user_cache_path("shoal") / "bench"
+    model = str(model_fingerprint(path)["blake2b"])
     digest = hashlib.sha256("\0".join((model, cpu_name(), backend, __version__)).encode())
     return folder / f"factors-{digest.hexdigest()[:20]}.json"
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from shoal import __version__
-from shoal.bench.factor import BatchingFactors, Factors, fingerprint, remember
+from shoal.bench.factor import BatchingFactors, Factors, remember
 from shoal.bench.machine import cpu_name
 from shoal.bench.peers import ROWS_PER_STEP, Case
 from shoal.bench.report import Speed
@@ -28,6 +28,7 @@ from shoal.bench.turns import Worker
 from shoal.bench.workload import random_ids
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile
+from shoal.jobs.fingerprint import model_fingerprint
 from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 
@@ -158,7 +159,7 @@ class _Model:
 
     def __init__(self, plan: SweepPlan, path: Path, backend: str) -> None:
         self._plan, self._path, self._backend = plan, path, backend
-        self._fingerprint, self._cpu = fingerprint(path), cpu_name()
+        self._fingerprint, self._cpu = str(model_fingerprint(path)["blake2b"]), cpu_name()
         with GGUFFile.open(path) as file:
             self._vocab_size = ModelConfig.from_gguf(file).vocab_size
 

@@ -27,7 +27,7 @@ _CHECK_BYTES = 1 << 24  # how much of a tensor is looked at at a time
 
 
 class GGUFFile:
-    """One model: a GGUF file, or all parts of a split one.
+    """One model: a GGUF file, or all parts of a split one (``paths``; ``path`` is the first).
 
     ``metadata``: key -> int, float, bool, str, read-only array (numbers, booleans) or StringArray.
     ``tensors``: name -> TensorInfo. Arrays and views outlive ``close``: the mapping goes with the last of them.
@@ -40,7 +40,7 @@ class GGUFFile:
         self.metadata: Mapping[str, Any] = MappingProxyType(headers[0].metadata)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(_merged(paths, headers))
         self.file_size = sum(len(buffer) for buffer in buffers)
-        self._paths = paths
+        self.paths = paths
         self._header = headers[0]
         self._buffers = buffers
 
@@ -92,7 +92,7 @@ class GGUFFile:
         if field in self._header.positions or info is None:
             offset = self._header.positions.get(field, self._header.metadata_end)
             return GGUFError(self.path, shown(field), offset, reason)
-        return GGUFError(self._paths[info.part], f"tensor {shown(field)!r}", info.entry, reason)
+        return GGUFError(self.paths[info.part], f"tensor {shown(field)!r}", info.entry, reason)
 
     def tensor(self, name: str) -> NDArray[np.uint8]:
         """A read-only view of a tensor's rows in the file: uint8 [rows, row_bytes], or [row_bytes] for a vector.
@@ -151,7 +151,7 @@ class GGUFFile:
         return self._bad_tensor(info, info.offset + int(blocks[0]) * fmt.block_bytes, reason)
 
     def _bad_tensor(self, info: TensorInfo, offset: int, reason: str) -> GGUFError:
-        return GGUFError(self._paths[info.part], f"tensor {shown(info.name)!r}", offset, reason)
+        return GGUFError(self.paths[info.part], f"tensor {shown(info.name)!r}", offset, reason)
 
     def _buffer(self, info: TensorInfo) -> Buffer:
         if not self._buffers:
