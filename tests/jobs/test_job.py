@@ -16,6 +16,8 @@ from shoal.errors import RequestError
 from shoal.jobs.job import Job, check_strictly, derived_seed
 from shoal.jobs.progress import JobCounts
 from shoal.jobs.records import RecordWriter
+from shoal.jobs.rows import LineReader
+from shoal.jobs.source import Source
 from tests.jobs.fake import FakeLLM
 
 
@@ -41,10 +43,14 @@ def records(path: Path) -> list[dict[str, Any]]:
 def run(
     llm: FakeLLM, data: bytes | BinaryIO, folder: Path, report: Callable[[JobCounts], None] = lambda counts: None
 ) -> Done:
-    stream, size = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, None)
+    source = source_of(io.BytesIO(data) if isinstance(data, bytes) else data)
     with RecordWriter(folder / "results") as results, RecordWriter(folder / "errors") as errors:
-        counts = Job(llm.as_llm, ["tiny"], results, errors).run(stream, size, report)
+        counts = Job(llm.as_llm, ["tiny"], results, errors).run(source, report)
     return Done(counts, folder)
+
+
+def source_of(stream: BinaryIO) -> Source:
+    return Source(None, LineReader(stream), lambda: 0)
 
 
 def test_each_row_becomes_one_record(tmp_path: Path) -> None:
@@ -222,7 +228,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, prompt: str) -> Non
     try:
         with RecordWriter(tmp_path / "results") as results, RecordWriter(tmp_path / "errors") as errors:
             job = Job(llm.as_llm, ["tiny"], results, errors)
-            counts = job.run(cast(BinaryIO, stream), None, lambda counts: None)
+            counts = job.run(source_of(cast(BinaryIO, stream)), lambda counts: None)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -231,7 +237,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, prompt: str) -> Non
 
 
 def test_a_strict_check_counts_the_bad_lines_and_quotes_the_first() -> None:
-    check_strictly(io.BytesIO(row("a", "x") + row("b", "y")), ["tiny"])
+    check_strictly(source_of(io.BytesIO(row("a", "x") + row("b", "y"))), ["tiny"])
     data = row("a", "x") + b"\n{}\n" + row("a", "y") + row("c", "z", n=2)
     with pytest.raises(RequestError, match=r"3 bad lines, nothing was run; line 3: custom_id: must be a text"):
-        check_strictly(io.BytesIO(data), ["tiny"])
+        check_strictly(source_of(io.BytesIO(data)), ["tiny"])

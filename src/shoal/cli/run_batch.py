@@ -86,29 +86,29 @@ def _names_of(model: str, path: Path) -> list[str]:
 
 
 def _check_strictly(files: JobFiles, served: list[str]) -> None:
-    from shoal.jobs.files import open_requests
     from shoal.jobs.job import check_strictly
     from shoal.jobs.records import STANDARD_STREAM
+    from shoal.jobs.source import open_source
 
     if files.requests == STANDARD_STREAM:
         raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
-    with open_requests(files.requests) as stream:
-        check_strictly(stream, served)
+    with open_source(files.requests) as source:
+        check_strictly(source, served)
 
 
 def _run(path: Path, config: EngineConfig, files: JobFiles, served: list[str]) -> JobCounts:
-    from shoal.jobs.files import open_requests, size_of
     from shoal.jobs.job import Job
     from shoal.jobs.progress import JobProgress
+    from shoal.jobs.source import open_source
     from shoal.llm import LLM
 
     with (
-        open_requests(files.requests) as stream,
+        open_source(files.requests) as source,
         LLM(path, config=config) as llm,
         files.writers() as (results, errors),
         JobProgress(sys.stderr) as progress,
     ):
-        return Job(llm, served, results, errors).run(stream, size_of(stream), progress.update)
+        return Job(llm, served, results, errors).run(source, progress.update)
 
 
 def _say_summary(counts: JobCounts, files: JobFiles) -> None:

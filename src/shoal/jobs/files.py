@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from shoal.errors import ParameterError
 from shoal.jobs.records import STANDARD_STREAM, RecordWriter
@@ -65,18 +63,3 @@ def _same_file(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other) or (
         one.exists() and other.exists() and os.path.samefile(one, other)
     )
-
-
-@contextmanager
-def open_requests(path: Path) -> Iterator[BinaryIO]:
-    """The input for reading."""
-    if path == STANDARD_STREAM:
-        yield sys.stdin.buffer
-    else:
-        with open(path, "rb") as stream:
-            yield stream
-
-
-def size_of(stream: BinaryIO) -> int | None:
-    """Bytes of a regular file; None for a pipe or a terminal, which cannot tell."""
-    return os.fstat(stream.fileno()).st_size or None

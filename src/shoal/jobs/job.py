@@ -7,15 +7,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.jobs.interrupts import Interrupts
 from shoal.jobs.progress import JobCounts
 from shoal.jobs.records import RecordWriter, failed, refused, succeeded
-from shoal.jobs.rows import BadRow, LineReader, Row, RowReader
+from shoal.jobs.rows import BadRow, Row, RowReader
+from shoal.jobs.source import Source
 from shoal.openai.convert import answer, refusal
-from shoal.openai.schema import ChatCompletion, TextCompletion
+from shoal.openai.schema import APIError, ChatCompletion, TextCompletion
 
 if TYPE_CHECKING:
     from shoal.llm import LLM, RequestOutput
@@ -39,16 +40,16 @@ class Job:
         self._running: dict[str, Row] = {}
         self._interrupts = Interrupts()
 
-    def run(self, stream: BinaryIO, size: int | None, report: Callable[[JobCounts], None]) -> JobCounts:
-        """Write one record for each row of ``stream``; ``report`` hears the counts as they change.
+    def run(self, source: Source, report: Callable[[JobCounts], None]) -> JobCounts:
+        """Write one record for each row of ``source``; ``report`` hears the counts as they change.
 
-        ``size`` of the input in bytes, None if unknown. Ctrl-C ends the job early with the records of all finished rows
+        Ctrl-C ends the job early with the records of all finished rows
         written, and ``interrupted`` set.
         """
-        self.counts = JobCounts(bytes_total=size)
+        self.counts = JobCounts(bytes_total=source.size)
         try:
             with self._interrupts.watched():
-                self._work(LineReader(stream), report)
+                self._work(source, report)
         except KeyboardInterrupt:
             self.counts.interrupted = True
         finally:
@@ -57,24 +58,23 @@ class Job:
             self._running.clear()
         return self.counts
 
-    def _work(self, lines: LineReader, report: Callable[[JobCounts], None]) -> None:
-        rows = self._rows(lines)
+    def _work(self, source: Source, report: Callable[[JobCounts], None]) -> None:
+        rows = self._rows(source)
         more = True
         while (more or self._running) and not self._interrupts.requested:
             if more and len(self._running) < self._window:
                 more = self._take_next(rows)
             else:
                 self._step()
-            self.counts.bytes_read = lines.bytes_read
+            self.counts.bytes_read = source.bytes_read
             self.counts.seconds = time.monotonic() - self.counts.started
             report(self.counts)
         self.counts.interrupted = self._interrupts.requested
 
-    def _rows(self, lines: LineReader) -> Iterator[Row | BadRow]:
-        reader = RowReader(self._served)
-        for line in lines:
+    def _rows(self, source: Source) -> Iterator[Row | BadRow]:
+        for row in _rows_once(source, self._served):
             self.counts.rows_read += 1
-            yield reader.read(line)
+            yield row
 
     def _take_next(self, rows: Iterator[Row | BadRow]) -> bool:
         """Take one row in; False at the end of the input."""
@@ -128,9 +128,23 @@ def derived_seed(seed: int, custom_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{custom_id}".encode(), digest_size=8).digest(), "little")
 
 
-def check_strictly(stream: BinaryIO, served: Sequence[str]) -> None:
+def check_strictly(source: Source, served: Sequence[str]) -> None:
     """Read the whole input. Raises RequestError that counts the lines that would be refused and quotes the first."""
-    reader = RowReader(served)
-    bad = [row for row in map(reader.read, LineReader(stream)) if isinstance(row, BadRow)]
+    bad = [row for row in _rows_once(source, served) if isinstance(row, BadRow)]
     if bad:
         raise RequestError(f"{len(bad)} bad lines, nothing was run; line {bad[0].line}: {bad[0].error}")
+
+
+def _rows_once(source: Source, served: Sequence[str]) -> Iterator[Row | BadRow]:
+    """The rows of an input; each custom_id may occur once. A hash of 64 bits is kept of it (about 100 bytes a row)."""
+    reader = RowReader(served)
+    seen: set[bytes] = set()
+    for line in source:
+        row = reader.read(line)
+        if row.custom_id is not None:
+            digest = hashlib.blake2b(row.custom_id.encode(), digest_size=8).digest()
+            if digest in seen:
+                error = APIError(f"custom_id: {row.custom_id!r} was used by an earlier line", "custom_id")
+                row = BadRow(row.line, row.custom_id, error)
+            seen.add(digest)
+        yield row
