@@ -198,7 +198,7 @@ def test_defaults_are_for_fields_that_a_body_does_not_set() -> None:
 # Names ----------------------------------------------------------------------------------------------------------------
 
 _NAMES = st.none() | st.integers() | st.sampled_from(["", "a", "\ud800", "x" * (MAX_CUSTOM_ID + 1)])
-_VALUES = st.sampled_from([None, "x", "\ud800", float("nan"), [], {"a": [1e300]}, 10**5000])
+_VALUES: st.SearchStrategy[Any] = st.sampled_from([None, "x", "\ud800", float("nan"), [], {"a": [1e300]}, 10**5000])
 _OBJECTS = st.fixed_dictionaries(
     {}, optional={"custom_id": _NAMES, **dict.fromkeys(("method", "url", "body", "prompt", "messages", "z"), _VALUES)}
 )

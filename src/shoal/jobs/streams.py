@@ -16,13 +16,12 @@ from shoal.errors import JobError
 from shoal.jobs.records import STANDARD_STREAM
 
 if sys.version_info >= (3, 14):
-    from compression.zstd import ZstdError, ZstdFile
+    from compression import zstd
 else:
-    from backports.zstd import ZstdError, ZstdFile
+    from backports import zstd
 
 # What the decompressors raise for data that is damaged or ends too early; gzip's BadGzipFile is an OSError.
-_DAMAGE = (EOFError, OSError, zlib.error, ZstdError)
-
+_DAMAGE = (EOFError, OSError, zlib.error, zstd.ZstdError)
 
 TableFormat = Literal["csv", "parquet"]
 
@@ -100,6 +99,6 @@ def _decompressed(stored: BinaryIO, compression: str) -> BinaryIO:
         case ".gz":
             return cast(BinaryIO, GzipFile(fileobj=stored, mode="rb"))
         case ".zst":
-            return cast(BinaryIO, ZstdFile(stored, "rb"))
+            return cast(BinaryIO, zstd.ZstdFile(stored, "rb"))
         case _:
             return stored
