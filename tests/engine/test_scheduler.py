@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from math import nan
 from typing import Any
 
 import pytest
@@ -318,10 +320,256 @@ def test_a_window_that_fits_does_not_limit_the_length() -> None:
     assert seq.num_tokens == 60
 
 
+# --- the prefix cache
+
+
+def finish(scheduler: Scheduler, *requests: Request) -> list[Running]:
+    """Their sequences, each run to its end before the next one comes."""
+    sequences = []
+    for one in requests:
+        sequences.append(scheduler.add(one, 0.0))
+        while sequences[-1].status is not Status.FINISHED:
+            step(scheduler)
+    return sequences
+
+
+def prompt(name: str, tokens: Sequence[int], max_tokens: int = 1, **fields: Any) -> Request:
+    return replace(request(name, 1, max_tokens, **fields), prompt_token_ids=tuple(tokens))
+
+
+@pytest.mark.parametrize(
+    ("length", "cached"), [(3, 0), (4, 0), (5, 4), (8, 4), (9, 8), (12, 8), (13, 12), (14, 12), (17, 12)]
+)
+def test_full_pages_that_begin_alike_are_computed_once(length: int, cached: int) -> None:
+    """Of a prompt of 13 tokens three pages of 4 are full; at least one token of the next prompt is computed."""
+    scheduler = make(prefix_caching=True)
+    (first,) = finish(scheduler, request("first", 13, 1))
+    seq = scheduler.add(request("next", length, 2), 0.0)
+    assert shares(step(scheduler)[0]) == [("next", length - cached)]
+    assert (first.metrics.num_cached, seq.metrics.num_cached) == (0, cached)
+    assert scheduler.counters.cached_tokens == cached
+    assert seq.pages[0][: cached // 4] == [0, 1, 2][: cached // 4]
+
+
+@pytest.mark.parametrize(("place", "cached"), [(0, 0), (3, 0), (4, 4), (11, 8), (12, 12)])
+def test_one_other_token_makes_its_page_and_all_after_it_different(place: int, cached: int) -> None:
+    scheduler = make(prefix_caching=True)
+    tokens = list(range(20))
+    tokens[place] = 99
+    assert finish(scheduler, request("a", 20, 1), prompt("b", tokens))[1].metrics.num_cached == cached
+
+
+def test_the_same_tokens_elsewhere_are_not_the_same_page() -> None:
+    scheduler = make(prefix_caching=True)
+    finish(scheduler, prompt("a", [1, 2, 3, 4] * 3))
+    assert finish(scheduler, prompt("b", [5, 6, 7, 8, 1, 2, 3, 4, 9]))[0].metrics.num_cached == 0
+
+
+def test_what_was_generated_is_found_too() -> None:
+    scheduler = make(prefix_caching=True)
+    finish(scheduler, request("a", 6, 4))  # 6 prompt tokens and 3 times token 7 in the cache
+    assert finish(scheduler, prompt("b", [*range(6), 7, 7, 7, 7, 1]))[0].metrics.num_cached == 8
+
+
+def test_pages_are_shared_by_those_that_run_together() -> None:
+    scheduler = make(prefix_caching=True, pages=7, budget=40)
+    finish(scheduler, request("before", 17, 1))
+    running = [scheduler.add(request(name, 17, 3), 0.0) for name in "abc"]
+    batch, _ = step(scheduler)
+    assert shares(batch) == [("a", 1), ("b", 1), ("c", 1)]
+    assert {tuple(seq.pages[0][:4]) for seq in running} == {(0, 1, 2, 3)}
+    assert len({seq.pages[0][4] for seq in running}) == 3
+    assert scheduler.groups[0].pool.num_free == 0
+    scheduler.abort(running[0], 0.0)
+    scheduler.check()
+    while scheduler.running:
+        step(scheduler)
+    assert scheduler.groups[0].pool.num_free == 7
+
+
+def test_switched_off_nothing_is_kept() -> None:
+    scheduler = make(prefix_caching=False)
+    assert [seq.metrics.num_cached for seq in finish(scheduler, request("a", 13, 2), request("b", 13, 2))] == [0, 0]
+    assert scheduler.groups[0].pool.allocate(5) == [0, 1, 2, 3, 4]
+
+
+def test_pages_of_a_prompt_are_found_once_it_is_complete() -> None:
+    scheduler = make(prefix_caching=True, budget=16)
+    scheduler.add(request("long", 40, 9), 0.0)
+    step(scheduler)
+    step(scheduler)
+    early = scheduler.add(request("early", 40, 9), 0.0)
+    assert shares(step(scheduler)[0]) == [("long", 8), ("early", 8)]
+    late = scheduler.add(request("late", 40, 9), 0.0)
+    while not late.num_computed:
+        step(scheduler)
+    assert (early.metrics.num_cached, late.metrics.num_cached) == (0, 36)
+
+
+def test_prompts_that_are_scored_are_computed_whole_but_others_find_their_pages() -> None:
+    scheduler = make(prefix_caching=True, budget=40)
+    finish(scheduler, request("a", 20, 1, prompt_logprobs=0))
+    kinds = [{"want_logits": True}, {"prompt_logprobs": 0}, {"prompt_logprobs": 0, "max_tokens": 0}, {}]
+    cached = [finish(scheduler, request("b", 21, **kind))[0].metrics.num_cached for kind in kinds]  # type: ignore[arg-type]
+    assert cached == [0, 0, 0, 20]
+
+
+@pytest.mark.parametrize("kind", [{"want_logits": True}, {"prompt_logprobs": 0, "max_tokens": 0}])
+def test_prompts_that_nothing_is_sampled_from_leave_no_pages(kind: dict[str, Any]) -> None:
+    scheduler = make(prefix_caching=True, budget=40)
+    assert finish(scheduler, request("a", 20, **kind), request("b", 20))[1].metrics.num_cached == 0
+
+
+def test_a_failed_step_leaves_no_pages() -> None:
+    scheduler = make(prefix_caching=True)
+    scheduler.add(request("a", 13), 0.0)
+    scheduler.fail(scheduler.schedule(), "broken", 0.0)
+    assert finish(scheduler, request("b", 13))[0].metrics.num_cached == 0
+
+
+def test_nan_takes_back_the_pages_of_its_sequence_alone() -> None:
+    scheduler = make(prefix_caching=True)
+    finish(scheduler, request("good", 9, 1))
+    bad = scheduler.add(request("bad", 20, 5), 0.0)
+    step(scheduler)
+    assert (bad.metrics.num_cached, bad.num_computed) == (8, 20)
+    user = scheduler.add(request("user", 17, 9), 0.0)
+    step(scheduler)
+    assert user.metrics.num_cached == 16  # of bad, which has had a good token by then
+    batch = scheduler.schedule()
+    result = pretend(batch)
+    result.tokens[batch.sampling.index(bad)] = -1
+    failed = next(output for output in scheduler.commit(batch, result, 0.0) if output.finished)
+    assert (failed.request_id, failed.finish_reason) == ("bad", "error")
+    scheduler.check()
+    assert finish(scheduler, request("late", 9, 1), request("late", 21, 1))[1].metrics.num_cached == 8
+    while user.status is not Status.FINISHED:
+        step(scheduler)
+    assert user.token_ids == [*range(17), *[7] * 9]
+
+
+def test_nan_inside_a_long_prompt_reaches_nobody_else() -> None:
+    """Its first chunks are not sampled from, so nobody has looked at them when the other request comes."""
+    scheduler = make(prefix_caching=True, budget=8, windowed=[(6, 50)])
+    bad = scheduler.add(request("bad", 20), 0.0)
+    step(scheduler)
+    step(scheduler)
+    other = scheduler.add(request("other", 20), 0.0)
+    step(scheduler, token=-1)
+    assert (bad.status, other.num_computed) == (Status.FINISHED, 4)
+    while other.status is not Status.FINISHED:
+        step(scheduler)
+    assert other.metrics.num_cached == 0
+    late = finish(scheduler, request("late", 20), request("later", 20))
+    assert [seq.metrics.num_cached for seq in late] == [
+        0,
+        16,
+    ]  # the first page was still bad's when the other one had it
+
+
+def test_recomputed_pages_are_doubtful_again() -> None:
+    """The sequence had a good token before it lost its pages; what it computes again has been seen by none."""
+    scheduler = make(prefix_caching=True, pages=6, page_size=2, budget=4)
+    scheduler.add(prompt("a", [90, 91], 9), 0.0)
+    victim = scheduler.add(request("b", 6, 3), 0.0)
+    while not victim.metrics.num_preemptions or victim.status is Status.WAITING:
+        batch, _ = step(scheduler)
+    assert shares(batch) == [("b", 4)]  # "a" has taken all its pages but the first
+    other = scheduler.add(request("c", 6), 0.0)
+    assert shares(step(scheduler)[0]) == [("b", 1), ("c", 3)]
+    assert other.metrics.num_cached == 2
+
+
+@pytest.mark.parametrize(("pages", "waits"), [(6, False), (5, True)])
+def test_free_pages_that_are_shared_are_not_room_for_others_too(pages: int, waits: bool) -> None:
+    """Of 17 tokens 16 are known, in 4 free pages, and need a fifth; "a" holds one."""
+    scheduler = make(prefix_caching=True, pages=pages)
+    finish(scheduler, request("before", 16, 1))
+    scheduler.add(prompt("a", [99], 3), 0.0)
+    step(scheduler)
+    scheduler.add(request("b", 17, 1), 0.0)
+    assert shares(step(scheduler)[0]) == ([("a", 1)] if waits else [("a", 1), ("b", 1)])
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+
+
+def test_pages_that_others_hold_need_no_room() -> None:
+    scheduler = make(prefix_caching=True, pages=7)
+    scheduler.add(request("a", 17, 4), 0.0)
+    step(scheduler)
+    step(scheduler)
+    scheduler.add(request("b", 19, 2), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 1), ("b", 3)]
+    assert scheduler.groups[0].pool.num_free == 1
+
+
+@pytest.mark.parametrize(("token", "cached"), [(10, 12), (20, 8)])
+def test_the_prefix_used_last_is_kept_longest(token: int, cached: int) -> None:
+    scheduler = make(prefix_caching=True, pages=9, budget=40)
+    finish(scheduler, prompt("a", [10] * 12), prompt("b", [20] * 12), prompt("a again", [10] * 13))
+    finish(scheduler, prompt("large", range(30, 46)))  # takes the 3 pages that hold nothing, and the last one of b
+    assert finish(scheduler, prompt("again", [token] * 13))[0].metrics.num_cached == cached
+
+
+def test_a_preempted_sequence_finds_its_own_pages() -> None:
+    scheduler = make(prefix_caching=True, pages=8, page_size=2, budget=20)
+    first = scheduler.add(prompt("a", range(50, 56), 5), 0.0)
+    victim = scheduler.add(request("b", 8, 6), 0.0)
+    while not victim.metrics.num_preemptions:
+        step(scheduler)
+    lost, known = victim.num_tokens, (victim.num_tokens - 1) // 2
+    assert (victim.pages, victim.num_computed) == ([], 0)
+    while victim.status is Status.WAITING:
+        batch, _ = step(scheduler)
+    assert first.status is Status.FINISHED
+    ((name, count),) = shares(batch)
+    assert name == "b"
+    assert lost - 2 * known <= count < lost  # but for the page that "a" took
+    assert victim.metrics.num_cached == 0
+    while scheduler.running:
+        step(scheduler)
+    assert victim.token_ids == [*range(8), *[7] * 6]
+    assert scheduler.counters.cached_tokens == 0
+
+
+@pytest.mark.parametrize(("lost", "cached"), [([], 20), ([0], 20), ([2], 20), ([3], 12), ([4], 16), ([0, 4], 16)])
+def test_a_group_with_a_window_needs_only_the_pages_in_it(lost: list[int], cached: int) -> None:
+    """After 20 tokens a window of 6 sees 15 to 20, in pages 3 and 4 of 4 tokens; after 12 those from 7 on."""
+    scheduler = make(prefix_caching=True, budget=40, windowed=[(6, 20)])
+    seq = scheduler.add(request("a", 22, 1), 0.0)
+    batch = scheduler.schedule()
+    windowed = scheduler.groups[1].pool
+    pages = list(seq.pages[1])
+    scheduler.commit(batch, pretend(batch), 0.0)
+    kept = [windowed.share([key]) for page, key in enumerate(seq.page_keys(4, 5)) if page not in lost]
+    windowed.release(windowed.allocate(windowed.num_free))  # forget all others
+    for page in kept:
+        windowed.release(page)
+    again = scheduler.add(request("b", 22, 2), 0.0)
+    assert shares(step(scheduler)[0]) == [("b", 22 - cached)]
+    passed = (cached - 6 + 1) // 4
+    assert again.pages[1][:passed] == [0] * passed
+    assert again.pages[1][passed : cached // 4] == pages[passed : cached // 4]
+
+
+def test_pages_that_a_window_has_passed_are_kept_as_well() -> None:
+    """The rest of the prompt is longer than the window: what the other one needs was given back before its first token."""
+    scheduler = make(prefix_caching=True, budget=8, windowed=[(6, 30)])
+    finish(scheduler, prompt("a", [*range(20), *range(100, 130)]))
+    assert finish(scheduler, prompt("b", [*range(20), *range(200, 230)]))[0].metrics.num_cached == 20
+
+
+def slot(group: int, seq: Running, position: int) -> int:
+    """Where a position lies, with pages of 2."""
+    return seq.pages[group][position // 2] * 2 + position % 2
+
+
 class SchedulerMachine(RuleBasedStateMachine):
     """Requests come and go at random; each step keeps the promises; in the end all are done and nothing leaks.
 
-    ``slots`` are the memory of each KV group: whose position was last stored where. What a step sees must still be there.
+    ``slots`` are the memory of each KV group: what was last stored where. What a step sees must still be there: rows of the sequence
+    itself, or with a prefix cache of any sequence that had the same tokens up to there. A row of a sequence that is ``struck`` is
+    bad, as are those after it, that see it; no other sequence ever sees a bad one.
     """
 
     @initialize(
@@ -329,10 +577,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         seqs=st.integers(1, 6),
         budget=st.integers(1, 12),
         windowed=st.lists(st.tuples(st.integers(1, 12), st.integers(3, 15)), max_size=2),
+        prefix_caching=st.booleans(),
     )
-    def start(self, pages: int, seqs: int, budget: int, windowed: list[tuple[int, int]]) -> None:
-        self.scheduler = make(pages=pages, page_size=2, seqs=seqs, budget=budget, longest=30, windowed=windowed)
-        self.slots: list[dict[int, tuple[str, int]]] = [{} for _ in self.scheduler.groups]
+    def start(self, pages: int, seqs: int, budget: int, windowed: list[tuple[int, int]], prefix_caching: bool) -> None:
+        self.scheduler = make(
+            pages=pages,
+            page_size=2,
+            seqs=seqs,
+            budget=budget,
+            longest=30,
+            windowed=windowed,
+            prefix_caching=prefix_caching,
+        )
+        self.prefix_caching = prefix_caching
+        self.slots: list[dict[int, Hashable]] = [{} for _ in self.scheduler.groups]
+        self.struck: set[str] = set()
+        self.bad_rows: set[tuple[str, int]] = set()
         self.alive: dict[str, Running] = {}
         self.admitted: list[str] = []
         self.wanted: dict[str, int] = {}
@@ -341,15 +601,20 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(
         prompt=st.integers(1, 20),
+        fork=st.integers(0, 20),
+        kind=st.integers(0, 2),
         tokens=st.one_of(st.none(), st.integers(1, 12)),
         wanted=st.sampled_from(
             [{}, {"want_logits": True}, {"prompt_logprobs": 0}, {"prompt_logprobs": 0, "max_tokens": 0}]
         ),
     )
-    def add(self, prompt: int, tokens: int | None, wanted: dict[str, Any]) -> None:
+    def add(self, prompt: int, fork: int, kind: int, tokens: int | None, wanted: dict[str, Any]) -> None:
+        """All prompts begin alike, up to the ``fork``."""
         name = f"{self.count:04}"
+        ids = tuple(i if i < fork else 100 * kind + i for i in range(prompt))
+        one = replace(request(name, prompt, **{"max_tokens": tokens, **wanted}), prompt_token_ids=ids)
         try:
-            seq = self.scheduler.add(request(name, prompt, **{"max_tokens": tokens, **wanted}), 0.0)
+            seq = self.scheduler.add(one, 0.0)
         except RequestError:
             return
         self.count += 1
@@ -379,14 +644,46 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.alive)
     @rule()
     def step(self) -> None:
+        self.run(self.scheduler.schedule())
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def strike(self, data: st.DataObject) -> None:
+        """A step in which the rows of one sequence go wrong, and those of no other."""
         batch = self.scheduler.schedule()
+        victim = data.draw(st.sampled_from(batch.sequences))
+        self.struck.add(victim.request.request_id)
+        self.run(batch, victim)
+
+    def run(self, batch: StepBatch, victim: Running | None = None) -> None:
         self.note_admissions(batch)
         self.hold_the_shape_of(batch)
-        for output in self.scheduler.commit(batch, pretend(batch), 0.0):
+        self.store(batch, victim)
+        self.hold_what_is_seen(batch)
+        for output in self.scheduler.commit(batch, self.result(batch), 0.0):
             self.note(output)
+
+    def result(self, batch: StepBatch) -> StepResult:
+        """As pretended, but for NaN wherever a row is bad."""
+        result = pretend(batch)
+        for index, seq in enumerate(batch.sampling):
+            if (seq.request.request_id, seq.num_tokens - 1) in self.bad_rows:
+                result.tokens[index] = -1
+        result.prompt_logprobs = [
+            [
+                place._replace(logprob=nan) if (seq.request.request_id, place.token_id) in self.bad_rows else place
+                for place in found
+            ]
+            for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True)
+        ]
+        return result
 
     def note(self, output: Output) -> None:
         name = output.request_id
+        if output.finish_reason == "error":
+            assert name in self.struck
+            del self.alive[name]
+            return
         first = name not in self.produced
         self.produced[name] = self.produced.get(name, 0) + len(output.new_token_ids) + (output.logits or 0)
         seq = self.alive[name]
@@ -406,7 +703,6 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def hold_the_shape_of(self, batch: StepBatch) -> None:
         limits = self.scheduler.limits
-        self.hold_what_is_seen(batch)
         assert 0 < batch.num_rows <= limits.max_num_batched_tokens
         assert batch.num_rows == sum(seq.num_scheduled for seq in batch.sequences)
         assert len(batch.sequences) <= limits.max_num_seqs
@@ -420,18 +716,43 @@ class SchedulerMachine(RuleBasedStateMachine):
         decoding = [seq for seq in self.scheduler.running if seq not in in_prompt]
         assert batch.sequences[: len(decoding)] == decoding
 
+    def store(self, batch: StepBatch, victim: Running | None) -> None:
+        """Store the rows of a step; those of the victim are bad, and those that see a bad one."""
+        self.bad_rows.clear()
+        for seq in batch.sequences:
+            for position in range(seq.num_computed, seq.num_computed + seq.num_scheduled):
+                bad = seq is victim or self.sees_bad(seq, position)
+                if bad:
+                    self.bad_rows.add((seq.request.request_id, position))
+                for index, slots in enumerate(self.slots):
+                    slots[slot(index, seq, position)] = self.bad(seq, position) if bad else self.good(seq, position)
+
+    def sees_bad(self, seq: Running, position: int) -> bool:
+        return any(
+            self.slots[index][slot(index, seq, before)] == self.bad(seq, before)
+            for index in range(len(self.slots))
+            for before in self.seen(index, position)
+        )
+
     def hold_what_is_seen(self, batch: StepBatch) -> None:
-        """Store the rows of a step, then look for everything that they see."""
-        for index, (group, slots) in enumerate(zip(self.scheduler.groups, self.slots, strict=True)):
+        """After all rows of the step have been stored."""
+        for index, slots in enumerate(self.slots):
             for seq in batch.sequences:
-                first, stop = seq.num_computed, seq.num_computed + seq.num_scheduled
-                name, pages = seq.request.request_id, seq.pages[index]
-                slots.update({pages[p // 2] * 2 + p % 2: (name, p) for p in range(first, stop)})
-            for seq in batch.sequences:
-                first, stop = seq.num_computed, seq.num_computed + seq.num_scheduled
-                seen = range(max(0, first - group.use.window + 1) if group.use.window else 0, stop)
-                name, pages = seq.request.request_id, seq.pages[index]
-                assert [slots[pages[p // 2] * 2 + p % 2] for p in seen] == [(name, p) for p in seen]
+                first, last = seq.num_computed, seq.num_computed + seq.num_scheduled - 1
+                for position in range(min(self.seen(index, first), default=first), last + 1):
+                    assert slots[slot(index, seq, position)] in (self.good(seq, position), self.bad(seq, position))
+
+    def seen(self, index: int, position: int) -> range:
+        """The positions before a row's own that it sees."""
+        window = self.scheduler.groups[index].use.window
+        return range(max(0, position - window + 1) if window else 0, position)
+
+    def good(self, seq: Running, position: int) -> Hashable:
+        """What belongs into a slot: with a prefix cache anything computed from the same tokens."""
+        return tuple(seq.token_ids[: position + 1]) if self.prefix_caching else (seq.request.request_id, position)
+
+    def bad(self, seq: Running, position: int) -> Hashable:
+        return "bad", seq.request.request_id, position
 
     @invariant()
     def everything_fits_together(self) -> None:

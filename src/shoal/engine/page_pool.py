@@ -13,10 +13,10 @@ from itertools import chain
 
 @dataclass(slots=True)
 class Origin:
-    """Who filled pages. ``sound`` once it got a token from logits without NaN, which saw what the pages hold; till then nobody
-    else finds them."""
+    """Who filled pages. Others find them once it is ``sound``: a token whose logits hold no NaN has seen what is in them. None: not
+    known yet. False: nobody ever will."""
 
-    sound: bool = False
+    sound: bool | None = None
 
 
 class PagePool:
@@ -43,7 +43,7 @@ class PagePool:
     def __contains__(self, key: bytes) -> bool:
         """Whether there is a page to share under ``key``."""
         page = self._pages.get(key)
-        return page is not None and self._labels[page][1].sound
+        return page is not None and self._labels[page][1].sound is True
 
     def num_idle(self, keys: Iterable[bytes]) -> int:
         """How many of these pages count as free, as long as they are not shared."""
@@ -66,15 +66,15 @@ class PagePool:
         return pages
 
     def register(self, keys: Sequence[bytes], pages: Sequence[int], origin: Origin) -> None:
-        """Let pages in use be found under ``keys`` once ``origin`` is sound. A key that leads to a sound page already stays there."""
+        """Let pages in use be found under ``keys`` once ``origin`` is sound. A key that leads, or may come to lead, to another page
+        stays there."""
         for key, page in zip(keys, pages, strict=True):
-            if key in self:
-                continue
-            if key in self._pages:
-                self._forget(self._pages[key])
             assert self._uses[page], f"page {page} is registered and not in use"
-            self._pages[key] = page
-            self._labels[page] = key, origin
+            held = self._pages.get(key)
+            if held is not None and self._labels[held][1].sound is False:
+                self._forget(held)
+            if self._pages.setdefault(key, page) == page:
+                self._labels[page] = key, origin
 
     def release(self, pages: Sequence[int]) -> None:
         """Give pages back. Of those that hold nothing the first is the next to be allocated again, of the others the last."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
+from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import RequestError
 
@@ -216,6 +217,7 @@ class Scheduler:
         """Let a sequence run, with the registered pages ``keys`` for a beginning."""
         seq.status = Status.RUNNING
         self.running.append(seq)
+        seq.origin = Origin()  # what it fills from now on is yet to be seen by a sound token
         seq.pages = [group.share(keys) for group in self.groups]
         seq.num_computed = len(keys) * self._page_size
         if not seq.metrics.num_preemptions:
@@ -349,6 +351,7 @@ class Scheduler:
         seq.metrics.finished_time = now
 
     def _release(self, seq: Sequence) -> None:
+        seq.origin.sound = seq.origin.sound is True  # what no token has vouched for by now none will
         for pages, group in zip(seq.pages, self.groups, strict=False):  # one that waits has none
             group.pool.release(pages[group.use.num_passed(seq.num_computed) :])
         seq.pages = []
