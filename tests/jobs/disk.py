@@ -146,6 +146,10 @@ class Disk:
         with intercepted(call):
             yield
 
+    def durable_names(self, folder: Path) -> set[str]:
+        """The names in ``folder`` that a power failure leaves for sure."""
+        return set(self._names.get(folder.stat().st_ino, {}))
+
     def _perform(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         if name == "fsync":
             return self._sync(arguments[0])

@@ -165,7 +165,7 @@ def error_of(job: Job) -> OSError | None:
 @pytest.mark.parametrize("make", JOBS)
 def test_power_fails_at_each_call(tmp_path: Path, make: MakeJob) -> None:
     for at in itertools.count():
-        for seed in range(4):
+        for seed in range(3):
             root = tmp_path / f"{at}-{seed}"
             root.mkdir()
             job = make(root)
@@ -188,7 +188,7 @@ ENDS = st.builds(End, st.sampled_from(["fault", "kill", "power"]), st.integers(0
 
 
 @given(st.sampled_from(JOBS), st.lists(ENDS, max_size=5), st.randoms(use_true_random=False))
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_faults_kills_and_power_failures_one_after_the_other(make: MakeJob, ends: list[End], random: Random) -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = make(Path(folder))
