@@ -14,7 +14,7 @@ from shoal.jobs.rows import MAX_LINE_BYTES, Line
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 256
-_GROUP_BYTES = 64 << 20
+_GROUP_BYTES = 32 << 20
 _READ_BUFFER = 1 << 20
 
 
