@@ -590,6 +590,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
         )
         self.prefix_caching = prefix_caching
+        self.stepped: list[
+            list[list[int]]
+        ] = []  # page lists that a step was committed with: new ones at each admission
         self.slots: list[dict[int, Hashable]] = [{} for _ in self.scheduler.groups]
         self.struck: set[str] = set()
         self.bad_rows: set[tuple[str, int]] = set()
@@ -660,6 +663,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.hold_the_shape_of(batch)
         self.store(batch, victim)
         self.hold_what_is_seen(batch)
+        self.stepped += [seq.pages for seq in batch.sequences]
         for output in self.scheduler.commit(batch, self.result(batch), 0.0):
             self.note(output)
 
@@ -710,11 +714,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         for seq in batch.sequences:
             assert seq.first_row == rows
             rows += seq.num_scheduled
-        in_prompt = [
-            seq for seq in self.scheduler.running if seq.num_tokens - seq.num_computed > 1 or not seq.num_computed
-        ]
-        decoding = [seq for seq in self.scheduler.running if seq not in in_prompt]
-        assert batch.sequences[: len(decoding)] == decoding
+        lacks = [seq.num_tokens - seq.num_computed for seq in self.scheduler.running]
+        assert batch.sequences == self.scheduler.running[: len(batch.sequences)]
+        assert [seq.num_scheduled for seq in batch.sequences[:-1]] == lacks[: len(batch.sequences) - 1]
+        stepped = [any(seq.pages is pages for pages in self.stepped) for seq in self.scheduler.running]
+        decoding = [before and count == 1 for before, count in zip(stepped, lacks, strict=True)]
+        assert decoding == sorted(decoding, reverse=True), "a prompt comes before a sequence that decodes"
 
     def store(self, batch: StepBatch, victim: Running | None) -> None:
         """Store the rows of a step; those of the victim are bad, and those that see a bad one."""
@@ -773,5 +778,5 @@ class SchedulerMachine(RuleBasedStateMachine):
                 assert group.pool.num_free == group.pool.num_pages
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestSchedulerMachine = SchedulerMachine.TestCase
