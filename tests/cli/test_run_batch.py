@@ -62,9 +62,9 @@ def parse(text: str) -> dict[str, dict[str, Any]]:
 
 
 def tokens(record: dict[str, Any]) -> Any:
-    """What was generated, whatever the moment and the ids."""
+    """What was generated, whatever the moment, the ids, and what others left in the prefix cache."""
     body = record["response"]["body"]
-    return body["choices"], body["usage"]
+    return body["choices"], {name: count for name, count in body["usage"].items() if name != "prompt_tokens_details"}
 
 
 MIXED = [
