@@ -202,21 +202,6 @@ def test_nothing_left_to_choose_fails_the_request() -> None:
     assert run(toy_engine(), [request])["r"].end == ("error", None)
 
 
-def test_an_exception_in_a_step_fails_the_requests_of_that_step_only(caplog: pytest.LogCaptureFixture) -> None:
-    def break_down(step: StepInput) -> None:
-        if 13 in step.token_ids:
-            raise FloatingPointError("unlucky")
-
-    engine = toy_engine(backend=ToyBackend(before_step=break_down), budget=4)
-    later = greedy("later", [1, 2, 3])
-    results = run(engine, [greedy("first", [13, 2]), greedy("second", [3, 4]), later])
-    for name in ("first", "second"):
-        assert results[name].end == ("error", None)
-        assert results[name].error == "FloatingPointError: unlucky"
-    assert results["later"].token_ids == solo([later])["later"]
-    assert "a step of 4 rows failed" in caplog.text
-
-
 def test_an_interrupted_step_is_computed_again() -> None:
     countdown = itertools.count(5, -1)
 
@@ -475,6 +460,20 @@ def test_nan_among_the_logits_of_a_prompt_fails_its_request_alone() -> None:
             assert result.end == ("error", None)
             assert "the logits at position 1 hold NaN" in result.error
             assert len(result.outputs) == 1
+        assert tokens(results) == solo(others)
+
+
+def test_nan_among_wanted_logits_fails_their_request_alone() -> None:
+    prompt = [4, 5, NAN_TOKEN, 6, 7]
+    others = [greedy("a", [1, 2]), greedy("b", [3])]
+    alone = logits_of(run(toy_engine(), [wants_logits("r", [1, 2, 3])])["r"])
+    for budget in (2, 512):
+        bad, good = wants_logits("bad", prompt), wants_logits("good", [1, 2, 3])
+        results = run(toy_engine(budget=budget), [others[0], bad, good, others[1]])
+        failed = results.pop("bad")
+        assert failed.end == ("error", None)
+        assert failed.error == "the logits at position 2 hold NaN"
+        np.testing.assert_array_equal(logits_of(results.pop("good")), alone)
         assert tokens(results) == solo(others)
 
 

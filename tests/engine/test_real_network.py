@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 
 from shoal.engine.engine import Engine, Request
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.base import Backend
+from shoal.kernels.base import Backend, StepInput
 from shoal.kernels.load import load_backend
 from shoal.kernels.reference import ReferenceBackend
 from shoal.models.weights import Model, load_model
 from shoal.params import EngineConfig, SamplingParams
+from tests.engine.faulty import faulty
 from tests.engine.toy import Result, run, tokens
 from tests.support.gguf_builder import GGUFBuilder
 
@@ -24,6 +26,7 @@ PAGE_BYTES = LAYERS * 2 * KV_HEADS * (WIDTH // HEADS) * 2 * 16
 
 
 WINDOW = 40  # of the first layer of the gemma2
+NAN_TOKEN = VOCAB - 1
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
@@ -33,8 +36,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield load_model(file, ReferenceBackend())
 
 
-def write_network(path: Path, architecture: str) -> Path:
-    """Two layers with grouped-query attention, weights large enough that tokens depend on the whole context."""
+def write_network(path: Path, architecture: str, *, with_nan: bool = False) -> Path:
+    """Two layers with grouped-query attention, weights large enough that tokens depend on the whole context.
+
+    ``with_nan``: the embedding of NAN_TOKEN is NaN.
+    """
     builder, rng = GGUFBuilder(), np.random.default_rng(0)
     keys = {
         "embedding_length": WIDTH,
@@ -53,7 +59,11 @@ def write_network(path: Path, architecture: str) -> Path:
     for key, value in keys.items():
         builder.add(f"{architecture}.{key}", value)
     kv = KV_HEADS * WIDTH // HEADS
-    builder.add_random_tensor("token_embd.weight", (VOCAB, WIDTH), "F32", rng, std=1.0)
+    embedding = rng.standard_normal((VOCAB, WIDTH)).astype(np.float32)
+    builder.add_tensor("output.weight", embedding.copy())
+    if with_nan:
+        embedding[NAN_TOKEN] = np.nan
+    builder.add_tensor("token_embd.weight", embedding)
     builder.add_tensor("output_norm.weight", np.ones(WIDTH))
     for i in range(LAYERS):
         shapes = {
@@ -72,8 +82,11 @@ def write_network(path: Path, architecture: str) -> Path:
     return builder.write(path)
 
 
-def engine(model: Model, backend: Backend | None = None, *, pages: int = 100, budget: int = 512) -> Engine:
-    config = EngineConfig(max_num_batched_tokens=budget, kv_cache_memory=pages * PAGE_BYTES)
+def engine(
+    model: Model, backend: Backend | None = None, *, pages: int = 100, budget: int = 512, dtype: str = "f16"
+) -> Engine:
+    """``pages``: as many as take so much memory with f16."""
+    config = EngineConfig(max_num_batched_tokens=budget, kv_cache_memory=pages * PAGE_BYTES, kv_cache_dtype=dtype)
     return Engine(model, backend or ReferenceBackend(), config, check_every_step=True)
 
 
@@ -143,6 +156,69 @@ def test_a_text_of_many_windows_does_not_depend_on_pages_or_chunks(tmp_path: Pat
             assert device == "reference" or np.array_equal(again, logits)  # whose sums depend on the chunk
     finally:
         backend.close()
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    backend = load_backend(request.param, 2)
+    yield backend
+    backend.close()
+
+
+def ends(results: dict[str, Result]) -> dict[str, tuple[str | None, list[int]]]:
+    """Why each request ended, and its tokens."""
+    return {name: (result.end[0], result.token_ids) for name, result in results.items()}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "q8_0"])
+def test_nan_harms_neither_neighbours_nor_those_who_get_its_pages(
+    tmp_path: Path, backend: Backend, architecture: str, dtype: str
+) -> None:
+    good = [replace(r, prompt_token_ids=tuple(t % NAN_TOKEN for t in r.prompt_token_ids)) for r in requests()]
+    prompt = (*range(20), NAN_TOKEN, *range(20))
+    bad = [
+        Request("plain", prompt, SamplingParams(max_tokens=5)),
+        Request("scored", prompt, SamplingParams(max_tokens=5, prompt_logprobs=2)),
+        Request("logits", prompt, SamplingParams(), want_logits=True),
+    ]
+    with GGUFFile.open(write_network(tmp_path / "nan.gguf", architecture, with_nan=True)) as file:
+        model = load_model(file, backend)
+    clean = engine(model, backend, dtype=dtype)
+    expected = {name: end for request in good for name, end in ends(run(clean, [request])).items()}
+    assert "length" in {reason for reason, _ in expected.values()}
+    for budget in (16, 512):
+        many = engine(model, backend, pages=24, budget=budget, dtype=dtype)
+        for first in range(3):  # another one of the bad comes first, and all pages have held NaN
+            results = run(many, [*bad[first:], *good[:4], *bad[:first], *good[4:]])
+            for request in bad:
+                assert "NaN" in results.pop(request.request_id).error
+            assert ends(results) == expected
+
+
+def test_a_fault_harms_no_neighbour(tmp_path: Path, backend: Backend) -> None:
+    poison = Request("poison", (NAN_TOKEN, 1, 2), SamplingParams(temperature=0))
+    calls = itertools.count()
+
+    def always(name: str, step: StepInput) -> None:
+        if (step.positions[step.token_ids == NAN_TOKEN] == 0).any():
+            raise FloatingPointError("unlucky")
+
+    def at_times(name: str, step: StepInput) -> None:
+        if next(calls) % 5 == 4:
+            raise MemoryError
+
+    good = [replace(r, prompt_token_ids=(0, *r.prompt_token_ids)) for r in requests()]
+    with GGUFFile.open(write_network(tmp_path / "random.gguf", "llama")) as file:
+        model = load_model(file, backend)
+    one = engine(model, backend)
+    expected = {name: end for request in good for name, end in ends(run(one, [request])).items()}
+    for budget in (20, 512):
+        results = run(engine(model, faulty(backend, always), budget=budget), [*good[:4], poison, *good[4:]])
+        assert results.pop("poison").error == "FloatingPointError: unlucky"
+        assert ends(results) == expected
+        assert ends(run(engine(model, faulty(backend, at_times), budget=budget), good)) == expected
+    assert next(calls) > 40
 
 
 def logits_of(result: Result) -> np.ndarray:

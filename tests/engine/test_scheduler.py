@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import nan
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -47,13 +48,17 @@ def request(
 
 
 def pretend(batch: StepBatch, token: int = 7) -> StepResult:
-    """Instead of logits how many rows of them; instead of a prompt token the position that foretells it."""
+    """Rows of logits of one number; instead of a prompt token the position that foretells it."""
     return StepResult(
         [token] * len(batch.sampling),
         [None] * len(batch.sampling),
-        [len(seq.unscored) for seq in batch.scoring],
+        [np.zeros((len(seq.unscored), 1), np.float32) for seq in batch.scoring],
         [[TokenLogprobs(position, -1.0, 1, ()) for position in seq.unscored] for seq in batch.prompts],
     )
+
+
+def num_logits(output: Output) -> int:
+    return 0 if output.logits is None else len(output.logits)
 
 
 def step(scheduler: Scheduler, token: int = 7) -> tuple[StepBatch, list[Output]]:
@@ -137,16 +142,48 @@ def test_a_failed_step_ends_its_sequences_only() -> None:
     assert shares(step(scheduler)[0]) == [("b", 4)]
 
 
+def test_halves_are_the_same_work_in_rows_of_their_own() -> None:
+    scheduler = make(budget=16)
+    scheduler.add(request("logits", 3, want_logits=True), 0.0)
+    for name, prompt in (("a", 2), ("b", 4), ("c", 5), ("cut", 9)):
+        scheduler.add(request(name, prompt), 0.0)
+    batch = scheduler.schedule()
+    halves = batch.halves()
+    assert [shares(half) for half in halves] == [[("logits", 3), ("a", 2)], [("b", 4), ("c", 5), ("cut", 2)]]
+    assert [half.num_rows for half in halves] == [5, 11]
+    assert [seq.first_row for half in halves for seq in half.sequences] == [0, 3, 0, 4, 9]
+    assert [seq.request.request_id for half in halves for seq in half.sampling] == ["a", "b", "c"]
+    assert [seq.request.request_id for seq in halves[0].scoring] == ["logits"]
+    first = scheduler.commit(halves[0], pretend(halves[0]), 0.0)
+    second = scheduler.fail(halves[1], "broken", 0.0)
+    assert [(o.request_id, o.error) for o in first] == [("a", None), ("logits", None)]
+    assert [(o.request_id, o.error) for o in second] == [("b", "broken"), ("c", "broken"), ("cut", "broken")]
+    scheduler.check()
+
+
+def test_nan_ends_a_request_for_logits() -> None:
+    scheduler = make(budget=4)
+    scheduler.add(request("r", 10, want_logits=True), 0.0)
+    assert step(scheduler)[1][0].error is None
+    batch = scheduler.schedule()
+    result = pretend(batch)
+    result.logits[0][1] = nan
+    (output,) = scheduler.commit(batch, result, 0.0)
+    assert (output.finish_reason, output.logits) == ("error", None)
+    assert output.error == "the logits at position 5 hold NaN"
+    scheduler.check()
+
+
 def test_logits_are_reported_once_although_computed_twice() -> None:
     scheduler = make(pages=4, page_size=2, budget=5)
     scheduler.add(request("a", 4, 3), 0.0)
     seq = scheduler.add(request("logits", 4, want_logits=True), 0.0)
     batch, outputs = step(scheduler)
     assert shares(batch) == [("a", 4), ("logits", 1)]
-    assert [o.logits for o in outputs] == [None, 1]
+    assert [num_logits(o) for o in outputs] == [0, 1]
     seen = []
     while seq.status is not Status.FINISHED:
-        seen += [o.logits for o in step(scheduler)[1] if o.request_id == "logits"]
+        seen += [num_logits(o) for o in step(scheduler)[1] if o.request_id == "logits"]
     assert seq.metrics.num_preemptions == 1
     assert seen == [3]
 
@@ -658,6 +695,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.struck.add(victim.request.request_id)
         self.run(batch, victim)
 
+    @precondition(lambda self: self.alive)
+    @rule()
+    def compute_half_of_a_step(self) -> None:
+        """A step that fails as a whole, and so does its second half."""
+        batch = self.scheduler.schedule()
+        self.note_admissions(batch)
+        self.store(batch, None)
+        first, second = batch.halves()
+        for output in self.scheduler.commit(first, self.result(first), 0.0):
+            self.note(output)
+        for output in self.scheduler.fail(second, "broken", 0.0):
+            del self.alive[output.request_id]
+
     def run(self, batch: StepBatch, victim: Running | None = None) -> None:
         self.note_admissions(batch)
         self.hold_the_shape_of(batch)
@@ -680,6 +730,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             ]
             for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True)
         ]
+        for seq, rows in zip(batch.scoring, result.logits, strict=True):
+            rows[[(seq.request.request_id, position) in self.bad_rows for position in seq.unscored]] = nan
         return result
 
     def note(self, output: Output) -> None:
@@ -689,7 +741,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             del self.alive[name]
             return
         first = name not in self.produced
-        self.produced[name] = self.produced.get(name, 0) + len(output.new_token_ids) + (output.logits or 0)
+        self.produced[name] = self.produced.get(name, 0) + len(output.new_token_ids) + num_logits(output)
         seq = self.alive[name]
         if first and seq.request.params.prompt_logprobs is not None:
             assert [token.token_id for token in output.prompt_logprobs or ()] == list(range(seq.num_prompt - 1))

@@ -18,6 +18,7 @@ from shoal.kernels.base import (
     LOGIT_ROWS,
     PAGE_SIZE,
     AttentionShape,
+    Backend,
     Head,
     IntArray,
     KVGroup,
@@ -191,7 +192,7 @@ def toy_model(context: int = 4096, windows: tuple[int, ...] = (0,)) -> Model:
 
 def toy_engine(
     *,
-    backend: ToyBackend | None = None,
+    backend: Backend | None = None,
     pages: int = 1000,
     seqs: int = 64,
     budget: int = 512,

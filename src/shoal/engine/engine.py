@@ -35,7 +35,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed; ``cached_tokens`` of
-    all ``prompt_tokens`` came from the prefix cache. Pages are those of each KV group; the cache lies in free ones."""
+    all ``prompt_tokens`` came from the prefix cache. Pages are those of each KV group; the cache lies in free ones. ``broken``: what
+    the engine raised when it last tried to compute, if it could compute nothing at all for any of several requests."""
 
     running: int
     waiting: int
@@ -46,6 +47,7 @@ class EngineStats:
     prompt_tokens: int
     cached_tokens: int
     generation_tokens: int
+    broken: str | None
 
 
 def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
@@ -88,8 +90,9 @@ class Engine:
         self._check_every_step = check_every_step
         self._vocab_size = model.config.vocab_size
         self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
-        self._aborted: list[Output] = []
+        self._outputs: list[Output] = []  # that the next return of ``step`` hands out
         self._steps = 0
+        self._broken: str | None = None
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
         self._scheduler = Scheduler(
             groups, _scheduler_limits(plan, config), prefix_caching=config.enable_prefix_caching
@@ -131,20 +134,20 @@ class Engine:
         seq = self._sequences.get(request_id)
         if seq is None or seq.status is Status.FINISHED:
             return False
-        self._aborted.append(self._scheduler.abort(seq, self._clock()))
+        self._outputs.append(self._scheduler.abort(seq, self._clock()))
         self._check()
         return True
 
     def step(self) -> list[Output]:
         """Compute one step: an Output for each request that got something from it, or ended since the last one.
 
-        A step that raises ends the requests it was computing with finish_reason "error"; the others go on. A step that
-        is interrupted (KeyboardInterrupt) is computed again by the next call.
+        A step that raises is computed again, and if it raises again, by halves: only requests that cannot be computed even
+        alone end, with finish_reason "error". A step that is interrupted (KeyboardInterrupt) is computed by the next call.
         """
         batch = self._scheduler.schedule()
-        outputs = self._run(batch) if batch.sequences else []
-        outputs = self._aborted + outputs
-        self._aborted = []
+        if batch.sequences:
+            self._run(batch)
+        outputs, self._outputs = self._outputs, []
         for output in outputs:
             if output.finished:
                 del self._sequences[output.request_id]
@@ -164,6 +167,7 @@ class Engine:
             prompt_tokens=scheduler.counters.prompt_tokens,
             cached_tokens=scheduler.counters.cached_tokens,
             generation_tokens=scheduler.counters.generation_tokens,
+            broken=self._broken,
         )
 
     def close(self) -> None:
@@ -171,17 +175,36 @@ class Engine:
         for request_id in list(self._sequences):
             self.abort(request_id)
         self._sequences.clear()
-        self._aborted.clear()
+        self._outputs.clear()
         self._compute = None
 
-    def _run(self, batch: StepBatch) -> list[Output]:
+    def _run(self, batch: StepBatch) -> None:
         self._steps += 1
+        result = self._attempt(batch)
+        if isinstance(result, Exception):
+            _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
+            result = self._attempt(batch)
+        if isinstance(result, Exception) and len(batch.sequences) > 1:
+            self._broken = _text(result)  # until a part of it succeeds
+        self._settle(batch, result)
+
+    def _settle(self, batch: StepBatch, result: StepResult | Exception) -> None:
+        """Commit what could be computed. Compute by halves what could not, down to the requests that fail alone."""
+        if isinstance(result, StepResult):
+            self._broken = None
+            self._outputs += self._scheduler.commit(batch, result, self._clock())
+        elif len(batch.sequences) == 1:
+            self._outputs += self._scheduler.fail(batch, _text(result), self._clock())
+        else:
+            for half in batch.halves():
+                self._settle(half, self._attempt(half))
+
+    def _attempt(self, batch: StepBatch) -> StepResult | Exception:
+        """Compute a step. That changes nothing that counts until ``commit``, so it may be done again."""
         try:
-            result = self._result(batch)
-        except Exception as error:  # whatever the arithmetic raises ends this step's requests, not the engine
-            _log.exception("a step of %d rows failed", batch.num_rows)
-            return self._scheduler.fail(batch, f"{type(error).__name__}: {error}", self._clock())
-        return self._scheduler.commit(batch, result, self._clock())
+            return self._result(batch)
+        except Exception as error:  # whatever the arithmetic raises is a matter of this step's requests
+            return error
 
     def _result(self, batch: StepBatch) -> StepResult:
         assert self._compute is not None, "a closed engine has no sequences"
@@ -194,3 +217,7 @@ class Engine:
     def _check(self) -> None:
         if self._check_every_step:
             self._scheduler.check()
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

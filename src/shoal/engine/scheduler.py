@@ -52,13 +52,21 @@ class StepBatch:
         if seq.num_computed + count == len(seq.token_ids) and not request.want_logits:
             (self.sampling if request.generates else self.ending).append(seq)
 
+    def halves(self) -> tuple[StepBatch, StepBatch]:
+        """The same work as two steps. From now on the sequences' rows are those of the halves."""
+        first, second = StepBatch(), StepBatch()
+        middle = len(self.sequences) // 2
+        for index, seq in enumerate(self.sequences):
+            (first if index < middle else second).add(seq, seq.num_scheduled)
+        return first, second
+
 
 @dataclass(slots=True)
 class StepResult:
     """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` for its ``scoring``,
     ``prompt_logprobs`` for its ``prompts``.
 
-    A token of -1 means that the row's logits hold NaN or leave no candidate.
+    A token of -1 means that the row's logits hold NaN or leave no candidate. The others may hold NaN.
     """
 
     tokens: list[int]
@@ -327,8 +335,11 @@ class Scheduler:
         return Output(name, seq.metrics, finished=True, finish_reason="length", prompt_logprobs=found)
 
     def _score(self, seq: Sequence, logits: Logits, now: float) -> Output:
-        """Logits of prompt positions; those of the last one end the sequence."""
-        seq.num_scored = seq.num_computed
+        """Logits of prompt positions; those of the last one end the sequence, and so does NaN."""
+        first, seq.num_scored = seq.num_scored, seq.num_computed
+        bad = next((index for index, row in enumerate(logits) if math.isnan(row.max())), None)
+        if bad is not None:
+            return self._fail_unsound(seq, f"the logits at position {first + bad} hold NaN", now)
         if seq.num_computed < seq.num_prompt:
             return Output(seq.request.request_id, seq.metrics, logits=logits)
         self.counters.prompt_tokens += seq.num_prompt

@@ -86,6 +86,7 @@ class SampleArrays:
         self._position[:count] = [len(seq.token_ids) for seq in sequences]
         self._banned = [self._stop_ids(seq) if seq.must_not_stop else None for seq in sequences]
         if sequences != self._held:
+            self._held = []  # should this raise, the buffers hold nobody's
             self._fill_parameters(sequences)
             self._held = sequences
 
