@@ -114,7 +114,6 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
     rows: list[dict[str, Any] | str] = [
         "this is no json",
         chat("good", "Hello", max_tokens=3),
-        chat("good", "Hello", max_tokens=3),
         chat("too long", "x" * 300),
         chat("no messages", "x", messages=[]),
         completion("not yet", "x", n=3),
@@ -128,7 +127,7 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
     ]
     done = batch(write(tmp_path / "in.jsonl", *rows), "out.jsonl")
     assert done.returncode == 0
-    assert "2 rows done, 11 failed" in done.stderr
+    assert "2 rows done, 10 failed" in done.stderr
     assert "failures are in out.jsonl.errors.jsonl" in done.stderr
     assert read(tmp_path / "out.jsonl").keys() == {"good", "also good"}
     errors = [json.loads(line) for line in (tmp_path / "out.jsonl.errors.jsonl").read_text().splitlines()]
@@ -142,16 +141,15 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
     }
     assert found == {
         1: (None, 400, None),
-        3: ("good", 400, "custom_id"),
-        4: ("too long", 400, "messages"),
-        5: ("no messages", 400, "messages"),
-        6: ("not yet", 400, "n"),
-        7: ("nan", 400, "temperature"),
-        8: ("vocabulary", 400, "prompt"),
-        9: ("other model", 404, "model"),
-        10: (None, 400, None),
-        11: ("method", 400, "method"),
-        12: ("url", 400, "url"),
+        3: ("too long", 400, "messages"),
+        4: ("no messages", 400, "messages"),
+        5: ("not yet", 400, "n"),
+        6: ("nan", 400, "temperature"),
+        7: ("vocabulary", 400, "prompt"),
+        8: ("other model", 404, "model"),
+        9: (None, 400, None),
+        10: ("method", 400, "method"),
+        11: ("url", 400, "url"),
     }
 
 
@@ -224,12 +222,12 @@ def test_what_is_there_is_not_written_over(batch: Shoal, tmp_path: Path) -> None
     done = batch(source, "out.jsonl")
     assert done.returncode == 2
     assert "out.jsonl" in done.stderr
-    assert "--overwrite" in done.stderr
+    assert "--restart" in done.stderr
     assert (tmp_path / "out.jsonl").read_text() == "precious\n"
     (tmp_path / "out.jsonl.errors.jsonl").write_text("old\n")
-    assert batch(source, "out.jsonl", "--overwrite").returncode == 0
+    assert batch(source, "out.jsonl", "--restart").returncode == 0
     assert read(tmp_path / "out.jsonl").keys() == {"a"}
-    assert not (tmp_path / "out.jsonl.errors.jsonl").exists()
+    assert (tmp_path / "out.jsonl.errors.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(
@@ -238,7 +236,7 @@ def test_what_is_there_is_not_written_over(batch: Shoal, tmp_path: Path) -> None
         (["-i", "nosuch.jsonl", "-o", "out"], "input file"),
         (["-i", ".", "-o", "out"], "input file"),
         (["-i", "in.jsonl", "-o", "in.jsonl"], "another file than the input"),
-        (["-i", "in.jsonl", "-o", "./link.jsonl", "--overwrite"], "another file than the input"),
+        (["-i", "in.jsonl", "-o", "./link.jsonl", "--restart"], "another file than the input"),
         (["-i", "in.jsonl", "-o", "out", "--error-file", "in.jsonl"], "another file than the input"),
         (["-i", "in.jsonl", "-o", "nosuch/out"], "in a folder that exists"),
         (["-i", "in.jsonl", "-o", "out", "--model", "nosuch.gguf"], "nosuch.gguf"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from shoal.errors import RequestError
@@ -16,7 +17,8 @@ class _Tokenizer:
 
 
 class FakeLLM:
-    """``on_step`` is called at the start of each step. A prompt that starts with "long" is refused, "broken" fails.
+    """``on_step`` is called at the start of each step. A prompt that starts with "long" is refused, "broken" fails, "slow" takes too
+    long if there is a limit. ``broken`` is what the engine says of itself.
 
     Unless ``remember``, ``submitted`` (prompt to parameters) stays empty.
     """
@@ -34,39 +36,54 @@ class FakeLLM:
         self.submitted: dict[str, SamplingParams] = {}
         self.aborted: list[str] = []
         self.most_running = 0
+        self.broken: str | None = None
         self._on_step = on_step
         self._remember = remember
         self._left: dict[str, tuple[str, int]] = {}
+        self._late: set[str] = set()
+        self._running = 0  # of those in the last step, how many go on
 
     @property
     def as_llm(self) -> LLM:
         return cast(LLM, self)
 
-    def submit(self, prompt: Any, params: SamplingParams, *, request_id: str) -> str:
+    @property
+    def engine(self) -> Any:
+        waiting = len(self._left) - self._running
+        return SimpleNamespace(
+            stats=lambda: SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
+        )
+
+    def submit(self, prompt: Any, params: SamplingParams, *, request_id: str, timeout: float | None = None) -> str:
         text = prompt if isinstance(prompt, str) else prompt["messages"][-1]["content"]
         if text.startswith("long"):
             raise RequestError("the prompt has 9 tokens; max_model_len is 8", "prompt_token_ids")
         if self._remember:
             self.submitted[text] = params
-        self._left[request_id] = (text, 1 if text.startswith("broken") else params.max_tokens or 1)
+        late = timeout is not None and text.startswith("slow")
+        self._left[request_id] = (text, 1 if late or text.startswith("broken") else params.max_tokens or 1)
+        self._late |= {request_id} if late else set()
         self.most_running = max(self.most_running, len(self._left))
         return request_id
 
     def step(self) -> list[RequestOutput]:
         self._on_step()
-        self._left = {request_id: (text, left - 1) for request_id, (text, left) in self._left.items()}
-        outputs = [_output(request_id, text, left) for request_id, (text, left) in self._left.items()]
+        outputs = []
+        for request_id, (text, left) in list(self._left.items())[: self.config.max_num_seqs]:
+            self._left[request_id] = (text, left - 1)
+            outputs.append(self._output(request_id, text, left - 1))
         self._left = {request_id: item for request_id, item in self._left.items() if item[1] > 0}
+        self._running = sum(not output.finished for output in outputs)
         return outputs
 
     def abort(self, request_id: str) -> bool:
         self.aborted.append(request_id)
         return self._left.pop(request_id, None) is not None
 
-
-def _output(request_id: str, text: str, left: int) -> RequestOutput:
-    if text.startswith("broken"):
-        return RequestOutput.failed(request_id, text, "NaN logits")
-    reason = None if left > 0 else "length"
-    answer = CompletionOutput(0, text.upper(), list(text.encode()), finish_reason=reason)
-    return RequestOutput(request_id, text, [1, 2, 3], [answer], finished=reason is not None)
+    def _output(self, request_id: str, text: str, left: int) -> RequestOutput:
+        if text.startswith("broken"):
+            return RequestOutput.failed(request_id, text, "NaN logits")
+        ended = "timeout" if request_id in self._late else "length"
+        reason = None if left > 0 else ended
+        answer = CompletionOutput(0, text.upper(), list(text.encode()), finish_reason=reason)
+        return RequestOutput(request_id, text, [1, 2, 3], [answer], finished=reason is not None)

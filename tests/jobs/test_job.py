@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import signal
 import tracemalloc
@@ -12,12 +13,11 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from shoal.errors import RequestError
-from shoal.jobs.job import Job, check_strictly, derived_seed
-from shoal.jobs.progress import JobCounts
-from shoal.jobs.records import RecordWriter
-from shoal.jobs.rows import LineReader
-from shoal.jobs.source import Source
+from shoal.errors import EngineError
+from shoal.jobs.job import Job, JobLimits, Report, Rows, derived_seed
+from shoal.jobs.ledger import Ledger, RowSet, StreamLedger, Totals
+from shoal.jobs.progress import JobProgress
+from shoal.jobs.rows import LineReader, RowReader
 from tests.jobs.fake import FakeLLM
 
 
@@ -30,8 +30,9 @@ def row(custom_id: str, prompt: str, **fields: Any) -> bytes:
 class Done:
     """What a job left behind."""
 
-    def __init__(self, counts: JobCounts, folder: Path) -> None:
-        self.counts = counts
+    def __init__(self, state: str, totals: Totals, folder: Path) -> None:
+        self.state = state
+        self.totals = totals
         self.results = records(folder / "results")
         self.errors = records(folder / "errors")
 
@@ -40,17 +41,24 @@ def records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(text) for text in path.read_bytes().splitlines()] if path.exists() else []
 
 
+def rows_of(data: bytes | BinaryIO, finished: RowSet) -> Rows:
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    reader = RowReader(["tiny"])
+    return (reader.read(line) for line in LineReader(stream) if line.number not in finished)
+
+
 def run(
-    llm: FakeLLM, data: bytes | BinaryIO, folder: Path, report: Callable[[JobCounts], None] = lambda counts: None
+    llm: FakeLLM,
+    data: bytes | BinaryIO,
+    folder: Path,
+    report: Report = lambda progress: None,
+    limits: JobLimits | None = None,
 ) -> Done:
-    source = source_of(io.BytesIO(data) if isinstance(data, bytes) else data)
-    with RecordWriter(folder / "results") as results, RecordWriter(folder / "errors") as errors:
-        counts = Job(llm.as_llm, ["tiny"], results, errors).run(source, report)
-    return Done(counts, folder)
-
-
-def source_of(stream: BinaryIO) -> Source:
-    return Source(None, LineReader(stream), lambda: 0)
+    """Run a job, or go on with it."""
+    with Ledger.open(folder / "journal", folder / "results", folder / "errors") as ledger:
+        job = Job(llm.as_llm, ["tiny"], ledger, limits)
+        state = job.run(rows_of(data, ledger.finished), None, report)
+        return Done(state, ledger.totals, folder)
 
 
 def test_each_row_becomes_one_record(tmp_path: Path) -> None:
@@ -60,7 +68,6 @@ def test_each_row_becomes_one_record(tmp_path: Path) -> None:
             row("two", "de", max_tokens=1),
             row("three", "long"),
             b"not json\n",
-            row("one", "again"),
             row("four", "broken"),
         )
     )
@@ -73,13 +80,11 @@ def test_each_row_becomes_one_record(tmp_path: Path) -> None:
     assert [(record["custom_id"], _status(record)) for record in done.errors] == [
         ("three", 400),
         (None, 400),
-        ("one", 400),
         ("four", "server_error"),
     ]
-    counts = done.counts
-    assert (counts.rows_read, counts.done, counts.failed) == (6, 2, 4)
-    assert (counts.prompt_tokens, counts.generated_tokens) == (6, 5)
-    assert not counts.interrupted
+    totals = done.totals
+    assert (done.state, totals.done, totals.failed) == ("finished", 2, 3)
+    assert (totals.prompt_tokens, totals.generated_tokens) == (6, 5)
 
 
 def _status(record: dict[str, Any]) -> Any:
@@ -116,7 +121,7 @@ def test_rows_are_held_up_to_one_and_a_half_times_the_engine(tmp_path: Path) -> 
     llm = FakeLLM(max_num_seqs=4)
     done = run(llm, b"".join(row(str(i), "x", max_tokens=1 + i % 5) for i in range(100)), tmp_path)
     assert llm.most_running == 6
-    assert done.counts.done == 100
+    assert done.totals.done == 100
 
 
 def test_a_row_is_read_only_when_there_is_room(tmp_path: Path) -> None:
@@ -131,9 +136,9 @@ def test_a_row_is_read_only_when_there_is_room(tmp_path: Path) -> None:
 def test_seeds_do_not_depend_on_the_order_of_rows(tmp_path: Path) -> None:
     rows = [row("a", "x"), row("b", "y"), row("c", "z", seed=5)]
     seeds = []
-    for order in (rows, rows[::-1]):
+    for name, order in {"one": rows, "other": rows[::-1]}.items():
         llm = FakeLLM(seed=7)
-        run(llm, b"".join(order), tmp_path)
+        run(llm, b"".join(order), _folder(tmp_path, name))
         seeds.append({text: params.seed for text, params in llm.submitted.items()})
     assert seeds[0] == seeds[1] == {"x": derived_seed(7, "a"), "y": derived_seed(7, "b"), "z": 5}
     assert len({derived_seed(seed, name) for seed in range(50) for name in "abcd"}) == 200
@@ -144,17 +149,21 @@ def test_the_model_in_an_answer_is_the_one_that_was_asked_for(tmp_path: Path) ->
     assert {record["response"]["body"]["model"] for record in done.results} == {"tiny"}
 
 
-def test_results_are_in_the_file_as_soon_as_they_are_finished(tmp_path: Path) -> None:
+def test_what_is_reported_as_done_is_in_the_file(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
 
-    def look(counts: JobCounts) -> None:
-        data = (tmp_path / "results").read_bytes() if (tmp_path / "results").exists() else b""
+    def look(progress: JobProgress) -> None:
+        data = (tmp_path / "results").read_bytes()
         assert data == b"" or data.endswith(b"\n")
-        seen.append((data.count(b"\n"), counts.done))
+        seen.append((data.count(b"\n"), progress.totals.done))
 
-    run(FakeLLM(max_num_seqs=1), b"".join(row(str(i), "x") for i in range(5)), tmp_path, look)
+    clock = itertools.count(step=0.4).__next__  # a commit is due after every few rows
+    with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors", clock=clock) as ledger:
+        rows = rows_of(b"".join(row(str(i), "x") for i in range(50)), ledger.finished)
+        assert Job(FakeLLM(max_num_seqs=1).as_llm, ["tiny"], ledger).run(rows, None, look) == "finished"
     assert all(written == done for written, done in seen)
-    assert seen[-1] == (5, 5)
+    assert len({done for _, done in seen}) > 3
+    assert len(records(tmp_path / "results")) == 50
 
 
 def test_ctrl_c_ends_the_job_after_the_step_and_keeps_what_is_finished(tmp_path: Path) -> None:
@@ -168,10 +177,10 @@ def test_ctrl_c_ends_the_job_after_the_step_and_keeps_what_is_finished(tmp_path:
     before = signal.getsignal(signal.SIGINT)
     llm = FakeLLM(max_num_seqs=2, on_step=interrupt_third)
     done = run(llm, b"".join(row(str(i), "x", max_tokens=1 if i < 8 else 99) for i in range(20)), tmp_path)
-    assert done.counts.interrupted
+    assert done.state == "interrupted"
     assert len(steps) == 3
-    assert [record["custom_id"] for record in done.results] == [str(i) for i in range(8)]
-    assert llm.aborted == ["9"]
+    assert [record["custom_id"] for record in done.results] == [str(i) for i in range(6)]
+    assert llm.aborted == ["7"]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -185,7 +194,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path) -> None:
         reached.append("after")
 
     done = run(FakeLLM(on_step=interrupt_twice), row("a", "x"), tmp_path)
-    assert done.counts.interrupted
+    assert done.state == "interrupted"
     assert reached == ["between"]
 
 
@@ -195,10 +204,108 @@ def test_ctrl_c_is_heard_while_input_is_awaited(tmp_path: Path) -> None:
             signal.raise_signal(signal.SIGINT)
             raise AssertionError("the wait went on")
 
-    assert run(FakeLLM(), Waiting(), tmp_path).counts.interrupted
+    assert run(FakeLLM(), Waiting(), tmp_path).state == "interrupted"
 
 
-def test_an_error_of_the_engine_ends_the_job_and_leaves_nothing_running(tmp_path: Path) -> None:
+def test_sigterm_is_heard_as_ctrl_c_is(tmp_path: Path) -> None:
+    llm = FakeLLM(on_step=lambda: signal.raise_signal(signal.SIGTERM))
+    done = run(llm, row("a", "x", max_tokens=1) + row("b", "y", max_tokens=9), tmp_path)
+    assert done.state == "interrupted"
+    assert [record["custom_id"] for record in done.results] == ["a"]
+
+
+def test_a_job_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    data = b"".join(row(str(i), "broken" if i % 7 == 3 else f"prompt {i}", max_tokens=1 + i % 4) for i in range(40))
+    whole = run(FakeLLM(), data, _folder(tmp_path, "whole"))
+    steps = iter(range(100))
+
+    def interrupt() -> None:
+        if next(steps) % 5 == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    folder, states, asked = _folder(tmp_path, "parts"), [], []
+    while "finished" not in states:
+        llm = FakeLLM(on_step=interrupt)
+        states.append((done := run(llm, data, folder)).state)
+        asked.append(set(llm.submitted) - {"broken"})
+    assert len(states) > 3
+    assert _contents(done) == _contents(whole)
+    finished_before: set[str] = set()
+    for prompts in asked:  # a row is asked again only if it was not finished
+        assert not prompts & finished_before
+        finished_before |= {p for p in prompts if p not in set().union(*asked[asked.index(prompts) + 1 :])}
+    assert (done.totals.done, done.totals.failed) == (whole.totals.done, whole.totals.failed)
+    assert done.totals.generated_tokens == whole.totals.generated_tokens
+
+
+def _folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
+
+
+def _contents(done: Done) -> list[Any]:
+    """Records without ids and times, by custom_id."""
+    found = []
+    for record in done.results + done.errors:
+        body = record["response"]["body"] if record["response"] else record["error"]
+        found.append((record["custom_id"], {k: v for k, v in body.items() if k not in ("id", "created")}))
+    return sorted(found, key=lambda item: item[0])
+
+
+def test_too_many_failures_stop_the_job(tmp_path: Path) -> None:
+    data = b"".join(row(str(i), "long" if i % 2 else "x") for i in range(60))
+    done = run(FakeLLM(max_num_seqs=1), data, tmp_path, limits=JobLimits(max_errors=3))
+    assert (done.state, done.totals.failed) == ("stopped", 4)
+    again = run(FakeLLM(max_num_seqs=1), data, tmp_path, limits=JobLimits(max_errors=3))
+    assert (again.state, again.totals.failed) == ("stopped", 4)
+    assert run(FakeLLM(), data, tmp_path).state == "finished"
+    assert run(FakeLLM(), data, _folder(tmp_path, "all"), limits=JobLimits(max_errors=30)).state == "finished"
+
+
+@pytest.mark.parametrize(
+    ("limits", "state", "code"),
+    [
+        (JobLimits(deadline=0.0), "expired", "batch_expired"),
+        (JobLimits(cancelled=lambda: True), "cancelled", "batch_cancelled"),
+    ],
+)
+def test_what_is_not_finished_when_the_job_ends_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: JobLimits, state: str, code: str
+) -> None:
+    data = b"".join(row(str(i), "x", max_tokens=1 if i < 4 else 99) for i in range(20)) + b"not json\n"
+    now = [0.0]
+    monkeypatch.setattr("shoal.jobs.job._SECONDS_BETWEEN_LOOKS", 5.0)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def wait() -> None:
+        now[0] += 1.0
+
+    llm = FakeLLM(max_num_seqs=4, on_step=wait)
+    with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors") as ledger:
+        job = Job(llm.as_llm, ["tiny"], ledger, limits)
+        job._next_look = 5.0  # a few steps are done before the first look
+        assert job.run(rows_of(data, ledger.finished), None, lambda progress: None) == state
+        assert (ledger.totals.done, ledger.totals.failed) == (4, 17)
+    codes = [_status(record) for record in records(tmp_path / "errors")]
+    assert sorted(map(str, codes)) == sorted(["400"] + [code] * 16)
+    assert set(llm.aborted) == {str(number) for number in range(5, 11)}
+
+
+def test_a_broken_engine_ends_the_job_and_fails_no_row(tmp_path: Path) -> None:
+    llm = FakeLLM()
+    data = b"".join(row(str(i), "broken" if i > 1 else "x") for i in range(6))
+
+    def break_down() -> None:
+        llm.broken = "RuntimeError: out of order" if llm.submitted.keys() >= {"broken"} else None
+
+    llm._on_step = break_down
+    with pytest.raises(EngineError, match="out of order"):
+        run(llm, data, tmp_path)
+    assert not (tmp_path / "errors").exists()
+    assert run(FakeLLM(), data, tmp_path).totals.failed == 4
+
+
+def test_an_exception_leaves_nothing_running(tmp_path: Path) -> None:
     def fail() -> None:
         raise RuntimeError("boom")
 
@@ -206,6 +313,13 @@ def test_an_error_of_the_engine_ends_the_job_and_leaves_nothing_running(tmp_path
     with pytest.raises(RuntimeError, match="boom"):
         run(llm, row("a", "x"), tmp_path)
     assert llm.aborted == ["1"]
+
+
+def test_steps_are_counted_as_full_while_there_are_rows_enough(tmp_path: Path) -> None:
+    totals = run(FakeLLM(max_num_seqs=4), b"".join(row(str(i), "x", max_tokens=5) for i in range(8)), tmp_path).totals
+    assert (totals.steps, totals.full_steps, totals.row_steps) == (10, 10, 40)
+    lonely = run(FakeLLM(max_num_seqs=4), row("a", "x", max_tokens=5), _folder(tmp_path, "lonely")).totals
+    assert (lonely.steps, lonely.full_steps, lonely.row_steps) == (5, 0, 5)
 
 
 class Endless(io.RawIOBase):
@@ -220,24 +334,16 @@ class Endless(io.RawIOBase):
 
 @pytest.mark.parametrize("prompt", ["long", "x"])
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, prompt: str) -> None:
-    """30 MB pass through, of rows that are refused and of rows that are answered; a custom_id costs about 100 bytes."""
+    """30 MB pass through, of rows that are refused and of rows that are answered."""
     count, padding = 6000, "x" * 5000
     llm = FakeLLM(remember=False)
-    stream = Endless(count, lambda i: row(str(i), prompt + padding, max_tokens=1))
+    stream = cast(BinaryIO, Endless(count, lambda i: row(str(i), prompt + padding, max_tokens=1)))
     tracemalloc.start()
     try:
-        with RecordWriter(tmp_path / "results") as results, RecordWriter(tmp_path / "errors") as errors:
-            job = Job(llm.as_llm, ["tiny"], results, errors)
-            counts = job.run(source_of(cast(BinaryIO, stream)), lambda counts: None)
+        with StreamLedger.open(tmp_path / "results", tmp_path / "errors") as ledger:
+            Job(llm.as_llm, ["tiny"], ledger).run(rows_of(stream, ledger.finished), None, lambda progress: None)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert counts.rows_read == counts.done + counts.failed == count
-    assert peak < 3e6
-
-
-def test_a_strict_check_counts_the_bad_lines_and_quotes_the_first() -> None:
-    check_strictly(source_of(io.BytesIO(row("a", "x") + row("b", "y"))), ["tiny"])
-    data = row("a", "x") + b"\n{}\n" + row("a", "y") + row("c", "z", n=2)
-    with pytest.raises(RequestError, match=r"3 bad lines, nothing was run; line 3: custom_id: must be a text"):
-        check_strictly(source_of(io.BytesIO(data)), ["tiny"])
+    assert ledger.totals.done + ledger.totals.failed == count
+    assert peak < 2e6

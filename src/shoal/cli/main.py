@@ -28,6 +28,7 @@ VERBS = {
     "tokenize": "shoal.cli.tokenize:tokenize",
     "perplexity": "shoal.cli.perplexity:perplexity",
     "run-batch": "shoal.cli.run_batch:run_batch",
+    "job": "shoal.cli.job:job",
     "bench": "shoal.cli.bench:bench",
     "list": "shoal.cli.models:list_",
     "rm": "shoal.cli.models:rm",

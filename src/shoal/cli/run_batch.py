@@ -2,116 +2,142 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shoal.cli.main import INTERRUPTED
-from shoal.cli.options import engine_options, model_argument
-from shoal.errors import ParameterError
+from shoal.cli.options import Command, engine_options, integer, model_argument
 from shoal.params import EngineConfig
 
 if TYPE_CHECKING:
     from shoal.jobs.files import JobFiles
-    from shoal.jobs.progress import JobCounts
+    from shoal.jobs.launch import JobOptions
+    from shoal.jobs.summary import Summary
 
 FAILED_ROWS = 1
 
 _PATH = click.Path(path_type=Path, allow_dash=True)
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+# Sampling parameters of rows that do not give them.
+_DEFAULTS: dict[str, tuple[Any, str]] = {
+    "max_tokens": (integer, "Most tokens to generate."),
+    "temperature": (float, "0 always takes the most likely token."),
+    "top_p": (float, "Keep the most likely tokens with this much probability together."),
+    "top_k": (int, "Keep this many of the most likely tokens."),
+    "min_p": (float, "Drop tokens less likely than this share of the most likely one."),
+    "min_tokens": (integer, "Do not end before this many tokens."),
+}
+
+
+def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Seconds in ``90``, ``90s``, ``30m``, ``2h`` or ``1d``."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not a time such as 90s, 30m or 2h.")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _row_defaults(command: Command) -> Command:
+    """Add a flag for each default of a row; the command gets those that are given as ``defaults``."""
+
+    @functools.wraps(command)
+    def with_defaults(*args: Any, **kwargs: Any) -> Any:
+        values = {name: kwargs.pop(name) for name in _DEFAULTS}
+        return command(*args, defaults={name: value for name, value in values.items() if value is not None}, **kwargs)
+
+    decorated: Command = with_defaults
+    for name, (kind, text) in reversed(_DEFAULTS.items()):
+        decorated = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{text} For rows that do not say.")(
+            decorated
+        )
+    return decorated
 
 
 @click.command("run-batch")
 @model_argument()
-@click.option("-i", "--input-file", type=_PATH, required=True, help="Requests, one JSON object a line; - is stdin.")
+@click.option(
+    "-i",
+    "--input-file",
+    type=_PATH,
+    required=True,
+    help="Requests: JSON lines, CSV or Parquet; .gz and .zst too; - is stdin.",
+)
 @click.option("-o", "--output-file", type=_PATH, required=True, help="Where results go; - is stdout.")
 @click.option(
     "--error-file", type=_PATH, help="Where failures go.  [default: OUTPUT.errors.jsonl, or stdout with -o -]"
 )
-@click.option("--strict", is_flag=True, help="Check every line first, and run nothing if one is bad.")
-@click.option("--overwrite", is_flag=True, help="Replace output and error files that hold something.")
+@click.option("--strict", is_flag=True, help="Check every row first, and run nothing if one is bad.")
+@click.option("--restart", is_flag=True, help="Drop what an earlier run left, and begin anew.")
+@click.option("--retry-errors", is_flag=True, help="Run the rows again that failed.")
+@click.option("--max-errors", type=integer, metavar="N", help="Stop when more than N rows have failed.")
+@click.option(
+    "--deadline",
+    callback=_duration,
+    metavar="TIME",
+    help="When rows that are not finished expire: 90s, 30m, 2h after the job was begun.",
+)
+@click.option(
+    "--timeout", callback=_duration, metavar="TIME", help="Most time for one row, from when the engine has it."
+)
 @click.option("--fail-on-errors", is_flag=True, help="Exit with 1 if a row failed.")
+@click.option("--chat", is_flag=True, help="Send prompts of plain rows through the model's chat template.")
+@click.option("--system", metavar="TEXT", help="A system message in front of each; with --chat.")
+@click.option("--prompt-column", metavar="NAME", help="Of a table.  [default: prompt]")
+@click.option("--output-column", metavar="NAME", default="output", show_default=True, help="Added to a table.")
 @click.option(
     "--served-model-name",
-    "names",
+    "served",
     multiple=True,
     help="What requests may call the model; may be repeated.  [default: MODEL, its path, file name and general.name]",
 )
+@_row_defaults
 @engine_options
 def run_batch(
     model: str,
     input_file: Path,
     output_file: Path,
     error_file: Path | None,
-    strict: bool,
-    overwrite: bool,
     fail_on_errors: bool,
-    names: tuple[str, ...],
     engine_config: EngineConfig,
+    **options: Any,
 ) -> int:
-    """Run a file of chat and completion requests (OpenAI Batch format).
+    """Run a file of chat and completion requests (OpenAI Batch format), or of plain prompts.
 
-    Results are appended as they finish; custom_id says which is whose.
+    Results are appended as they finish; custom_id says which is whose. The same command again goes on where it was
+    stopped, whatever stopped it.
     """
     from shoal.jobs.files import JobFiles
+    from shoal.jobs.launch import JobOptions
 
     files = JobFiles.named(input_file, output_file, error_file)
-    files.check(overwrite=overwrite)
-    path = _resolved(model)
-    served = list(names) or _names_of(model, path)
-    if strict:
-        _check_strictly(files, served)
-    counts = _run(path, engine_config, files, served)
-    _say_summary(counts, files)
-    if counts.interrupted:
+    summary = _run(model, files, JobOptions(**options), engine_config)
+    _say_summary(summary, files)
+    if summary.state == "interrupted":
         return INTERRUPTED
-    return FAILED_ROWS if fail_on_errors and counts.failed else 0
+    failed = summary.failed and (fail_on_errors or summary.state == "stopped")
+    return FAILED_ROWS if failed else 0
 
 
-def _resolved(model: str) -> Path:
-    """The model's file, downloaded first if it has to be."""
-    from shoal import hub
+def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig) -> Summary:
+    from shoal.jobs.launch import run_job, say_on_stderr
+    from shoal.jobs.progress import ProgressDisplay
 
-    return hub.resolve(model)
-
-
-def _names_of(model: str, path: Path) -> list[str]:
-    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
-    from shoal.gguf.reader import GGUFFile
-
-    with GGUFFile.open(path) as file:
-        name = file.get("general.name", str, default="")
-    return list(dict.fromkeys(filter(None, (model, str(path), path.name, name))))
+    with ProgressDisplay(sys.stderr) as progress:
+        return run_job(model, files, options, config, say=say_on_stderr, report=progress.update)
 
 
-def _check_strictly(files: JobFiles, served: list[str]) -> None:
-    from shoal.jobs.job import check_strictly
-    from shoal.jobs.records import STANDARD_STREAM
-    from shoal.jobs.source import open_source
-
-    if files.requests == STANDARD_STREAM:
-        raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
-    with open_source(files.requests) as source:
-        check_strictly(source, served)
-
-
-def _run(path: Path, config: EngineConfig, files: JobFiles, served: list[str]) -> JobCounts:
-    from shoal.jobs.job import Job
-    from shoal.jobs.progress import JobProgress
-    from shoal.jobs.source import open_source
-    from shoal.llm import LLM
-
-    with (
-        open_source(files.requests) as source,
-        LLM(path, config=config) as llm,
-        files.writers() as (results, errors),
-        JobProgress(sys.stderr) as progress,
-    ):
-        return Job(llm, served, results, errors).run(source, progress.update)
-
-
-def _say_summary(counts: JobCounts, files: JobFiles) -> None:
-    click.echo(f"shoal: {counts.summary()}", err=True)
-    if counts.failed and files.errors != files.results:
+def _say_summary(summary: Summary, files: JobFiles) -> None:
+    for line in summary.lines():
+        click.echo(f"shoal: {line}", err=True)
+    if summary.failed and files.errors != files.output:
         click.echo(f"shoal: failures are in {files.errors}", err=True)
+    if summary.state in ("interrupted", "stopped") and files.can_go_on:
+        click.echo("shoal: finished rows are safe: resume with the same command", err=True)

@@ -3,58 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import ParameterError
-from shoal.jobs.records import STANDARD_STREAM, RecordWriter
+from shoal.jobs.streams import STANDARD_STREAM, table_format
 
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Where requests come from, and where results and failures go; ``-`` is stdin or stdout.
+    """Where requests come from, and where answers and failures go; ``-`` is stdin or stdout.
 
-    ``errors`` may be ``results`` itself: then every row has its record there.
+    ``errors`` may be ``output`` itself: then every row has its record there. A table (CSV, Parquet) is written whole when
+    all rows are done; until then its answers are lines of ``results``, in the journal's folder.
     """
 
-    requests: Path
-    results: Path
+    input: Path
+    output: Path
     errors: Path
 
     @classmethod
-    def named(cls, requests: Path, results: Path, errors: Path | None) -> JobFiles:
-        """``errors`` None is RESULTS.errors.jsonl beside the results, or stdout where they go there."""
+    def named(cls, input: str | Path, output: str | Path, errors: str | Path | None = None) -> JobFiles:
+        """``errors`` None is OUTPUT.errors.jsonl beside the output, or stdout where that goes there."""
+        output = Path(output)
         if errors is None:
-            errors = results if results == STANDARD_STREAM else results.with_name(results.name + ".errors.jsonl")
-        return cls(requests, results, results if _same_file(errors, results) else errors)
+            errors = output if output == STANDARD_STREAM else output.with_name(output.name + ".errors.jsonl")
+        errors = Path(errors)
+        return cls(Path(input), output, output if _same_file(errors, output) else errors)
 
-    def check(self, *, overwrite: bool) -> None:
-        """Raise ParameterError for files that are not there, that hold what would be lost, or an output that is the input."""
-        if self.requests != STANDARD_STREAM and (self.requests.is_dir() or not self.requests.exists()):
-            raise ParameterError("input file", str(self.requests), "a file that exists")
-        outputs = {"output file": self.results, "error file": self.errors}
-        for name, path in outputs.items():
-            if _same_file(path, self.requests):
+    @property
+    def folder(self) -> Path:
+        """Where the journal is."""
+        return self.output.with_name(self.output.name + ".shoal")
+
+    @property
+    def is_table(self) -> bool:
+        """Whether the output is the input table with one more column."""
+        return table_format(self.output) is not None
+
+    @property
+    def results(self) -> Path:
+        """The file that answers are appended to."""
+        return self.folder / "results.jsonl" if self.is_table else self.output
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether the output can be kept in step with a journal: not stdout, a pipe or a device."""
+        return self.output != STANDARD_STREAM and (self.output.is_file() or not self.output.exists())
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a job that was stopped can be taken up again."""
+        return self.has_journal and self.input != STANDARD_STREAM
+
+    def check(self) -> None:
+        """Raise ParameterError for an input that is not there, and for outputs that would write over it or each other."""
+        if self.input != STANDARD_STREAM and (self.input.is_dir() or not self.input.exists()):
+            raise ParameterError("input file", str(self.input), "a file that exists")
+        for name, path in {"output file": self.output, "error file": self.errors}.items():
+            if _same_file(path, self.input):
                 raise ParameterError(name, str(path), "another file than the input")
-            if not path.parent.is_dir():
-                raise ParameterError(name, str(path), "in a folder that exists")
-            if not overwrite and path.is_file() and path.stat().st_size > 0:
-                raise ParameterError(name, str(path), "empty or not there yet (--overwrite replaces it)")
-
-    @contextmanager
-    def writers(self) -> Iterator[tuple[RecordWriter, RecordWriter]]:
-        """Writers for results and failures. The results file is there at once, the error file with the first failure."""
-        with RecordWriter(self.results) as results:
-            results.open()
-            if self.errors == self.results:
-                yield results, results
-                return
-            if self.errors.is_file():
-                self.errors.unlink()
-            with RecordWriter(self.errors) as errors:
-                yield results, errors
+            if path.is_dir() or not path.parent.is_dir():
+                raise ParameterError(name, str(path), "a file in a folder that exists")
+        if self.is_table and (self.errors == self.output or not self.has_journal):
+            raise ParameterError("output file", str(self.output), "a regular file, and another than the error file")
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C during a job."""
+"""Ctrl-C and SIGTERM during a job."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise KeyboardInterrupt as SIGINT does, in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
 
 class Interrupts:
-    """Ctrl-C asks the job to stop after the step it is in. A second one, or one while it waits for input, stops it at once."""
+    """A signal asks the job to stop after the step it is in. A second one, or one while it waits for input, stops it at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -18,19 +33,20 @@ class Interrupts:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Listen for Ctrl-C as long as the context lasts. Only the main thread can; elsewhere nothing is changed."""
+        """Listen as long as the context lasts. Only the main thread can; elsewhere nothing is changed."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = signal.signal(signal.SIGINT, self._interrupt)
+        previous = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Let Ctrl-C raise KeyboardInterrupt here: what may block for ever must not swallow it."""
+        """Let a signal raise KeyboardInterrupt here: what may block for ever must not swallow it."""
         self._at_once = True
         try:
             yield

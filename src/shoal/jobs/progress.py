@@ -1,65 +1,67 @@
-"""How far a job is: counts, and a display of them on stderr."""
+"""How far a job is: a display on stderr."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from shoal.jobs.ledger import Totals
+
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-@dataclass(slots=True)
-class JobCounts:
-    """Rows and tokens so far. ``bytes_read`` of ``bytes_total`` of the input (None where it cannot be known)."""
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """Where a job is. ``totals`` are of all its runs, and durable; ``rows`` of the input, None if it cannot be known;
+    ``seconds``, ``tokens`` and ``finished`` rows of this run."""
 
-    bytes_total: int | None = None
-    bytes_read: int = 0
-    rows_read: int = 0
-    done: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    interrupted: bool = False
-    started: float = field(default_factory=time.monotonic)
-    seconds: float = 0.0
+    totals: Totals
+    rows: int | None
+    seconds: float
+    tokens: int
+    finished: int
 
     @property
-    def share(self) -> float | None:
-        """The part of the job that is behind us, from 0 to 1: bytes read, less the rows that still run."""
-        if self.bytes_total is None or not self.rows_read:
-            return None
-        return min(1.0, self.bytes_read / self.bytes_total) * (self.done + self.failed) / self.rows_read
+    def behind(self) -> int:
+        """Rows that have their record."""
+        return self.totals.done + self.totals.failed
 
     @property
     def tokens_per_second(self) -> float:
-        """Generated tokens per second since the start."""
-        return self.generated_tokens / max(self.seconds, 1e-9)
+        """Generated tokens per second in this run."""
+        return self.tokens / max(self.seconds, 1e-9)
 
-    def summary(self) -> str:
-        """One line for the end."""
-        state = "interrupted: " if self.interrupted else ""
-        return (
-            f"{state}{self.done} rows done, {self.failed} failed; {self.prompt_tokens} prompt and"
-            f" {self.generated_tokens} generated tokens in {self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s)"
-        )
+    @property
+    def seconds_left(self) -> float | None:
+        """At the pace of this run; None if it cannot be known."""
+        if self.rows is None or not self.finished:
+            return None
+        return self.seconds / self.finished * (self.rows - self.behind)
+
+    def line(self) -> str:
+        """For a log."""
+        of = "" if self.rows is None else f" of {self.rows}"
+        line = f"{self.behind}{of} rows, {self.totals.failed} failed, {self.tokens_per_second:.1f} tokens/s"
+        left = self.seconds_left
+        return line if left is None else f"{line}, about {left:.0f} s left"
 
 
-class JobProgress:
-    """Shows counts while a job runs: a bar on a terminal, else a line every few seconds. A context manager."""
+class ProgressDisplay:
+    """Shows a job while it runs: a bar on a terminal, else a line every few seconds. A context manager."""
 
     def __init__(self, stream: TextIO) -> None:
         console = Console(file=stream)
         self._stream = stream
         self._last_line = time.monotonic()
         self._bar = _bar(console) if console.is_terminal else None
-        self._task = self._bar.add_task("", total=None, rows=0, failed=0, rate=0.0) if self._bar else None
+        self._task = self._bar.add_task("", total=None, rows="0", failed=0, rate=0.0) if self._bar else None
 
-    def __enter__(self) -> JobProgress:
+    def __enter__(self) -> ProgressDisplay:
         if self._bar is not None:
             self._bar.start()
         return self
@@ -70,17 +72,17 @@ class JobProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, counts: JobCounts) -> None:
+    def update(self, progress: JobProgress) -> None:
         """Show where the job is now."""
         if self._bar is not None and self._task is not None:
-            rows, rate = counts.done + counts.failed, counts.tokens_per_second
-            total = None if counts.share is None else 1.0
+            failed, rate = progress.totals.failed, progress.tokens_per_second
+            rows = str(progress.behind) if progress.rows is None else f"{progress.behind}/{progress.rows}"
             self._bar.update(
-                self._task, total=total, completed=counts.share or 0.0, rows=rows, failed=counts.failed, rate=rate
+                self._task, total=progress.rows, completed=progress.behind, rows=rows, failed=failed, rate=rate
             )
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            print(_line(counts), file=self._stream, flush=True)
+            print(progress.line(), file=self._stream, flush=True)
 
 
 def _bar(console: Console) -> Progress:
@@ -92,11 +94,3 @@ def _bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def _line(counts: JobCounts) -> str:
-    line = f"{counts.done + counts.failed} rows, {counts.failed} failed, {counts.tokens_per_second:.1f} tokens/s"
-    if not counts.share:
-        return line
-    remaining = counts.seconds * (1 - counts.share) / counts.share
-    return f"{line}, {counts.share:.0%}, about {remaining:.0f} s left"

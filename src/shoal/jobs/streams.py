@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, cast
 
 from shoal.errors import JobError
-from shoal.jobs.records import STANDARD_STREAM
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
+
+STANDARD_STREAM = Path("-")
 
 # What the decompressors raise for data that is damaged or ends too early; gzip's BadGzipFile is an OSError.
 _DAMAGE = (EOFError, OSError, zlib.error, zstd.ZstdError)

@@ -1,0 +1,40 @@
+"""``shoal job``: looking at a batch job, and cancelling it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_OUTPUT = click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT")
+
+
+@click.group()
+def job() -> None:
+    """Look at a batch job, or cancel it, by its output file."""
+
+
+@job.command()
+@_OUTPUT
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(output: Path, as_json: bool) -> None:
+    """How far the job that writes OUTPUT is."""
+    import msgspec
+
+    from shoal.jobs.control import status
+
+    found = status(output)
+    click.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else found.line())
+
+
+@job.command()
+@_OUTPUT
+def cancel(output: Path) -> None:
+    """End the job that writes OUTPUT: rows that are not finished get the error batch_cancelled."""
+    from shoal.jobs.control import cancel
+
+    pid = cancel(output)
+    if pid is None:
+        click.echo("shoal: no process works on this job; its next run cancels what is left at once", err=True)
+    else:
+        click.echo(f"shoal: process {pid} will cancel what is left", err=True)

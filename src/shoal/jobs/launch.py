@@ -1,0 +1,447 @@
+"""Running a job from its files: begun, taken up again where an earlier run ended, or found to be done."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoal import __version__, hub
+from shoal.engine.memory_plan import max_model_len
+from shoal.errors import EngineError, JobError, ParameterError
+from shoal.gguf.reader import GGUFFile
+from shoal.jobs import manifest as manifests
+from shoal.jobs.check import check_input
+from shoal.jobs.files import JobFiles
+from shoal.jobs.fingerprint import file_fingerprint, model_fingerprint, path_text
+from shoal.jobs.ids import IdIndex
+from shoal.jobs.interrupts import sigterm_interrupts
+from shoal.jobs.job import AnyLedger, Job, JobLimits, Report, Rows, close
+from shoal.jobs.ledger import Ledger, RowSet, StreamLedger, Totals
+from shoal.jobs.lock import JobLock
+from shoal.jobs.lookup import answers
+from shoal.jobs.manifest import Identity, Manifest, State
+from shoal.jobs.progress import ProgressDisplay
+from shoal.jobs.rows import BadRow, ChatSettings, Row, RowReader
+from shoal.jobs.source import Source, open_source
+from shoal.jobs.streams import STANDARD_STREAM
+from shoal.jobs.summary import OVER, Summary
+from shoal.jobs.tables import assemble, check_target
+from shoal.llm import LLM
+from shoal.models.config import ModelConfig
+from shoal.openai.schema import APIError
+from shoal.params import EngineConfig, SamplingParams
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions:
+    """How a job is run.
+
+    What decides about answers, and cannot change between the runs of one job: ``served`` (names that rows may call the model),
+    ``defaults`` (sampling parameters of rows that do not give them), ``chat`` (a plain row's prompt goes through the chat
+    template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
+
+    What may change: ``strict`` (refuse an input with a bad row before anything is run), ``restart`` (drop what there is),
+    ``retry_errors`` (run failed rows again), ``max_errors`` (stop when more rows have failed), ``deadline`` (seconds from the start
+    of the job after which rows expire), ``timeout`` (seconds for a row).
+    """
+
+    served: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    chat: bool = False
+    system: str | None = None
+    prompt_column: str | None = None
+    output_column: str = "output"
+    strict: bool = False
+    restart: bool = False
+    retry_errors: bool = False
+    max_errors: int | None = None
+    deadline: float | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        if self.system is not None and not self.chat:
+            raise ParameterError("system", self.system, "given with chat")
+        if self.max_errors is not None and self.max_errors < 0:
+            raise ParameterError("max_errors", self.max_errors, "0 or more")
+        for name in ("deadline", "timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise ParameterError(name, seconds, "a positive number of seconds")
+        if self.restart and self.retry_errors:
+            raise ParameterError("retry_errors", True, "left out with restart, which runs all rows again")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it."""
+
+    path: Path
+    served: tuple[str, ...]
+    files: JobFiles
+    options: JobOptions
+    config: EngineConfig
+
+    @classmethod
+    def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
+        """Resolves ``model``, downloading it if need be."""
+        path = hub.resolve(model)
+        return cls(path, options.served or names_of(model, path), files, options, config)
+
+    @property
+    def from_stdin(self) -> bool:
+        """Whether the input can be read only once."""
+        return self.files.input == STANDARD_STREAM
+
+    def reader(self) -> RowReader:
+        """Makes rows of the input's lines."""
+        options = self.options
+        return RowReader(self.served, options.defaults, ChatSettings(options.system) if options.chat else None)
+
+    def identity(self) -> Identity:
+        """All that the answers depend on."""
+        options, config = self.options, self.config
+        errors = os.path.relpath(self.files.errors, self.files.output.parent)
+        return Identity(
+            input={} if self.from_stdin else file_fingerprint(self.files.input),
+            model=model_fingerprint(self.path),
+            parameters={
+                "seed": config.seed,
+                "served_model_name": list(options.served),
+                "defaults": dict(options.defaults),
+                "chat": options.chat,
+                "system": options.system,
+                "chat_template": _template_digest(config),
+                "prompt_column": options.prompt_column,
+                "output_column": options.output_column,
+                "error_file": errors,
+            },
+            numerics={
+                "device": "cpu" if config.device == "auto" else config.device,
+                "kv_cache_dtype": config.kv_cache_dtype,
+                "kv_cache_memory": config.kv_cache_memory,  # bounds answers without a limit
+                "max_model_len": _longest(self.path, config),
+            },
+            shoal=__version__,
+        )
+
+
+def run(
+    model: str | Path,
+    input: str | Path,
+    output: str | Path,
+    *,
+    error_file: str | Path | None = None,
+    show_progress: bool = True,
+    served: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+    chat: bool = False,
+    system: str | None = None,
+    prompt_column: str | None = None,
+    output_column: str = "output",
+    strict: bool = False,
+    restart: bool = False,
+    retry_errors: bool = False,
+    max_errors: int | None = None,
+    deadline: float | None = None,
+    timeout: float | None = None,
+    **engine: Any,
+) -> Summary:
+    """Run the batch file ``input`` into ``output``, durably: the same call again goes on where an earlier one ended.
+
+        summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_num_seqs=32)
+
+    The keywords are the fields of JobOptions, then those of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises
+    JobError, ParameterError, and what LLM(model) raises.
+    """
+    options = JobOptions(
+        served=served,
+        defaults=defaults or {},
+        chat=chat,
+        system=system,
+        prompt_column=prompt_column,
+        output_column=output_column,
+        strict=strict,
+        restart=restart,
+        retry_errors=retry_errors,
+        max_errors=max_errors,
+        deadline=deadline,
+        timeout=timeout,
+    )
+    files = JobFiles.named(input, output, error_file)
+    config = EngineConfig(**engine)
+    if not show_progress:
+        return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
+    with ProgressDisplay(sys.stderr) as display:
+        return run_job(model, files, options, config, say=say_on_stderr, report=display.update)
+
+
+def run_job(
+    model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig, *, say: Say, report: Report
+) -> Summary:
+    """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
+    files.check()
+    task = Task.of(model, files, options, config)
+    if not files.has_journal:
+        return _run_without_journal(task, say, report)
+    with sigterm_interrupts(), _journal_folder(files):
+        return _run_with_journal(task, say, report)
+
+
+def say_on_stderr(text: str) -> None:
+    """A line for people."""
+    print(f"shoal: {text}", file=sys.stderr, flush=True)
+
+
+def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
+    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
+    with GGUFFile.open(path) as file:
+        name = file.get("general.name", str, default="")
+    return tuple(dict.fromkeys(filter(None, (str(model), str(path), path.name, name))))
+
+
+# With a journal -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _journal_folder(files: JobFiles) -> Iterator[None]:
+    """Hold the lock of the job. A folder in which no job was begun does not stay."""
+    with JobLock(files.folder):
+        try:
+            yield
+        except BaseException:
+            if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
+                shutil.rmtree(files.folder)
+            raise
+
+
+def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
+    files, retry = task.files, task.options.retry_errors
+    manifest = _begin(task, say)
+    if manifest.state in OVER and manifest.summary is not None and not retry:
+        if not files.output.exists():
+            raise JobError(f"{files.output}: is gone, though this job is {manifest.state} (--restart begins anew)")
+        say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
+        return msgspec.convert(manifest.summary, Summary)
+    with (
+        _promising_to_go_on(say),
+        Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
+    ):
+        manifest.runs += 1
+        manifest.state = "running"
+        manifests.save(files.folder, manifest)  # after the ledger: a new manifest never stands beside an old journal
+        if retry:
+            _cancel_file(files).unlink(missing_ok=True)
+            say(f"{ledger.retry_errors()} failed rows run again")
+        if len(ledger.finished):
+            of = "" if manifest.rows is None else f" of {manifest.rows}"
+            say(f"going on: {len(ledger.finished)}{of} rows are finished")
+        state = _work(task, manifest, ledger, report)
+        return _end(task, manifest, ledger, state)
+
+
+def _begin(task: Task, say: Say) -> Manifest:
+    """The manifest of the job that is there, if it is this one; else a new one, not saved yet and with no runs."""
+    files, options = task.files, task.options
+    old = None if options.restart else manifests.load(files.folder)
+    identity = task.identity()
+    if old is None:
+        if not options.restart:
+            _refuse_to_replace(files)
+        return _begun(task, identity, say)
+    changes = manifests.differences(old.identity, identity)
+    if changes and not _held(files.results, files.errors):  # nothing is done: nobody's work is lost
+        return _begun(task, identity, say)
+    if changes:
+        raise JobError(f"{files.output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
+    if task.from_stdin:
+        raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
+    if options.retry_errors:
+        old.deadline = None  # that of the first run may have been the reason for the errors
+    if options.deadline is not None:
+        old.deadline = (time.time() if options.retry_errors else old.created) + options.deadline
+    return old
+
+
+def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
+    """A new job, whose input has been checked."""
+    files, options, now = task.files, task.options, time.time()
+    if task.from_stdin:
+        say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
+    rows = _checked(task, files.folder)
+    _cancel_file(files).unlink(missing_ok=True)
+    if files.is_table:
+        files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
+    return Manifest(
+        identity=identity,
+        created=now,
+        output=path_text(files.output),
+        errors=path_text(files.errors),
+        rows=rows,
+        deadline=None if options.deadline is None else now + options.deadline,
+    )
+
+
+def _checked(task: Task, folder: Path) -> int | None:
+    """Rows of the input, none of which has the custom_id of another; None for stdin, which shows that only row by row."""
+    check_target(task.files.input, task.files.output, task.options.output_column)
+    if task.from_stdin:
+        if task.options.strict:
+            raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
+        return None
+    with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
+        return check_input(source, index, task.reader() if task.options.strict else None)
+
+
+def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> State:
+    """Bring all rows to their end, or as many as can be; the state that the job is in then."""
+    if manifest.rows == len(ledger.finished):
+        return "finished"
+    cancelled, options = _cancel_file(task.files).exists, task.options
+    limits = JobLimits(options.timeout, manifest.deadline, options.max_errors, cancelled)
+    with _rows(task, ledger.finished, task.files.folder) as rows:
+        state = limits.reached()
+        if state is None:
+            return _run_rows(task, rows, manifest.rows, ledger, limits, report)
+        close(rows, ledger, state)
+        ledger.commit()
+        return state
+
+
+def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summary:
+    """What is left to do when no row runs any more."""
+    files = task.files
+    if state in OVER and files.is_table:
+        with answers(files.folder, files.results) as answer:
+            assemble(files.input, answer, files.output, task.options.output_column)
+    summary = _summary(task, ledger.totals, state, manifest.rows, resumed=manifest.runs - 1)
+    manifest.state, manifest.summary = state, msgspec.to_builtins(summary)
+    manifests.save(files.folder, manifest)
+    _cancel_file(files).unlink(missing_ok=True)
+    return summary
+
+
+@contextmanager
+def _promising_to_go_on(say: Say) -> Iterator[None]:
+    """A job that fails half way says that nothing is lost."""
+    promise = "finished rows are safe, resume with the same command"
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"{error}; {promise}") from error
+    except EngineError as error:
+        raise EngineError(f"{error}; {promise}") from error
+    except KeyboardInterrupt:
+        say(promise)
+        raise
+
+
+def _refuse_to_replace(files: JobFiles) -> None:
+    for path in _held(files.output, files.errors):
+        raise ParameterError(
+            str(path), f"{path.stat().st_size} bytes", "empty or not there: it has no journal (--restart replaces it)"
+        )
+
+
+def _held(*paths: Path) -> list[Path]:
+    """Those that hold something."""
+    return [path for path in paths if path.is_file() and path.stat().st_size > 0]
+
+
+def _cancel_file(files: JobFiles) -> Path:
+    return files.folder / "cancel"
+
+
+# Without --------------------------------------------------------------------------------------------------------------
+
+
+def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
+    """Results go to stdout, a pipe or a device: what has left cannot be taken back, and nothing is known of it later."""
+    files, options = task.files, task.options
+    if options.retry_errors:
+        raise ParameterError("--retry-errors", str(files.output), "used where results go to a file")
+    if not options.restart:
+        for path in _held(files.errors):
+            raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
+    say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
+    with tempfile.TemporaryDirectory(prefix="shoal-") as name, StreamLedger.open(files.output, files.errors) as ledger:
+        folder = Path(name)
+        total = _checked(task, folder)
+        deadline = None if options.deadline is None else time.time() + options.deadline
+        limits = JobLimits(options.timeout, deadline, options.max_errors)
+        with _rows(task, ledger.finished, folder) as rows:
+            state = _run_rows(task, rows, total, ledger, limits, report)
+    return _summary(task, ledger.totals, state, total, resumed=0)
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+def _source(task: Task) -> AbstractContextManager[Source]:
+    return open_source(task.files.input, task.options.prompt_column)
+
+
+@contextmanager
+def _rows(task: Task, finished: RowSet, folder: Path) -> Iterator[Rows]:
+    """The rows that are not ``finished``. Those of stdin are compared with each other as they come, in an index in ``folder``."""
+    with _source(task) as source:
+        reader = task.reader()
+        rows = (reader.read(line) for line in source if line.number not in finished)
+        if not task.from_stdin:
+            yield rows
+            return
+        with IdIndex(folder / "ids.sqlite") as index:
+            yield (_claimed(row, index) for row in rows)
+
+
+def _claimed(row: Row | BadRow, index: IdIndex) -> Row | BadRow:
+    """``row`` itself, or what is wrong with it where an earlier one has its custom_id."""
+    earlier = None if row.custom_id is None else index.add(row.custom_id, row.line)
+    if earlier is None:
+        return row
+    return BadRow(
+        row.line, row.custom_id, APIError(f"custom_id: {row.custom_id!r} was used by line {earlier}", "custom_id")
+    )
+
+
+def _run_rows(task: Task, rows: Rows, total: int | None, ledger: AnyLedger, limits: JobLimits, report: Report) -> State:
+    with LLM(task.path, config=task.config) as llm:
+        return Job(llm, task.served, ledger, limits).run(rows, total, report)
+
+
+def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resumed: int) -> Summary:
+    return Summary.of(
+        totals,
+        state=state,
+        rows=rows,
+        resumed=resumed,
+        output=str(task.files.output),
+        errors=str(task.files.errors),
+    )
+
+
+def _template_digest(config: EngineConfig) -> str | None:
+    """Of the chat template that was given in place of the model's."""
+    given = config.chat_template
+    if given is None:
+        return None
+    source = given.read_bytes() if isinstance(given, Path) else given.encode()
+    return hashlib.blake2b(source, digest_size=16).hexdigest()
+
+
+def _longest(path: Path, config: EngineConfig) -> int:
+    with GGUFFile.open(path) as file:
+        return max_model_len(ModelConfig.from_gguf(file), config)
