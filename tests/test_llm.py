@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,6 +208,39 @@ def test_a_request_id_in_use_is_refused(llm: LLM) -> None:
     with pytest.raises(RequestError, match="'mine' is in use"):
         llm.submit("hello", GREEDY, request_id="mine")
     llm.abort("mine")
+
+
+def test_time_limits(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    whole = text_of(llm.generate("hello", slow)[0])
+    late, good = llm.submit("hello", slow, timeout=1000), llm.submit("hello", GREEDY)
+    for _ in range(5):
+        llm.step()
+    monkeypatch.setattr(llm.engine, "_clock", lambda: time.monotonic() + 1000)
+    ended = {output.request_id: output for output in llm.step()}
+    answer = ended[late].outputs[0]
+    assert (ended[late].finished, ended[late].error, answer.finish_reason) == (True, None, "timeout")
+    assert len(answer.token_ids) == 5
+    assert text_of(ended[late]) == whole[: len(text_of(ended[late]))]
+    assert not ended[good].finished
+
+
+@pytest.mark.parametrize("limit", ["timeout", "queue_timeout"])
+def test_every_way_in_takes_time_limits(llm: LLM, limit: str) -> None:
+    soon: dict[str, Any] = {limit: 1e-9}
+    llm.submit("hello", GREEDY, **soon)
+    outputs = llm.generate(["hello", ""], GREEDY, **soon)
+    outputs += llm.chat([{"role": "user", "content": "hi"}], GREEDY, **soon)
+    outputs += [*llm.stream("hello", GREEDY, **soon), *llm.step()]
+    assert [output.outputs[0].finish_reason for output in outputs] == ["timeout", "error", *["timeout"] * 3]
+    wrong: list[Any] = [0, -1, math.nan, math.inf, 10**400, True, "5"]
+    for value in wrong:
+        with pytest.raises(ParameterError, match=rf"{limit}: got .* a finite number above 0 and at most 1e\+09"):
+            llm.generate("hello", GREEDY, **{limit: value})
+        with pytest.raises(ParameterError, match=limit):
+            llm.stream("hello", GREEDY, **{limit: value})
+        with pytest.raises(ParameterError, match=limit):
+            llm.submit("hello", GREEDY, **{limit: value})
 
 
 def test_seeds(path: Path) -> None:

@@ -29,7 +29,7 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, check_seconds
 from shoal.text.chat import ChatTemplate
 from shoal.text.tokenizer import Tokenizer
 
@@ -46,6 +46,13 @@ class _Encoded(NamedTuple):
 
     ids: list[int]
     text: str | None
+
+
+class _Limits(NamedTuple):
+    """What time a request has, in seconds (see ``Request``)."""
+
+    timeout: float | None
+    queue_timeout: float | None
 
 
 @dataclass(slots=True, eq=False)
@@ -127,20 +134,28 @@ class LLM:
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Answer all prompts together; the outputs are in their order.
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
-        A prompt that cannot be served gives an output with ``error`` and the others complete. Raises RequestError for
-        an empty list, ParameterError where the numbers of prompts and parameters differ.
+        ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from now until it has ended, and until it begins
+        to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served gives an
+        output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where the
+        numbers of prompts and parameters differ, and for a time limit that is not a positive number.
         """
-        pairs = _pairs(prompts, sampling_params)
+        pairs, limits = _pairs(prompts, sampling_params), _limits(timeout, queue_timeout)
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
             for prompt, params in pairs:
-                started.append(self._start(prompt, params, sink))
+                started.append(self._start(prompt, params, limits, sink))
             with _Bar(len(started), show=use_tqdm) as bar:
                 waiting = sum(isinstance(item, Generation) for item in started)
                 bar.update(finished=len(started) - waiting)
@@ -161,6 +176,8 @@ class LLM:
         use_tqdm: bool = True,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
@@ -170,22 +187,29 @@ class LLM:
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         options = chat_template_kwargs or {}
         prompts = [{"messages": conversation, "chat_template_kwargs": options} for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm, timeout=timeout, queue_timeout=queue_timeout)
 
-    def stream(self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None) -> Iterator[RequestOutput]:
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Iterator[RequestOutput]:
         """As ``generate``, but yield each output whenever it has grown, with all of its text so far.
 
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        return self._stream(_pairs(prompts, sampling_params))
+        return self._stream(_pairs(prompts, sampling_params), _limits(timeout, queue_timeout))
 
-    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]]) -> Iterator[RequestOutput]:
+    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
             for prompt, params in pairs:
-                started.append(self._start(prompt, params, sink))
+                started.append(self._start(prompt, params, limits, sink))
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = sum(isinstance(item, Generation) for item in started)
             while waiting:
@@ -231,12 +255,21 @@ class LLM:
         """Whether ``step`` has anything left to do or to report."""
         return self.engine.has_work or bool(self._inbox)
 
-    def submit(self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None) -> str:
-        """Put one request in line and return its id; ``step`` reports on it.
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> str:
+        """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        return self._submit(prompt, params or SamplingParams(), request_id, self._inbox).request_id
+        limits = _limits(timeout, queue_timeout)
+        return self._submit(prompt, params or SamplingParams(), limits, self._inbox, request_id).request_id
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
@@ -255,16 +288,23 @@ class LLM:
 
     # -- the one path ------------------------------------------------------------------------------------------------
 
-    def _start(self, prompt: Prompt, params: SamplingParams, sink: list[Generation]) -> Generation | RequestOutput:
+    def _start(
+        self, prompt: Prompt, params: SamplingParams, limits: _Limits, sink: list[Generation]
+    ) -> Generation | RequestOutput:
         """Submit a request of many: its fault becomes its output."""
         request_id = str(self._submitted)
         try:
-            return self._submit(prompt, params, request_id, sink)
+            return self._submit(prompt, params, limits, sink, request_id)
         except (RequestError, ParameterError, TemplateError) as error:
             return RequestOutput.failed(request_id, prompt if isinstance(prompt, str) else None, str(error))
 
     def _submit(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None, sink: list[Generation]
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        limits: _Limits,
+        sink: list[Generation],
+        request_id: str | None,
     ) -> Generation:
         number, self._submitted = self._submitted, self._submitted + 1
         if request_id is None:
@@ -272,7 +312,7 @@ class LLM:
         ids, text = self._encoded(prompt)
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        self.engine.add(Request(request_id, tuple(ids), params, eos_ids, seed))
+        self.engine.add(Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict()))
         generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
         self._active[request_id] = generation
         return generation
@@ -393,6 +433,12 @@ def _pairs(prompts: Prompt | Sequence[Prompt], params: Params) -> list[tuple[Pro
         if not isinstance(item, SamplingParams):
             raise ParameterError("sampling_params", item, "SamplingParams")
     return list(zip(many, each, strict=True))
+
+
+def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
+    check_seconds("timeout", timeout)
+    check_seconds("queue_timeout", queue_timeout)
+    return _Limits(timeout, queue_timeout)
 
 
 def _changed(sink: list[Generation]) -> list[Generation]:

@@ -23,7 +23,7 @@ class CompletionOutput:
     """One answer. Its text never holds a stop string, part of one, or half a character.
 
     ``logprobs``: for each of ``token_ids`` the chosen token first, then the best ones; None if not asked for, as is
-    ``cumulative_logprob``. ``finish_reason``: "stop", "length", "abort" or "error"; None while it goes on.
+    ``cumulative_logprob``. ``finish_reason``: "stop", "length", "abort", "timeout" or "error"; None while it goes on.
     ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it.
     """
 

@@ -5,7 +5,6 @@ Both are frozen and validated when they are made, so that nothing below has to c
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
+MAX_SECONDS = 1e9
 _INT64_MAX = 2**63 - 1
 
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
@@ -146,6 +146,12 @@ class EngineConfig:
             raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
 
 
+def check_seconds(field: str, value: Any) -> None:
+    """A time limit: seconds, or None for no limit. Raises ParameterError that names the field."""
+    if value is not None:
+        _number(field, value, 0.0, MAX_SECONDS, low_open=True)
+
+
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
 
 
@@ -168,7 +174,7 @@ def _integer(field: str, value: Any, low: int, high: int) -> None:
 
 def _number(field: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
     good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not low <= value <= high or (low_open and value == low):
+    if not good or not low <= value <= high or (low_open and value == low):
         bounds = f"above {low:g} and at most {high:g}" if low_open else f"from {low:g} to {high:g}"
         raise ParameterError(field, value, f"a finite number {bounds}")
 

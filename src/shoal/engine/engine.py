@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class Engine:
     """Many requests, one step at a time. Not thread-safe: one thread owns it.
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
-    ``clock`` gives the seconds of ``Metrics``. ``check_every_step`` asserts after each call that pages and sequences
+    ``clock`` gives the seconds of ``Metrics`` and time limits. ``check_every_step`` asserts after each call that pages and sequences
     fit together. ``num_pages``: of each KV group. Raises as ``plan_memory``.
     """
 
@@ -91,6 +92,7 @@ class Engine:
         self._vocab_size = model.config.vocab_size
         self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
         self._outputs: list[Output] = []  # that the next return of ``step`` hands out
+        self._next_deadline = math.inf  # nobody's time is up before
         self._steps = 0
         self._broken: str | None = None
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
@@ -124,7 +126,9 @@ class Engine:
             if type(token) is not int or not 0 <= token < self._vocab_size:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
-        self._sequences[request.request_id] = self._scheduler.add(request, self._clock())
+        seq = self._scheduler.add(request, self._clock())
+        self._sequences[request.request_id] = seq
+        self._next_deadline = min(self._next_deadline, seq.deadline)
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its pages at once. The next ``step`` reports it as finished ("abort").
@@ -143,7 +147,10 @@ class Engine:
 
         A step that raises is computed again, and if it raises again, by halves: only requests that cannot be computed even
         alone end, with finish_reason "error". A step that is interrupted (KeyboardInterrupt) is computed by the next call.
+        Requests whose time is up end before it, with finish_reason "timeout".
         """
+        if self._next_deadline < math.inf:
+            self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
         if batch.sequences:
             self._run(batch)
@@ -177,6 +184,14 @@ class Engine:
         self._sequences.clear()
         self._outputs.clear()
         self._compute = None
+
+    def _end_overdue(self, now: float) -> None:
+        if now < self._next_deadline:
+            return
+        alive = [seq for seq in self._sequences.values() if seq.status is not Status.FINISHED]
+        overdue = [seq for seq in alive if seq.deadline <= now]
+        self._next_deadline = min((seq.deadline for seq in alive if seq.deadline > now), default=math.inf)
+        self._outputs += [self._scheduler.abort(seq, now, "timeout") for seq in overdue]
 
     def _run(self, batch: StepBatch) -> None:
         self._steps += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
 from shoal.engine.page_pool import Origin
-from shoal.engine.sequence import Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import RequestError
 
 
@@ -115,10 +115,10 @@ class Scheduler:
         self.waiting.append(seq)
         return seq
 
-    def abort(self, seq: Sequence, now: float) -> Output:
+    def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> Output:
         """End a sequence, wherever it is, between two steps."""
         self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="abort")
+        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason=reason)
 
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""

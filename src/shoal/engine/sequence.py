@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum
@@ -11,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from shoal.engine.page_pool import Origin
 from shoal.params import SamplingParams
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
@@ -21,7 +22,8 @@ class Request:
 
     ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
-    ``params.prompt_logprobs`` has no effect then.
+    ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
+    ``queue_timeout``: in which it must have begun to run.
     """
 
     request_id: str
@@ -31,6 +33,8 @@ class Request:
     seed: int = 0
     sample: int = 0
     want_logits: bool = False
+    timeout: float | None = None
+    queue_timeout: float | None = None
 
     @property
     def generates(self) -> bool:
@@ -138,6 +142,14 @@ class Sequence:
     def num_tokens(self) -> int:
         """Known tokens: prompt and output so far."""
         return len(self.token_ids)
+
+    @property
+    def deadline(self) -> float:
+        """When its time is up, on the engine's clock; infinity without a limit. Once it has run, that may be later than before."""
+        limits = [self.request.timeout]
+        if self.status is Status.WAITING and not self.metrics.num_preemptions:
+            limits.append(self.request.queue_timeout)
+        return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 
     @property
     def must_not_stop(self) -> bool:
