@@ -252,6 +252,15 @@ def _contents(done: Done) -> list[Any]:
     return sorted(found, key=lambda item: item[0])
 
 
+def test_a_row_that_takes_too_long_fails_as_that(tmp_path: Path) -> None:
+    data = row("a", "slow", max_tokens=50) + row("b", "x", max_tokens=50)
+    done = run(FakeLLM(), data, tmp_path, limits=JobLimits(timeout=2.5))
+    assert [record["custom_id"] for record in done.results] == ["b"]
+    (late,) = done.errors
+    assert late["error"] == {"code": "request_timeout", "message": "the row was not finished within 2.5 s"}
+    assert late["response"] is None
+
+
 def test_too_many_failures_stop_the_job(tmp_path: Path) -> None:
     data = b"".join(row(str(i), "long" if i % 2 else "x") for i in range(60))
     done = run(FakeLLM(max_num_seqs=1), data, tmp_path, limits=JobLimits(max_errors=3))
