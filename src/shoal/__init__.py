@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
     from shoal.params import EngineConfig, SamplingParams
@@ -20,6 +21,7 @@ __all__ = [
     "SamplingParams",
     "ShoalError",
     "Tokenizer",
+    "jobs",
 ]
 
 _HOME = {
@@ -30,6 +32,7 @@ _HOME = {
     "SamplingParams": "shoal.params",
     "ShoalError": "shoal.errors",
     "Tokenizer": "shoal.text.tokenizer",
+    "jobs": "shoal",
 }
 
 
@@ -40,6 +43,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'shoal' has no attribute {name!r}")
     import importlib
 
+    if home == __name__:
+        return importlib.import_module(f"{home}.{name}")
     return getattr(importlib.import_module(home), name)
 
 

@@ -15,8 +15,9 @@ import pytest
 from shoal import jobs
 from shoal.errors import JobError, ParameterError
 from shoal.jobs.files import JobFiles
-from shoal.jobs.launch import JobOptions, run_job
+from shoal.jobs.launch import run_job
 from shoal.jobs.progress import JobProgress
+from shoal.jobs.task import JobOptions
 from shoal.params import EngineConfig
 from tests.support.tiny_model import write_tiny_model
 

@@ -16,8 +16,8 @@ from shoal.params import EngineConfig
 
 if TYPE_CHECKING:
     from shoal.jobs.files import JobFiles
-    from shoal.jobs.launch import JobOptions
     from shoal.jobs.summary import Summary
+    from shoal.jobs.task import JobOptions
 
 FAILED_ROWS = 1
 
@@ -115,7 +115,7 @@ def run_batch(
     stopped, whatever stopped it.
     """
     from shoal.jobs.files import JobFiles
-    from shoal.jobs.launch import JobOptions
+    from shoal.jobs.task import JobOptions
 
     files = JobFiles.named(input_file, output_file, error_file)
     summary = _run(model, files, JobOptions(**options), engine_config)
