@@ -50,6 +50,14 @@ def test_outputs_are_in_the_order_of_the_prompts(llm: LLM) -> None:
     assert all(output.outputs[0].finish_reason == "length" for output in outputs)
 
 
+def test_an_output_tells_how_much_of_its_prompt_was_known(llm: LLM) -> None:
+    prompt = {"prompt_token_ids": list(range(40))}
+    first, second = (llm.generate([prompt], GREEDY)[0] for _ in range(2))
+    assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 32)
+    assert second.outputs[0].token_ids == first.outputs[0].token_ids
+    assert llm.generate("", GREEDY)[0].num_cached_tokens == 0
+
+
 def test_one_prompt_takes_the_path_of_many(llm: LLM) -> None:
     alone = llm.generate("hello", GREEDY)
     among = llm.generate(["x", "hello", "yy"], GREEDY)

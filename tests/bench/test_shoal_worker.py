@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from shoal.bench import shoal_worker
 from shoal.bench.shoal_worker import measure, peak_rss
 from shoal.bench.turns import Worker
 from shoal.errors import EngineError
@@ -54,6 +57,25 @@ def test_peak_memory_is_in_bytes_and_never_falls() -> None:
     del ballast
     assert 10 << 20 < before < 64 << 30
     assert peak_rss() >= before
+
+
+def test_a_turn_finds_nothing_of_the_one_before(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[LLM] = []
+
+    def noted(*args: Any, **flags: Any) -> LLM:
+        opened.append(LLM(*args, **flags))
+        return opened[0]
+
+    turn = json.dumps({"prompts": [[1] * 40], "steps": 1})
+    monkeypatch.setattr(shoal_worker, "LLM", noted)
+    monkeypatch.setattr(sys, "argv", ["worker", json.dumps({"model": str(tiny), "device": "reference"})])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{turn}\n{turn}\n"))
+    shoal_worker.main()
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    stats = opened[0].engine.stats()
+    assert (stats.prompt_tokens, stats.cached_tokens) == (80, 0)
 
 
 def test_the_process_answers(tiny: Path) -> None:

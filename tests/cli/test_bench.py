@@ -6,8 +6,11 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
+from shoal.cli.bench import bench
+from shoal.cli.perplexity import perplexity
 from shoal.gguf.reader import GGUFFile
 from tests.cli.conftest import Shoal
 from tests.support.tiny_model import write_tiny_model
@@ -48,6 +51,12 @@ def test_latency(shoal: Shoal, tiny: Path, tmp_path: Path, device: str) -> None:
     assert len(found["latencies"]) == 4
     assert list(found["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
     assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 4)
+
+
+@pytest.mark.parametrize("command", [bench.commands["throughput"], bench.commands["latency"], perplexity])
+def test_what_repeats_prompts_has_no_prefix_cache_unless_asked(command: click.Command) -> None:
+    (flag,) = (option for option in command.params if option.name == "enable_prefix_caching")
+    assert flag.get_default(click.Context(command)) is False
 
 
 def test_the_tokenizer_may_be_left_out(shoal: Shoal, tiny: Path) -> None:

@@ -486,6 +486,136 @@ def test_an_abort_inside_the_prompt_reports_no_logprobs_of_it() -> None:
     assert engine.stats().free_pages == engine.num_pages
 
 
+# --- the prefix cache
+
+WINDOWS = [(0,), (20, 0), (7,), (40, 7, 0)]
+
+
+def cached(results: dict[str, Result]) -> dict[str, int]:
+    """Request id -> tokens of its prompt that were not computed."""
+    return {name: result.outputs[-1].metrics.num_cached for name, result in results.items()}
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+def test_a_prefix_of_any_length_changes_no_token(windows: tuple[int, ...]) -> None:
+    """One after the other: what a request has in common with the first one is at least there, in full pages."""
+    first = np.random.default_rng(1).integers(0, 30, 70).tolist()
+    requests = [greedy("first", first, 20)]
+    requests += [
+        greedy(f"{n}+{m}", first[:n] + [40] * m, 3) for n in (*range(1, 19), 31, 32, 33, 48, 64) for m in (0, 1, 17)
+    ]
+    engine = toy_engine(windows=windows)
+    results = {r.request_id: run(engine, [r])[r.request_id] for r in requests}
+    assert tokens(results) == solo(requests, windows)
+    found = cached(results)
+    for request in requests[1:]:
+        shared, more = map(int, request.request_id.split("+"))
+        assert found[request.request_id] >= min(shared, shared + more - 1) // 16 * 16
+        assert found[request.request_id] % 16 == 0
+    assert engine.stats().cached_tokens == sum(found.values())
+
+
+@pytest.mark.parametrize("windows", WINDOWS)
+@pytest.mark.parametrize("budget", [5, 64])
+@pytest.mark.parametrize("pages", [9, 24, 1000])
+def test_shared_prefixes_change_no_token_under_any_pressure(windows: tuple[int, ...], budget: int, pages: int) -> None:
+    requests = family(30, np.random.default_rng(budget))
+    engine = toy_engine(pages=pages * len(windows), budget=budget, windows=windows)
+    assert tokens(run(engine, requests)) == (alone := solo(requests, windows))
+    assert tokens(run(engine, requests[::-1])) == alone
+    stats = engine.stats()
+    if pages > 9:  # fewer are soon allocated anew
+        assert stats.cached_tokens > 0
+    elif 0 in windows and budget > 5:
+        assert stats.preemptions > 0
+
+
+def family(count: int, rng: np.random.Generator) -> list[Request]:
+    """Requests with beginnings of 0 to 90 tokens from three texts."""
+    texts = rng.integers(0, NAN_TOKEN, (3, 90)).tolist()
+    return [
+        replace(r, prompt_token_ids=(*texts[i % 3][: rng.integers(0, 91)], *r.prompt_token_ids))
+        for i, r in enumerate(mixed_requests(count, rng, longest_prompt=20))
+    ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    data=st.data(),
+    budget=st.integers(1, 80),
+    pages=st.integers(10, 24),
+    seqs=st.integers(1, 8),
+    windows=st.sampled_from(WINDOWS),
+)
+def test_those_that_share_come_and_go_at_any_time(
+    data: st.DataObject, budget: int, pages: int, seqs: int, windows: tuple[int, ...]
+) -> None:
+    requests = family(16, np.random.default_rng(data.draw(st.integers(0, 5))))
+    engine = toy_engine(budget=budget, pages=pages * len(windows), seqs=seqs, windows=windows)
+    results: dict[str, Result] = {}
+    for request in requests:
+        engine.add(request)
+        for _ in range(data.draw(st.integers(0, 4))):
+            collect(engine.step(), results)
+        if data.draw(st.booleans()):
+            engine.abort(data.draw(st.sampled_from(requests)).request_id)
+    drain(engine, results)
+    alone = solo(requests, windows)
+    for name, result in results.items():
+        whole = result.end[0] != "abort"
+        assert result.token_ids == (alone[name] if whole else alone[name][: len(result.token_ids)])
+    assert engine.stats().free_pages == engine.num_pages
+
+
+def test_switched_off_it_makes_no_difference_whether_prompts_are_alike() -> None:
+    """The same steps on the same pages."""
+    backends = [ToyBackend(), ToyBackend()]
+    requests = [replace(r, params=replace(r.params, max_tokens=1)) for r in family(40, np.random.default_rng(4))]
+    strangers = [replace(r, prompt_token_ids=(i + 1,) * len(r.prompt_token_ids)) for i, r in enumerate(requests)]
+    for backend, second in zip(backends, (requests, strangers), strict=True):
+        engine = toy_engine(backend=backend, pages=30, budget=50, prefix_caching=False)
+        run(engine, requests)
+        run(engine, second)
+        assert engine.stats().cached_tokens == 0
+    for one, two in zip(backends[0].steps, backends[1].steps, strict=True):
+        np.testing.assert_array_equal(one.positions, two.positions)
+        np.testing.assert_array_equal(one.page_table, two.page_table)
+
+
+def test_a_request_with_nan_leaves_nothing_behind() -> None:
+    bad = greedy("bad", [4] * 40 + [NAN_TOKEN])
+    good = greedy("good", [4] * 40 + [5])
+    engine = toy_engine()
+    assert run(engine, [bad])["bad"].end == ("error", None)
+    first = run(engine, [good])
+    assert (cached(first), tokens(first)) == ({"good": 0}, solo([good]))
+    assert cached(run(engine, [bad])) == {"bad": 32}
+    assert cached(run(engine, [good])) == {"good": 32}
+
+
+def test_what_was_scored_helps_others_but_is_itself_computed_whole() -> None:
+    rng = np.random.default_rng(6)
+    prompt = rng.integers(0, NAN_TOKEN, 100).tolist()
+    asking = Request("asking", tuple(prompt), params(prompt_logprobs=2))
+    engine = toy_engine()
+    expected = run(engine, [asking])["asking"]
+    for request in (asking, wants_logits("logits", prompt), greedy("plain", prompt)):
+        result = run(engine, [request])[request.request_id]
+        assert result.outputs[-1].metrics.num_cached == (96 if request.request_id == "plain" else 0)
+        if request is asking:
+            assert (result.token_ids, prompt_logprobs_of(result)) == (expected.token_ids, prompt_logprobs_of(expected))
+    assert engine.stats().cached_tokens == 96
+
+
+def test_one_sequence_runs_where_the_cache_fills_the_pool() -> None:
+    """Every page holds something that is known: those are free all the same."""
+    engine = toy_engine(pages=8)
+    for start in range(20):
+        request = greedy(f"r{start}", [start, *range(60)], 60)
+        assert tokens(run(engine, [request])) == solo([request])
+    assert engine.stats().preemptions == 0
+
+
 # --- the rest
 
 

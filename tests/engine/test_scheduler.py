@@ -504,6 +504,15 @@ def test_nan_inside_a_long_prompt_reaches_nobody_else() -> None:
     ]  # the first page was still bad's when the other one had it
 
 
+def test_a_prompt_that_was_never_completed_stands_in_nobodys_way() -> None:
+    scheduler = make(prefix_caching=True, budget=8)
+    aborted = scheduler.add(request("aborted", 20), 0.0)
+    step(scheduler)
+    step(scheduler)
+    scheduler.abort(aborted, 0.0)
+    assert [seq.metrics.num_cached for seq in finish(scheduler, request("a", 20), request("b", 20))] == [0, 16]
+
+
 def test_recomputed_pages_are_doubtful_again() -> None:
     """The sequence had a good token before it lost its pages; what it computes again has been seen by none."""
     scheduler = make(prefix_caching=True, pages=6, page_size=2, budget=4)
