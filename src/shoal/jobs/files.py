@@ -24,10 +24,10 @@ class JobFiles:
 
     @classmethod
     def named(cls, input: str | Path, output: str | Path, errors: str | Path | None = None) -> JobFiles:
-        """``errors`` None is OUTPUT.errors.jsonl beside the output, or stdout where that goes there."""
+        """``errors`` None is OUTPUT.errors.jsonl beside the output, or the output itself if it is a stream."""
         output = Path(output)
         if errors is None:
-            errors = output if output == STANDARD_STREAM else output.with_name(output.name + ".errors.jsonl")
+            errors = output if _is_stream(output) else output.with_name(output.name + ".errors.jsonl")
         errors = Path(errors)
         return cls(Path(input), output, output if _same_file(errors, output) else errors)
 
@@ -49,7 +49,7 @@ class JobFiles:
     @property
     def has_journal(self) -> bool:
         """Whether the output can be kept in step with a journal: not stdout, a pipe or a device."""
-        return self.output != STANDARD_STREAM and (self.output.is_file() or not self.output.exists())
+        return not _is_stream(self.output)
 
     @property
     def can_go_on(self) -> bool:
@@ -67,6 +67,10 @@ class JobFiles:
                 raise ParameterError(name, str(path), "a file in a folder that exists")
         if self.is_table and (self.errors == self.output or not self.has_journal):
             raise ParameterError("output file", str(self.output), "a regular file, and another than the error file")
+
+
+def _is_stream(path: Path) -> bool:
+    return path == STANDARD_STREAM or (path.exists() and not path.is_file())
 
 
 def _same_file(one: Path, other: Path) -> bool:

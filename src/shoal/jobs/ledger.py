@@ -285,8 +285,10 @@ class StreamLedger:
 
     def close(self) -> None:
         """Close the streams, but not stdout itself."""
-        self._results.close()
-        self._errors.close()
+        try:
+            self._results.close()
+        finally:  # what is left in it may find a disk full
+            self._errors.close()
 
     def __enter__(self) -> StreamLedger:
         return self
