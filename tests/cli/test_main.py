@@ -23,10 +23,10 @@ def verb(body: click.Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.VERBS, "try", "shoal.cli.main:probe")
 
 
-def test_version_and_help_go_to_stdout(shoal: Shoal) -> None:
-    assert shoal("--version").stdout == f"shoal, version {__version__}\n"
+def test_version_and_help_go_to_stdout(shoal_process: Shoal) -> None:
+    assert shoal_process("--version").stdout == f"shoal, version {__version__}\n"
     for arguments in ([], ["--help"], ["-h"]):
-        done = shoal(*arguments)
+        done = shoal_process(*arguments)
         assert done.returncode == 0
         assert done.stderr == ""
         assert all(f"\n  {name} " in done.stdout for name in cli.VERBS)
