@@ -18,12 +18,9 @@ from tests.support.gguf_builder import GGUFBuilder
 NUM_REQUESTS = 64
 LENGTHS = (1, 7, 17, 33, 600)  # these are among the prompts: one token, partial tails, and the longest
 VARIANTS: dict[str, dict[str, Any]] = {
-    "chunks of 16": {"max_num_batched_tokens": 16},
-    "chunks of 64": {"max_num_batched_tokens": 64},
-    "chunks of 512": {"max_num_batched_tokens": 512},
-    "one thread": {"threads": 1},
-    "two threads": {"threads": 2},
-    "few at a time": {"max_num_seqs": 3},
+    "chunks of 16, one thread": {"max_num_batched_tokens": 16, "threads": 1},
+    "chunks of 64, two threads": {"max_num_batched_tokens": 64, "threads": 2},
+    "chunks of 512, few at a time": {"max_num_batched_tokens": 512, "max_num_seqs": 3},
 }
 FORMATS = {
     "token_embd": "Q8_0",

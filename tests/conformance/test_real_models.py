@@ -246,8 +246,8 @@ def test_reference_takes_the_exact_greedy_steps(forced_exact: list[Forced]) -> N
 
 
 def test_reference_perplexity_is_exact(reference: LLM, real: Real, text: str) -> None:
-    score = score_text(reference, text[:6000])  # two chunks and a rest: the slow backend takes half a minute for each
+    score = score_text(reference, text[:3500])  # one chunk and a rest: the backend is slow
     exact = scored(real.nll("-exact"))[: len(score.nll)]
-    assert score.nll.size == 2 * 255
+    assert score.nll.size == 255
     assert score.nll.mean() == pytest.approx(exact.mean(), abs=5e-4)
     assert np.abs(score.nll - exact).max() <= 0.05

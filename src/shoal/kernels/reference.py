@@ -39,9 +39,7 @@ F32 = NDArray[np.float32]
 GROUP = 16  # values that share an activation scale
 KV_GROUP = 32  # dims of a head that share a scale in a q8_0 cache
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
-_ROW_BLOCK = (
-    16  # rows of one matrix product: always this many, so that a row's bits do not depend on how many there are
-)
+_LARGE = 1 << 20  # weights of a matrix that is best read for many rows at once
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -70,11 +68,14 @@ def normalise(x: F32, norm: Norm) -> F32:
 
 
 def matmul(x: F32, weight: F32) -> F32:
-    """x [rows, k] @ weight [n, k].T in float32: [rows, n]."""
-    rows = len(x)
-    padded = np.zeros((-(-rows // _ROW_BLOCK) * _ROW_BLOCK, x.shape[1]), np.float32)
+    """x [rows, k] @ weight [n, k].T in float32: [rows, n].
+
+    Rows are multiplied so many at a time, whatever their number, so that their bits do not depend on it.
+    """
+    rows, at_once = len(x), 16 if weight.size < _LARGE else 64
+    padded = np.zeros((-(-rows // at_once) * at_once, x.shape[1]), np.float32)
     padded[:rows] = x
-    blocks = [padded[i : i + _ROW_BLOCK] @ weight.T for i in range(0, len(padded), _ROW_BLOCK)]
+    blocks = [padded[i : i + at_once] @ weight.T for i in range(0, len(padded), at_once)]
     return np.concatenate(blocks)[:rows]
 
 
