@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels.base import AttentionShape, KVGroup, Linear, Rope, StepInput, StepLimits
-from shoal.kernels.cpu import attention
+from shoal.kernels.cpu import attention, isa
 from shoal.kernels.cpu.backend import CPUBackend, _Recorder, _Rows
 from shoal.kernels.cpu.pack import PackedMatrix
 
@@ -149,3 +152,19 @@ class _Workspace:
         memory = next(a for a in recorder.keep if a.ctypes.data == rows.address)
         flat: F32 = memory[: recorder.max_rows * rows.stride].view(np.float32)
         self.array = flat.reshape(recorder.max_rows, -1)[:, : rows.width]
+
+
+def said_by_each_isa(program: str) -> list[str]:
+    """What a Python program prints with each instruction set: processes side by side, as compiling takes most of their time."""
+    processes = [_start(program, name) for name in isa.possible()]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    for _, stderr, code in ended:
+        assert code == 0, stderr
+    assert all(stdout for stdout, *_ in ended)
+    return [stdout for stdout, *_ in ended]
+
+
+def _start(program: str, isa_name: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "SHOAL_ISA": isa_name, "PYTHONPATH": os.pathsep.join(sys.path)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=pipe, stderr=pipe, text=True)

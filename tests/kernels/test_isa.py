@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from shoal.errors import ParameterError
 from shoal.kernels.cpu import isa
+from tests.kernels.runner import said_by_each_isa
 
 PROGRAM = """
 import hashlib
@@ -55,17 +52,8 @@ print(digest.hexdigest())
 """
 
 
-def _digest(name: str) -> str:
-    environment = {**os.environ, "SHOAL_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_every_instruction_set_gives_the_same_bits() -> None:
-    assert len({_digest(name) for name in isa.possible()}) == 1
+    assert len(set(said_by_each_isa(PROGRAM))) == 1
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +12,8 @@ from numpy.typing import NDArray
 
 from shoal.kernels import reference
 from shoal.kernels.base import LOGIT_ROWS, SampleRows
-from shoal.kernels.cpu import isa
 from shoal.kernels.cpu.backend import CPUBackend, _Sampler
+from tests.kernels.runner import said_by_each_isa
 
 F32 = NDArray[np.float32]
 
@@ -261,14 +258,5 @@ for vocab in (1000, 49_152):
 """
 
 
-def _tokens(name: str) -> str:
-    environment = {**os.environ, "SHOAL_ISA": name, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", TOKENS], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_every_instruction_set_draws_the_same() -> None:
-    assert len({_tokens(name) for name in isa.possible()}) == 1
+    assert len(set(said_by_each_isa(TOKENS))) == 1
