@@ -7,9 +7,11 @@ Everything goes through one path: ``submit`` puts a request into the engine, a s
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -37,8 +39,11 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
-Params = SamplingParams | Sequence[SamplingParams] | None
+Params = SamplingParams | Iterable[SamplingParams] | None
+Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
+
+_WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class _Encoded(NamedTuple):
@@ -125,7 +130,8 @@ class LLM:
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
-        self._active.clear()
+        for request_id in list(self._active):
+            self.abort(request_id)
         self.engine.close()
         if self.chat_template is not None:
             self.chat_template.close()
@@ -133,6 +139,7 @@ class LLM:
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
 
+    @overload
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -141,22 +148,54 @@ class LLM:
         *,
         timeout: float | None = None,
         queue_timeout: float | None = None,
-    ) -> list[RequestOutput]:
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Iterator[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Outputs: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] | Iterator[Prompt],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[RequestOutput] | Outputs:
         """Answer all prompts together; the outputs are in their order.
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
-        ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from now until it has ended, and until it begins
-        to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served gives an
-        output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where the
-        numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+        ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from its start until it has ended, and until it
+        begins to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served
+        gives an output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where
+        the numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+
+        Prompts that are not in a sequence, but come from an iterator, are taken from it when the engine has room, and the
+        outputs are yielded one by one: memory does not grow with their number. Then parameters behind those of the last
+        prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
         """
-        pairs, limits = _pairs(prompts, sampling_params), _limits(timeout, queue_timeout)
+        limits = _limits(timeout, queue_timeout)
+        if not isinstance(prompts, (str, Mapping, Sequence)):
+            return self._answers(_pairs_of(iter(prompts), sampling_params), limits, use_tqdm)
+        return self._all_answers(_pairs(prompts, sampling_params), limits, use_tqdm)
+
+    def _all_answers(
+        self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
+    ) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
             for prompt, params in pairs:
                 started.append(self._start(prompt, params, limits, sink))
-            with _Bar(len(started), show=use_tqdm) as bar:
+            with _Bar(len(started), show=show) as bar:
                 waiting = sum(isinstance(item, Generation) for item in started)
                 bar.update(finished=len(started) - waiting)
                 while waiting:
@@ -167,8 +206,26 @@ class LLM:
                     sink.clear()
         finally:
             self._drop(started)
-        return [item.snapshot() if isinstance(item, Generation) else item for item in started]
+        return [_output(item) for item in started]
 
+    def _answers(self, pairs: Iterator[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool) -> Outputs:
+        sink: list[Generation] = []
+        starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
+        window: deque[Generation | RequestOutput] = deque()
+        try:
+            with _Bar(None, show=show) as bar:
+                while _refill(window, starting, self.config.max_num_seqs):
+                    if not window[0].finished:
+                        self._advance()
+                    bar.update(tokens=len(sink))
+                    sink.clear()
+                    while window and window[0].finished:
+                        bar.update(finished=1)
+                        yield _output(window.popleft())
+        finally:
+            self._drop(window)
+
+    @overload
     def chat(
         self,
         messages: Sequence[Message] | Sequence[Sequence[Message]],
@@ -178,16 +235,46 @@ class LLM:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         queue_timeout: float | None = None,
-    ) -> list[RequestOutput]:
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterator[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> Outputs: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]] | Iterator[Sequence[Message]],
+        sampling_params: Params = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[RequestOutput] | Outputs:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
         A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
         ``chat_template_kwargs``.
         """
+
+        def prompt(conversation: Any) -> Prompt:
+            return {"messages": conversation, "chat_template_kwargs": chat_template_kwargs or {}}
+
+        limits = {"timeout": timeout, "queue_timeout": queue_timeout}
+        if not isinstance(messages, Sequence):
+            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **limits)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
-        options = chat_template_kwargs or {}
-        prompts = [{"messages": conversation, "chat_template_kwargs": options} for conversation in conversations]
-        return self.generate(prompts, sampling_params, use_tqdm, timeout=timeout, queue_timeout=queue_timeout)
+        return self.generate(
+            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **limits
+        )
 
     def stream(
         self,
@@ -211,11 +298,13 @@ class LLM:
             for prompt, params in pairs:
                 started.append(self._start(prompt, params, limits, sink))
             yield from [item for item in started if isinstance(item, RequestOutput)]
-            waiting = sum(isinstance(item, Generation) for item in started)
+            waiting = {item for item in started if isinstance(item, Generation)}
             while waiting:
                 self._advance()
-                for generation in _changed(sink):
-                    waiting -= generation.finished
+                # One that is aborted while another is yielded comes up twice: its end is told once.
+                for generation in [item for item in _changed(sink) if item in waiting]:
+                    if generation.finished:
+                        waiting.remove(generation)
                     yield generation.snapshot()
         finally:
             self._drop(started)
@@ -274,13 +363,18 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
         self._advance()
-        return [generation.snapshot() for generation in _changed(self._inbox)]
+        changed = _changed(self._inbox)
+        return [generation.snapshot() for generation in changed if generation.finish_reason != "abort"]
 
     def abort(self, request_id: str) -> bool:
-        """End a submitted request and free its memory; nothing more is reported of it. False if there is none such."""
-        if self._active.pop(request_id, None) is None:
-            return False
-        return self.engine.abort(request_id)
+        """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
+        ``stream`` ends with finish_reason "abort". False if there is none such."""
+        item = self._active.pop(request_id, None)
+        if isinstance(item, Generation) and not item.finished:
+            item.finish_reason = "abort"
+            if item.sink is not self._inbox:
+                item.sink.append(item)
+        return item is not None and self.engine.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
@@ -336,7 +430,7 @@ class LLM:
             elif isinstance(item, Generation) and item.finished:
                 self.abort(item.request_id)
 
-    def _drop(self, started: Sequence[Generation | RequestOutput]) -> None:
+    def _drop(self, started: Iterable[Generation | RequestOutput]) -> None:
         """Abort what the caller no longer waits for; after a normal end there is nothing left to abort."""
         for item in started:
             if not item.finished:
@@ -416,6 +510,24 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
     return ChatTemplate.from_gguf(file, source)
 
 
+def _output(item: Generation | RequestOutput) -> RequestOutput:
+    return item.snapshot() if isinstance(item, Generation) else item
+
+
+def _refill(
+    window: deque[Generation | RequestOutput], starting: Iterator[Generation | RequestOutput], most: int
+) -> bool:
+    """Start prompts until ``most`` of them run, or the window is full. False if nothing is left to wait for."""
+    running = sum(not item.finished for item in window)
+    while running < most and len(window) < _WINDOW * most:
+        item = next(starting, None)
+        if item is None:
+            break
+        window.append(item)
+        running += not item.finished
+    return bool(window)
+
+
 def _pairs(prompts: Prompt | Sequence[Prompt], params: Params) -> list[tuple[Prompt, SamplingParams]]:
     """Each prompt with its parameters."""
     many = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
@@ -429,10 +541,25 @@ def _pairs(prompts: Prompt | Sequence[Prompt], params: Params) -> list[tuple[Pro
         raise ParameterError(
             "sampling_params", f"{len(each)} items", f"one, or as many as there are prompts ({len(many)})"
         )
-    for item in each:
-        if not isinstance(item, SamplingParams):
-            raise ParameterError("sampling_params", item, "SamplingParams")
-    return list(zip(many, each, strict=True))
+    return list(zip(many, map(_checked, each), strict=True))
+
+
+def _pairs_of(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[Prompt, SamplingParams]]:
+    """As ``_pairs``, but each only when it is asked for."""
+    if params is None or isinstance(params, SamplingParams):
+        params = itertools.repeat(params or SamplingParams())
+    each = iter(params)
+    for number, prompt in enumerate(prompts):
+        item = next(each, None)
+        if item is None:
+            raise ParameterError("sampling_params", f"{number} items", "one, or as many as there are prompts")
+        yield prompt, _checked(item)
+
+
+def _checked(params: Any) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise ParameterError("sampling_params", params, "SamplingParams")
+    return params
 
 
 def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
@@ -473,7 +600,7 @@ def _derived_seed(seed: int, number: int) -> int:
 class _Bar:
     """Progress on stderr, where that is a terminal: requests done, tokens a second, time left."""
 
-    def __init__(self, total: int, *, show: bool) -> None:
+    def __init__(self, total: int | None, *, show: bool) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("requests"),
