@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from shoal.kernels.base import AttentionShape, KVGroup, Linear, Rope, StepInput, StepLimits
 from shoal.kernels.cpu import attention, isa
-from shoal.kernels.cpu.backend import CPUBackend, _Recorder, _Rows
+from shoal.kernels.cpu.backend import CPUBackend
+from shoal.kernels.cpu.ops import CPUOps
 from shoal.kernels.cpu.pack import PackedMatrix
+from shoal.kernels.cpu.recording import Rows
 
 F32 = NDArray[np.float32]
 
@@ -26,15 +28,15 @@ class OneStep:
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         self.header[:3] = rows, 2, -(-rows // 2)
         cache = backend.kv_cache([KVGroup((0,), 1)], AttentionShape(1, 1, 16, 1.0), "f16")
-        self.recorder = _Recorder(backend, cache, self.header, self.header.ctypes.data, StepLimits(rows, 1, 1))
+        self.recorder = CPUOps(backend.threads, cache, self.header, self.header.ctypes.data, StepLimits(rows, 1, 1))
 
-    def input(self, x: F32) -> _Rows:
+    def input(self, x: F32) -> Rows:
         """An array as workspace rows."""
-        rows = self.recorder._rows(x.shape[1])
+        rows = self.recorder.new_rows(x.shape[1])
         self.view(rows)[: len(x)] = x
         return rows
 
-    def view(self, rows: _Rows) -> F32:
+    def view(self, rows: Rows) -> F32:
         """The workspace rows as an array."""
         memory = next(a for a in self.recorder.keep if a.ctypes.data == rows.address)
         flat: F32 = memory[: self.count * rows.stride].view(np.float32)
@@ -52,7 +54,7 @@ def multiply(backend: CPUBackend, matrix: PackedMatrix, x: F32, base: F32 | None
     if base is None:
         out = step.recorder.linear(rows, Linear(matrix))
     else:
-        out = step.recorder._rows(base.shape[1])
+        out = step.recorder.new_rows(base.shape[1])
         step.view(out)[:] = base
         step.recorder.linear_add(out, rows, Linear(matrix))
     step.run()
@@ -68,7 +70,7 @@ def embed(backend: CPUBackend, matrix: PackedMatrix, tokens: NDArray[np.int32]) 
     return step.view(out).copy()
 
 
-def rowwise(backend: CPUBackend, x: F32, record: Callable[[_Recorder, _Rows], _Rows]) -> F32:
+def rowwise(backend: CPUBackend, x: F32, record: Callable[[CPUOps, Rows], Rows]) -> F32:
     """What one operation makes of some rows."""
     step = OneStep(backend, len(x))
     out = record(step.recorder, step.input(x))
@@ -79,7 +81,7 @@ def rowwise(backend: CPUBackend, x: F32, record: Callable[[_Recorder, _Rows], _R
 def rounded(backend: CPUBackend, x: F32) -> tuple[NDArray[np.int8], F32, F32, F32]:
     """int8 rows, scales, sums and half sums of x."""
     step = OneStep(backend, len(x))
-    place = step.recorder._rounded(step.input(x))
+    place = step.recorder.rounded_form(step.input(x))
     step.run()
     groups = x.shape[1] // 32
 
@@ -106,14 +108,14 @@ class PagedLayers:
         self.cache = backend.kv_cache([KVGroup(tuple(range(len(layers))), pages)], layers[0][0], dtype)
         self.header = np.zeros(attention.STEP_FIELDS, np.int64)
         limits = StepLimits(max_rows, max_rows, pages)
-        self._recorder = _Recorder(backend, self.cache, self.header, self.header.ctypes.data, limits)
+        self._recorder = CPUOps(backend.threads, self.cache, self.header, self.header.ctypes.data, limits)
         self._places = [self._record(layer, *kind) for layer, kind in enumerate(layers)]
         self._program = self._recorder.program()
 
     def _record(self, layer: int, shape: AttentionShape, rope: Rope | None) -> tuple[_Workspace, _Workspace]:
         """Where the layer's input and its attention stand."""
         ops = self._recorder
-        qkv = ops._rows((shape.heads + 2 * shape.kv_heads) * shape.head_dim)
+        qkv = ops.new_rows((shape.heads + 2 * shape.kv_heads) * shape.head_dim)
         out = ops.attention(ops.rope_store(qkv, layer, shape, rope), layer, shape)
         return _Workspace(ops, qkv), _Workspace(ops, out)
 
@@ -147,7 +149,7 @@ class PagedAttention(PagedLayers):
 class _Workspace:
     """Workspace rows and the array they are."""
 
-    def __init__(self, recorder: _Recorder, rows: _Rows) -> None:
+    def __init__(self, recorder: CPUOps, rows: Rows) -> None:
         self.rows = rows
         memory = next(a for a in recorder.keep if a.ctypes.data == rows.address)
         flat: F32 = memory[: recorder.max_rows * rows.stride].view(np.float32)

@@ -197,4 +197,4 @@ def test_layers_and_steps_of_different_rows_share_a_workspace(backend: CPUBacken
     for experts in packed:
         one_by_one = add_experts(backend, experts, one_by_one, random_activations(30, 64))
     assert np.array_equal(one_by_one, many)
-    assert len(step.recorder.choices) == 1
+    assert len(step.recorder._choices) == 1

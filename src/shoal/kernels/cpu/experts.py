@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy import float32
@@ -29,6 +29,7 @@ from shoal.kernels.cpu.groups import TENSOR_SCALE
 from shoal.kernels.cpu.jit import inline, kernel
 from shoal.kernels.cpu.pack import PackedMatrix
 from shoal.kernels.cpu.pool import CHUNKS_PER_THREAD
+from shoal.kernels.cpu.recording import Recording, Rows
 from shoal.kernels.cpu.simd import (
     Address,
     Scalar,
@@ -55,9 +56,6 @@ from shoal.kernels.cpu.simd import (
     sub,
     sum_lanes,
 )
-
-if TYPE_CHECKING:
-    from shoal.kernels.cpu.backend import _Recorder, _Rows
 
 # Arguments of choose, arrange and combine, int64 each: one array for a layer. Numbers of choices are [rows, used].
 (
@@ -369,49 +367,51 @@ class Choices:
     """Workspace for the choices of a step, for all layers with as many experts: ``slots`` records operations on slots as rows,
     ``fields`` are addresses by argument."""
 
-    slots: _Recorder
+    slots: Recording
     fields: dict[int, int]
 
 
-def record_experts(recorder: _Recorder, residual: _Rows, x: _Rows, experts: Experts) -> None:
+def record_experts(
+    recorder: Recording, known: dict[tuple[int, int], Choices], residual: Rows, x: Rows, experts: Experts
+) -> None:
     """Append ``Ops.experts`` to a program. ``x`` is rounded first of all: then the operation that made it can do that."""
     used = experts.routing.used
-    choices = _choices(recorder, len(experts.gate_up), used)
-    args = recorder._fields(_FIELDS)
+    choices = _choices(recorder, known, len(experts.gate_up), used)
+    args = recorder.fields(_FIELDS)
     inputs, gather_args = _inputs(recorder, choices, x, experts.gate_up[0])
     _record_choice(recorder, args, x, experts)
     _set(args, choices.fields.items())
-    recorder.ops.append((arrange, args, recorder._kept(np.ones(1, np.int64))))
-    choices.slots._each_row(gather, gather_args)
+    recorder.ops.append((arrange, args, recorder.kept(np.ones(1, np.int64))))
+    choices.slots.each_row(gather, gather_args)
     gate_up, args[GATE_UP // 8] = _products(choices, inputs, experts.gate_up, used)
     out, args[DOWN // 8] = _products(choices, choices.slots.gated(gate_up, experts.activation), experts.down, used)
     rows = (residual.address, residual.stride, residual.width)
     _set(args, zip((OUT, OUT_STRIDE, RESIDUAL, RESIDUAL_STRIDE, WIDTH), (out.address, out.stride, *rows), strict=True))
-    recorder._each_row(combine, args)
+    recorder.each_row(combine, args)
     residual.changed()
 
 
-def _choices(recorder: _Recorder, experts: int, used: int) -> Choices:
+def _choices(recorder: Recording, known: dict[tuple[int, int], Choices], experts: int, used: int) -> Choices:
     """Made once: what one layer leaves there the next may overwrite."""
     key = experts, used
-    if key not in recorder.choices:
-        most, backend = recorder.max_rows * used, recorder.backend
+    if key not in known:
+        most = recorder.max_rows * used
         fields = {
-            **{field: recorder._kept(np.zeros(most, np.int32)) for field in (CHOSEN, WEIGHTS, SLOTS, SOURCES)},
-            **{field: recorder._kept(np.zeros(experts, np.int64)) for field in (COUNTS, NEXT)},
-            ACTIVE: recorder._kept(np.zeros((experts, 2), np.int64)),
-            SLOT_SPACE: recorder._kept(np.zeros(3, np.int64)),
-            CHUNKS_WANTED: backend.threads * CHUNKS_PER_THREAD,
+            **{field: recorder.kept(np.zeros(most, np.int32)) for field in (CHOSEN, WEIGHTS, SLOTS, SOURCES)},
+            **{field: recorder.kept(np.zeros(experts, np.int64)) for field in (COUNTS, NEXT)},
+            ACTIVE: recorder.kept(np.zeros((experts, 2), np.int64)),
+            SLOT_SPACE: recorder.kept(np.zeros(3, np.int64)),
+            CHUNKS_WANTED: recorder.threads * CHUNKS_PER_THREAD,
         }
-        recorder.choices[key] = Choices(recorder.over(fields[SLOT_SPACE], most), fields)
-    return recorder.choices[key]
+        known[key] = Choices(recorder.over(fields[SLOT_SPACE], most), fields)
+    return known[key]
 
 
-def _record_choice(recorder: _Recorder, args: NDArray[np.int64], x: _Rows, experts: Experts) -> None:
+def _record_choice(recorder: Recording, args: NDArray[np.int64], x: Rows, experts: Experts) -> None:
     """The router, and what is made of its logits."""
     routing = experts.routing
     logits = recorder.linear(x, experts.router)
-    scores = recorder._rows(logits.width + 2 * routing.groups)
+    scores = recorder.new_rows(logits.width + 2 * routing.groups)
     fields = (
         (_SPACE, recorder.space),
         (EXPERTS, logits.width),
@@ -420,45 +420,45 @@ def _record_choice(recorder: _Recorder, args: NDArray[np.int64], x: _Rows, exper
         (LOGIT_STRIDE, logits.stride),
         (SCORES, scores.address),
         (SCORE_STRIDE, scores.stride),
-        (BIAS, 0 if experts.choice_bias is None else recorder._kept(experts.choice_bias)),
+        (BIAS, 0 if experts.choice_bias is None else recorder.kept(experts.choice_bias)),
         (SIGMOID, int(routing.gating == "sigmoid")),
         (GROUPS, routing.groups),
         (GROUPS_USED, routing.groups_used),
         (RENORMALISE, int(routing.renormalise)),
-        (SCALE, recorder._kept(np.array([routing.scale], np.float32))),
+        (SCALE, recorder.kept(np.array([routing.scale], np.float32))),
     )
     _set(args, fields)
-    recorder._each_row(choose, args)
+    recorder.each_row(choose, args)
 
 
-def _inputs(recorder: _Recorder, choices: Choices, x: _Rows, matrix: PackedMatrix) -> tuple[_Rows, NDArray[np.int64]]:
+def _inputs(recorder: Recording, choices: Choices, x: Rows, matrix: PackedMatrix) -> tuple[Rows, NDArray[np.int64]]:
     """x by slots, as the parts of ``matrix`` read it: float32, rounded, or both. With the arguments of the gather that fills it."""
-    out = choices.slots._rows(x.width)
+    out = choices.slots.new_rows(x.width)
     planes: list[tuple[int, int, int, int]] = []
     if any(part.layout.is_float for part in matrix.parts):
         planes.append((x.address, x.stride, out.address, out.stride))
     if not all(part.layout.is_float for part in matrix.parts):
-        out.rounded = choices.slots._rounded_rows(x.width)
-        for source, target in zip(recorder._rounded(x).buffers, out.rounded.buffers, strict=True):
+        out.rounded = choices.slots.rounded_rows(x.width)
+        for source, target in zip(recorder.rounded_form(x).buffers, out.rounded.buffers, strict=True):
             planes.append((source.address, source.row_bytes, target.address, target.row_bytes))
-    args = recorder._fields((_FIRST_PLANE + _PLANE_BYTES * len(planes)) // 8)
+    args = recorder.fields((_FIRST_PLANE + _PLANE_BYTES * len(planes)) // 8)
     args[:3] = choices.fields[SLOT_SPACE], choices.fields[SOURCES], len(planes)
     args[3:] = np.array(planes).reshape(-1)
     return out, args
 
 
-def _products(choices: Choices, x: _Rows, matrices: tuple[PackedMatrix, ...], used: int) -> tuple[_Rows, int]:
+def _products(choices: Choices, x: Rows, matrices: tuple[PackedMatrix, ...], used: int) -> tuple[Rows, int]:
     """One operation for a matrix of every expert: the rows it writes, and the address of (chunks of one expert, chunks of all)."""
     slots, first = choices.slots, matrices[0]
     assert all(_layouts(matrix) == _layouts(first) for matrix in matrices), "the experts of a layer are one stack"
-    out, chunk = slots._rows(first.rows), _strips_per_chunk(first, slots.backend.threads, used)
-    parts = [slots._part(out, x, first.columns, part, chunk, add=False) for part in first.parts]
+    out, chunk = slots.new_rows(first.rows), _strips_per_chunk(first, slots.threads, used)
+    parts = [slots.part(out, x, first.columns, part, chunk, add=False) for part in first.parts]
     table = np.array([[(p.data.ctypes.data, p.scale.ctypes.data) for p in m.parts] for m in matrices], np.int64)
     chunks = np.array([sum(n for _, _, n in parts), 0], np.int64)
-    args = slots._fields((_FIRST_PART + 24 * len(parts)) // 8)
-    args[:5] = chunks[0], choices.fields[ACTIVE], choices.fields[COUNTS], slots._kept(table), table.strides[0]
+    args = slots.fields((_FIRST_PART + 24 * len(parts)) // 8)
+    args[:5] = chunks[0], choices.fields[ACTIVE], choices.fields[COUNTS], slots.kept(table), table.strides[0]
     args[5:] = [n for product, a, count in parts for n in (count, product.address, a.ctypes.data)]
-    address = slots._kept(chunks)
+    address = slots.kept(chunks)
     slots.ops.append((products, args, address + 8))
     return out, address
 
