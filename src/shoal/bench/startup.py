@@ -20,7 +20,7 @@ from typing import Any
 
 from shoal import __version__
 from shoal.bench.machine import cpu_name
-from shoal.bench.markdown import table
+from shoal.bench.markdown import span, table
 from shoal.errors import EngineError
 
 _TOTAL = "to the first token"
@@ -66,12 +66,13 @@ class StartupReport:
         )
         both = (self.cold, self.warm)
         rows = [
-            [stage, *(_span([start.stages[stage] for start in starts]) for starts in both)] for stage in self._stages()
+            [stage, *(span([start.stages[stage] for start in starts], 3) for starts in both)]
+            for stage in self._stages()
         ]
         rows.append(
-            ["the rest", *(_span([start.total - sum(start.stages.values()) for start in starts]) for starts in both)]
+            ["the rest", *(span([start.total - sum(start.stages.values()) for start in starts], 3) for starts in both)]
         )
-        rows.append([f"**{_TOTAL}**", *(_span([start.total for start in starts]) for starts in both)])
+        rows.append([f"**{_TOTAL}**", *(span([start.total for start in starts], 3) for starts in both)])
         rows.append(["kernels compiled", *(str(max(start.compiled for start in starts)) for starts in both)])
         rows.append(["peak memory", *(f"{max(start.peak_rss for start in starts) / 1e6:.0f} MB" for starts in both)])
         return f"{head}\n\n{table(['stage', 'cold kernel cache', 'warm'], rows)}"
@@ -115,7 +116,3 @@ def _start(plan: StartupPlan, kernels: str) -> Start:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
         raise EngineError(f"starting {plan.model.name} failed: {reason[0]}")
     return Start(**json.loads(done.stdout))
-
-
-def _span(seconds: Sequence[float]) -> str:
-    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})"

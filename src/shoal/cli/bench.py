@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shoal.cli.bench_files import quantize, random_model
+from shoal.cli.bench_jobs import jobs
 from shoal.cli.bench_kernels import kernels
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_json_option, show
 from shoal.cli.bench_peers import peers
@@ -27,7 +28,7 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sweep, startup, peers, quantize, random_model):
+for _verb in (kernels, sweep, startup, jobs, peers, quantize, random_model):
     bench.add_command(_verb)
 
 
