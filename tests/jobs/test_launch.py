@@ -93,7 +93,7 @@ def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path)
     stop(model, source, parts, 5)
     first = parts.read_bytes()
     found = jobs.status(parts)
-    assert (found.state, found.pid, found.runs) == ("interrupted", None, 1)
+    assert (found.state, found.pid, found.resumed) == ("interrupted", None, 0)
     assert 5 <= found.done + found.failed < 22
     stop(model, source, parts, 12)
     summary = run(model, source, parts)

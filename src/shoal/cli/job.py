@@ -24,7 +24,7 @@ def status(output: Path, as_json: bool) -> None:
     from shoal.jobs.control import status
 
     found = status(output)
-    click.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else found.line())
+    click.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else "\n".join(found.lines()))
 
 
 @job.command()

@@ -12,35 +12,19 @@ from shoal.jobs import manifest as manifests
 from shoal.jobs.files import JobFiles
 from shoal.jobs.ledger import Totals
 from shoal.jobs.manifest import Manifest
-from shoal.jobs.summary import OVER
+from shoal.jobs.summary import OVER, Summary
 
 
-class JobStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job stands: ``state`` as in Summary, where one that no process works on any more is "interrupted"; ``pid`` of the
-    process that does; durable ``done`` and ``failed`` rows, of ``rows`` in the input (None: not known)."""
+class JobStatus(Summary, frozen=True, kw_only=True):
+    """A Summary so far, and the ``pid`` of the process that works on the job, None if there is none. A job that nobody works on and
+    that has not come to its end is "interrupted"."""
 
-    state: str
     pid: int | None
-    rows: int | None
-    done: int
-    failed: int
-    retried: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    seconds: float
-    runs: int
-    output: str
-    errors: str
 
-    def line(self) -> str:
+    def lines(self) -> list[str]:
         """For people."""
-        at_work = "" if self.pid is None else f" (process {self.pid})"
-        of = "" if self.rows is None else f" of {self.rows}"
-        return (
-            f"{self.state}{at_work}: {self.done} rows done, {self.failed} failed{of}; {self.prompt_tokens} prompt and"
-            f" {self.generated_tokens} generated tokens in {self.seconds:.1f} s; runs: {self.runs}"
-        )
+        at_work = [] if self.pid is None else [f"process {self.pid} works on it"]
+        return [*super().lines(), *at_work]
 
 
 def status(output: Path) -> JobStatus:
@@ -49,21 +33,15 @@ def status(output: Path) -> JobStatus:
     pid = lock.owner(folder)
     manifest, totals = _read(folder)
     state = "interrupted" if manifest.state == "running" and pid is None else manifest.state
-    return JobStatus(
+    summary = Summary.of(
+        totals,
         state=state,
-        pid=pid,
         rows=manifest.rows,
-        done=totals.done,
-        failed=totals.failed,
-        retried=totals.retried,
-        prompt_tokens=totals.prompt_tokens,
-        cached_tokens=totals.cached_tokens,
-        generated_tokens=totals.generated_tokens,
-        seconds=round(totals.seconds, 3),
-        runs=manifest.runs,
+        resumed=manifest.runs - 1,
         output=manifest.output,
         errors=manifest.errors,
     )
+    return JobStatus(**msgspec.structs.asdict(summary), pid=pid)
 
 
 def cancel(output: Path) -> int | None:
