@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ def run_undisturbed(job: Job) -> Undisturbed:
     start = time.monotonic()
     _finish(job.start())
     seconds = time.monotonic() - start
-    records = dict(records_of(job))
+    records = dict(records_of(job.outputs))
     assert len(records) == ROWS
     return Undisturbed(records, job.manifest()["summary"], seconds)
 
@@ -199,7 +199,7 @@ def kill_job(job: Job, whole: Undisturbed, kills: int, rng: random.Random) -> Ta
         tally.kills += killed
         tally.resumed += any(before) and job.manifest()["runs"] > manifest["runs"]
         tally.wrong += sum(not _content(path).startswith(old) for path, old in zip(job.outputs, before, strict=True))
-    tally += look_at(job, whole.records)
+    tally += look_at(job.outputs, whole.records)
     if not tally.faults:
         shutil.rmtree(job.folder)
     return tally
@@ -241,10 +241,11 @@ def _finish(process: subprocess.Popen[str]) -> str:
 # The looking ---------------------------------------------------------------------------------------------------------
 
 
-def look_at(job: Job, expected: dict[str, bytes]) -> Tally:
-    """Compare the files of a job that has ended with the records of the undisturbed one."""
-    tally = Tally(torn=sum(_torn_lines(path) for path in job.outputs))
-    found = list(records_of(job))
+def look_at(outputs: Iterable[Path], expected: dict[str, bytes]) -> Tally:
+    """Compare the output files of a job that has ended with the records of the undisturbed one."""
+    outputs = tuple(outputs)
+    tally = Tally(torn=sum(map(_torn_lines, outputs)))
+    found = list(records_of(outputs))
     counts = Counter(name for name, _ in found)
     tally.lost = len(expected.keys() - counts.keys())
     tally.duplicated = sum(count - 1 for count in counts.values())
@@ -264,15 +265,16 @@ def _is_record(line: bytes) -> bool:
         return False
 
 
-def records_of(job: Job) -> Iterator[tuple[str, bytes]]:
+def records_of(outputs: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
     """Name and content of each record: the file it stands in and its JSON, but for ids, times and what was cached."""
-    for path in job.outputs:
+    for path in outputs:
         for line in filter(_is_record, _content(path).split(b"\n")):
             record = json.loads(line)
             del record["id"]
-            body = record["response"]["body"]
+            response = record["response"] or {"body": {}}
+            body = response["body"]
             name = record["custom_id"] or f"line {body['error']['line']}"
-            for container, key in (record["response"], "request_id"), (body, "id"), (body, "created"):
+            for container, key in (response, "request_id"), (body, "id"), (body, "created"):
                 container.pop(key, None)
             body.get("usage", {}).pop("prompt_tokens_details", None)
             yield name, f"{path.name}: {json.dumps(record)}".encode()

@@ -55,7 +55,7 @@ def write(job: Job, *contents: bytes) -> None:
     ],
 )
 def test_what_is_wrong_is_found(job: Job, results: bytes, errors: bytes, found: Tally) -> None:
-    expected = dict(records_of(job))
+    expected = dict(records_of(job.outputs))
     assert expected.keys() == set("abcd")
     write(job, results, errors)
-    assert look_at(job, expected) == found
+    assert look_at(job.outputs, expected) == found

@@ -181,6 +181,26 @@ def test_restart_begins_anew(model: Path, source: Path, tmp_path: Path) -> None:
     assert len(records(output)) == 22
 
 
+def test_a_restart_that_falls_over_leaves_no_word_of_the_old_job(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(model, source, output)
+    with monkeypatch.context() as patch:
+        patch.setattr("shoal.jobs.launch.manifests.save", raising("power failed"))
+        with pytest.raises(RuntimeError, match="power"):
+            run(model, source, output, restart=True)
+    assert run(model, source, output).done == 20
+    assert len(records(output)) == 22
+
+
+def raising(text: str) -> Callable[..., None]:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError(text)
+
+    return fail
+
+
 def test_failed_rows_run_again(model: Path, source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     expired = run(model, source, output, deadline=1e-9)

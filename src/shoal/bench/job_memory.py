@@ -121,5 +121,5 @@ def _run(model: Path, kind: RowKind, rows: int) -> JobSize:
             raise EngineError(f"run-batch failed: {done.stderr.strip().splitlines()[-1]}")
         found = jobs.status(output)
     if (found.state, found.failed, found.done) != ("finished", rows * kind.fails, rows * (not kind.fails)):
-        raise EngineError(f"{rows} rows that {kind.name}: {found.line()}")
+        raise EngineError(f"{rows} rows that {kind.name}: {found.lines()[0]}")
     return JobSize(kind.name, rows, seconds, int(done.stdout))

@@ -65,6 +65,8 @@ class JobFiles:
                 raise ParameterError(name, str(path), "another file than the input")
             if path.is_dir() or not path.parent.is_dir():
                 raise ParameterError(name, str(path), "a file in a folder that exists")
+        if self.has_journal and _is_stream(self.errors):
+            raise ParameterError("error file", str(self.errors), "a regular file, as the output file is")
         if self.is_table and (self.errors == self.output or not self.has_journal):
             raise ParameterError("output file", str(self.output), "a regular file, and another than the error file")
 

@@ -161,6 +161,8 @@ def _begin(task: Task, say: Say) -> Manifest:
         raise JobError(f"{files.output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
     if task.from_stdin:
         raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
+    if options.retry_errors and files.errors == files.output:
+        raise JobError(f"{files.output}: the failed rows in it cannot be put back (--restart begins anew)")
     if options.retry_errors:
         old.deadline = None  # that of the first run may have been the reason for the errors
     if options.deadline is not None:
@@ -174,6 +176,7 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
     rows = _checked(task, files.folder)
+    manifests.drop(files.folder)  # what is said of the old job ends before its files do
     _cancel_file(files).unlink(missing_ok=True)
     if files.is_table:
         files.output.unlink(missing_ok=True)  # an old one; it is whole or not there

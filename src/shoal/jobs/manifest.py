@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from shoal.errors import JobError
-from shoal.jobs.durable import write_atomically
+from shoal.jobs.durable import sync_folder, write_atomically
 
 VERSION = 1
 
@@ -64,6 +64,12 @@ def load(folder: Path) -> Manifest | None:
 def save(folder: Path, manifest: Manifest) -> None:
     """Put a manifest into a journal folder, in one step in place of the one before. Raises OSError."""
     write_atomically(folder / _NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def drop(folder: Path) -> None:
+    """Take the manifest out of a journal folder, durably, if there is one. Raises OSError."""
+    (folder / _NAME).unlink(missing_ok=True)
+    sync_folder(folder)
 
 
 def differences(old: Identity, new: Identity) -> list[str]:
