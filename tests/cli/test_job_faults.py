@@ -281,7 +281,9 @@ def test_restart_drops_what_there_is(half: Place, whole: dict[str, bytes]) -> No
 def test_what_a_crash_left_behind_is_cut_off(half: Place, whole: dict[str, bytes], name: str, garbage: bytes) -> None:
     with (half.folder / name).open("ab") as file:
         file.write(garbage)
-    assert half.run().returncode == 0
+    done = half.run()
+    assert done.returncode == 0
+    assert f"{name}: {len(garbage)} bytes after the last finished row were cut off" in done.stderr
     assert look_at(half.outputs, whole) == Tally()
 
 
@@ -290,6 +292,20 @@ def test_a_torn_journal_costs_only_its_last_rows(half: Place, whole: dict[str, b
     path = half.folder / "out.jsonl.shoal" / "journal"
     path.write_bytes(path.read_bytes()[:-cut])
     assert half.run().returncode == 0
+    assert look_at(half.outputs, whole) == Tally()
+
+
+def test_a_journal_damaged_in_the_middle_costs_what_comes_after_and_says_so(
+    half: Place, whole: dict[str, bytes]
+) -> None:
+    path = half.folder / "out.jsonl.shoal" / "journal"
+    damaged = bytearray(path.read_bytes())
+    damaged[16 + 3 * 44 + 10] ^= 1  # of the fourth record, the third of a row
+    path.write_bytes(damaged)
+    done = half.run()
+    assert done.returncode == 0
+    assert f"journal: {len(damaged) - 16 - 3 * 44} bytes after the last finished row were cut off" in done.stderr
+    assert "going on: 2 of " in done.stderr
     assert look_at(half.outputs, whole) == Tally()
 
 

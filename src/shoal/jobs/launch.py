@@ -138,6 +138,8 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         if retry:
             _cancel_file(files).unlink(missing_ok=True)
             say(f"{ledger.retry_errors()} failed rows run again")
+        for path, surplus in ledger.cut_off.items():
+            say(f"{path}: {surplus} bytes after the last finished row were cut off")
         if len(ledger.finished):
             of = "" if manifest.rows is None else f" of {manifest.rows}"
             say(f"going on: {len(ledger.finished)}{of} rows are finished")

@@ -36,8 +36,9 @@ class Ledger:
     """Takes the lines of finished rows and makes them durable, many at once. A context manager.
 
     ``finished`` holds the rows that are durably done or failed. ``totals`` are the figures over all runs: rows and tokens
-    are counted by commits, seconds and steps are for the job to add to, and are kept with the next commit. After a failed
-    commit, and after close, only ``close`` is left: what is on the disk is found out by opening the ledger anew.
+    are counted by commits, seconds and steps are for the job to add to, and are kept with the next commit. ``cut_off`` are
+    the files with bytes that were not vouched for, and how many. After a failed commit, and after close, only ``close`` is
+    left: what is on the disk is found out by opening the ledger anew.
     """
 
     def __init__(self, found: Recovered, outputs: Sequence[Path], clock: Callable[[], float]) -> None:
@@ -47,8 +48,9 @@ class Ledger:
         self._bytes_waiting = 0
         self._recorded = found.state.totals.work
         self._usable = True
+        ends = list(zip(outputs, found.state.ends, strict=False))
+        self.cut_off = dict(_surplus([*ends, (found.path, found.end)]))
         with ExitStack() as opened:
-            ends = zip(outputs, found.state.ends, strict=False)
             self._outputs = [opened.enter_context(_Output(path, keep)) for path, keep in ends]
             self._outputs[RESULTS].open()
             self._journal = opened.enter_context(Journal(found))
@@ -235,6 +237,13 @@ def _check_empty(*outputs: Path) -> None:
             raise JobError(
                 f"{path}: holds {path.stat().st_size} bytes that are not of this job (--restart replaces them)"
             )
+
+
+def _surplus(ends: Iterable[tuple[Path, int]]) -> Iterator[tuple[Path, int]]:
+    """Files that are longer than they should be, and by how many bytes."""
+    for path, end in ends:
+        if path.exists() and (size := path.stat().st_size) > end:
+            yield path, size - end
 
 
 def _check_lines(path: Path, end: int, lines: Iterable[Entry]) -> None:
