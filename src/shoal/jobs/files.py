@@ -57,9 +57,13 @@ class JobFiles:
         return self.has_journal and self.input != STANDARD_STREAM
 
     def check(self) -> None:
-        """Raise ParameterError for an input that is not there, and for outputs that would write over it or each other."""
+        """Raise ParameterError for an input that cannot be read twice, and for outputs that would write over it or each other."""
         if self.input != STANDARD_STREAM and (self.input.is_dir() or not self.input.exists()):
             raise ParameterError("input file", str(self.input), "a file that exists")
+        if (
+            self.input != STANDARD_STREAM and not self.input.is_file()
+        ):  # a pipe: the check of its rows would use them up
+            raise ParameterError("input file", str(self.input), "a regular file, or - for stdin")
         for name, path in {"output file": self.output, "error file": self.errors}.items():
             if _same_file(path, self.input):
                 raise ParameterError(name, str(path), "another file than the input")
