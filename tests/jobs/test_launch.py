@@ -14,6 +14,7 @@ import pytest
 
 from shoal import jobs
 from shoal.errors import JobError, ParameterError
+from shoal.jobs.check import check_input
 from shoal.jobs.files import JobFiles
 from shoal.jobs.launch import run_job
 from shoal.jobs.progress import JobProgress
@@ -167,6 +168,46 @@ def test_a_job_without_a_finished_row_may_become_another(model: Path, source: Pa
             report=stopping_after(0),
         )
     assert run(model, source, output, seed=1).resumed == 0
+
+
+def change_after_the_check(patch: pytest.MonkeyPatch, source: Path, text: str) -> None:
+    """Let the content of ``source`` become ``text`` between the count of its rows and their run."""
+
+    def check_and_change(*arguments: Any) -> int:
+        rows = check_input(*arguments)
+        source.write_text(text)
+        return rows
+
+    patch.setattr("shoal.jobs.launch.check_input", check_and_change)
+
+
+def test_rows_that_the_input_loses_meanwhile_are_missed(model: Path, source: Path, tmp_path: Path) -> None:
+    output, text = tmp_path / "out.jsonl", source.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        change_after_the_check(patch, source, "".join(text.splitlines(keepends=True)[:9]))
+        with pytest.raises(JobError, match=r"in\.jsonl: was changed .*9 of its 22 rows are finished"):
+            run(model, source, output)
+    source.write_text(text)
+    assert run(model, source, output).state == "finished"
+    assert len(records(output)) == 22
+
+
+def test_rows_that_the_input_gains_meanwhile_are_not_run(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change_after_the_check(monkeypatch, source, source.read_text() + '{"prompt": "late"}\n')
+    assert run(model, source, tmp_path / "out.jsonl").rows == 22
+    assert len(records(tmp_path / "out.jsonl")) == 22
+
+
+def test_answers_are_not_written_beside_other_rows(model: Path, tmp_path: Path) -> None:
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text("prompt\na\nb\n")
+    with pytest.MonkeyPatch.context() as patch:
+        change_after_the_check(patch, source, "prompt\nb\na\n")
+        with pytest.raises(JobError, match=r"in\.csv: was changed while the job ran"):
+            run(model, source, output)
+    assert not output.exists()
 
 
 def test_restart_begins_anew(model: Path, source: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs import manifest as manifests
 from shoal.jobs.check import check_input
 from shoal.jobs.files import JobFiles
-from shoal.jobs.fingerprint import path_text
+from shoal.jobs.fingerprint import file_fingerprint, path_text
 from shoal.jobs.ids import IdIndex
 from shoal.jobs.interrupts import sigterm_interrupts
 from shoal.jobs.job import AnyLedger, Job, JobLimits, Report, Rows, close
@@ -209,7 +210,7 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> 
         return "finished"
     cancelled, options = _cancel_file(task.files).exists, task.options
     limits = JobLimits(options.timeout, manifest.deadline, options.max_errors, cancelled)
-    with _rows(task, ledger.finished, task.files.folder) as rows:
+    with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
         state = limits.reached()
         if state is None:
             return _run_rows(task, rows, manifest.rows, ledger, limits, report)
@@ -221,6 +222,8 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> 
 def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summary:
     """What is left to do when no row runs any more."""
     files = task.files
+    if state in OVER:
+        _check_unchanged(task, manifest, len(ledger.finished))
     if state in OVER and files.is_table:
         with answers(files.folder, files.results) as answer:
             assemble(files.input, answer, files.output, task.options.output_column)
@@ -229,6 +232,18 @@ def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summar
     manifests.save(files.folder, manifest)
     _cancel_file(files).unlink(missing_ok=True)
     return summary
+
+
+def _check_unchanged(task: Task, manifest: Manifest, finished: int) -> None:
+    """Rows that the input has lost since they were counted have no record; a table is read once more for its answers."""
+    source = task.files.input
+    same = manifest.rows in (None, finished)
+    if same and task.files.is_table:
+        same = file_fingerprint(source)["blake2b"] == manifest.identity.input["blake2b"]
+    if not same:
+        counted = f"{finished} of its {manifest.rows} rows are finished"
+        advice = "put it back as it was, or begin anew with --restart if rows were changed in place"
+        raise JobError(f"{source}: was changed while the job ran ({counted}); {advice}")
 
 
 @contextmanager
@@ -279,7 +294,7 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         total = _checked(task, folder)
         deadline = None if options.deadline is None else time.time() + options.deadline
         limits = JobLimits(options.timeout, deadline, options.max_errors)
-        with _rows(task, ledger.finished, folder) as rows:
+        with _rows(task, total, ledger.finished, folder) as rows:
             state = _run_rows(task, rows, total, ledger, limits, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
@@ -292,11 +307,14 @@ def _source(task: Task) -> AbstractContextManager[Source]:
 
 
 @contextmanager
-def _rows(task: Task, finished: RowSet, folder: Path) -> Iterator[Rows]:
-    """The rows that are not ``finished``. Those of stdin are compared with each other as they come, in an index in ``folder``."""
+def _rows(task: Task, total: int | None, finished: RowSet, folder: Path) -> Iterator[Rows]:
+    """The rows that are not ``finished``, of the ``total`` that were counted: what is written behind them later is not of this job.
+
+    Those of stdin are compared with each other as they come, in an index in ``folder``.
+    """
     with _source(task) as source:
         reader = task.reader()
-        rows = (reader.read(line) for line in source if line.number not in finished)
+        rows = (reader.read(line) for line in islice(source, total) if line.number not in finished)
         if not task.from_stdin:
             yield rows
             return
