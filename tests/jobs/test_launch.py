@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -291,9 +293,9 @@ def test_a_job_that_nobody_works_on_is_cancelled_by_its_next_run(
 
 
 def test_there_is_no_job(tmp_path: Path) -> None:
-    for look in (jobs.status, jobs.cancel):
+    for look, output in itertools.product((jobs.status, jobs.cancel), (tmp_path / "out.jsonl", Path(), Path("/"))):
         with pytest.raises(JobError, match="there is no job"):
-            look(tmp_path / "out.jsonl")
+            look(output)
 
 
 def test_a_table_gets_a_column(model: Path, tmp_path: Path) -> None:
@@ -318,6 +320,21 @@ def test_a_table_gets_a_column(model: Path, tmp_path: Path) -> None:
     assert records(tmp_path / "one.out")["row-6"]["choices"][0]["text"] == found[5][2]
 
 
+def test_names_of_files_need_not_be_utf8(model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    path = Path(shutil.copy(model, folder))
+    source = write(folder / "in.jsonl", {"prompt": "x", "max_tokens": 1}, {"prompt": ""})
+    output, errors = (folder / os.fsdecode(name) for name in (b"out\xff.jsonl", b"bad\xff.jsonl"))
+    summary = run(path, source, output, error_file=errors)
+    assert summary.output.endswith("caf\\xe9/out\\xff.jsonl")
+    assert run(path, source, output, error_file=errors) == summary
+    assert jobs.status(output).output == summary.output
+    (answered,) = records(output).values()
+    assert answered["model"].endswith("caf\\xe9/tiny.gguf")
+    assert len(errors.read_text().splitlines()) == 1
+
+
 def test_duplicates_are_refused_before_anything_is_made(model: Path, tmp_path: Path) -> None:
     source = write(tmp_path / "in.jsonl", {"prompt": "a", "custom_id": "row-2"}, {"prompt": "b"})
     with pytest.raises(JobError, match="custom_id 'row-2' is in rows 1 and 2"):
@@ -332,6 +349,9 @@ def test_duplicates_are_refused_before_anything_is_made(model: Path, tmp_path: P
         ({"deadline": 0.0}, "deadline"),
         ({"timeout": float("nan")}, "timeout"),
         ({"system": "x"}, "system"),
+        ({"system": "caf\udce9", "chat": True}, "system"),
+        ({"served": ("a", "caf\udce9")}, "served"),
+        ({"output_column": "caf\udce9"}, "output_column"),
         ({"defaults": {"temperature": -1.0}}, "temperature"),
         ({"restart": True, "retry_errors": True}, "retry_errors"),
     ],

@@ -59,6 +59,8 @@ def cancel(output: Path) -> int | None:
 
 
 def _folder(output: Path) -> Path:
+    if not output.name:  # "." or "/"
+        raise JobError(f"{output}: there is no job")
     return JobFiles.named(Path(), output).folder
 
 

@@ -37,8 +37,13 @@ def file_fingerprint(path: Path, progress: Callable[[int], None] | None = None) 
 
 
 def path_text(path: Path) -> str:
-    """An absolute path as text that any JSON can hold: bytes that are not UTF-8 become escapes."""
-    return os.fsencode(os.path.abspath(path)).decode(errors="backslashreplace")
+    """An absolute path as text that any JSON can hold."""
+    return printable(os.path.abspath(path))
+
+
+def printable(name: str | Path) -> str:
+    """A path or a part of it as text that any JSON can hold: bytes that are not UTF-8 become escapes."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def model_fingerprint(path: Path) -> dict[str, int | str]:

@@ -18,7 +18,7 @@ from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs import manifest as manifests
 from shoal.jobs.check import check_input
 from shoal.jobs.files import JobFiles
-from shoal.jobs.fingerprint import file_fingerprint, path_text
+from shoal.jobs.fingerprint import file_fingerprint, path_text, printable
 from shoal.jobs.ids import IdIndex
 from shoal.jobs.interrupts import sigterm_interrupts
 from shoal.jobs.job import AnyLedger, Job, JobLimits, Report, Rows, close
@@ -343,6 +343,6 @@ def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resu
         state=state,
         rows=rows,
         resumed=resumed,
-        output=str(task.files.output),
-        errors=str(task.files.errors),
+        output=printable(task.files.output),
+        errors=printable(task.files.errors),
     )

@@ -14,7 +14,7 @@ from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile
 from shoal.jobs.files import JobFiles
-from shoal.jobs.fingerprint import file_fingerprint, model_fingerprint
+from shoal.jobs.fingerprint import file_fingerprint, model_fingerprint, printable
 from shoal.jobs.manifest import Identity
 from shoal.jobs.rows import ChatSettings, RowReader
 from shoal.jobs.streams import STANDARD_STREAM
@@ -52,6 +52,8 @@ class JobOptions:
         SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
         if self.system is not None and not self.chat:
             raise ParameterError("system", self.system, "given with chat")
+        for name in ("system", "prompt_column", "output_column", "served"):
+            _refuse_unsendable(name, getattr(self, name))
         if self.max_errors is not None and self.max_errors < 0:
             raise ParameterError("max_errors", self.max_errors, "0 or more")
         for name in ("deadline", "timeout"):
@@ -91,7 +93,7 @@ class Task:
     def identity(self) -> Identity:
         """All that the answers depend on."""
         options, config = self.options, self.config
-        errors = os.path.relpath(self.files.errors, self.files.output.parent)
+        errors = printable(os.path.relpath(self.files.errors, self.files.output.parent))
         return Identity(
             input={} if self.from_stdin else file_fingerprint(self.files.input),
             model=model_fingerprint(self.path),
@@ -116,11 +118,19 @@ class Task:
         )
 
 
+def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
+    """Raise ParameterError for a text that cannot be written down: its bytes in the command line were not UTF-8."""
+    try:
+        "".join(value or ()).encode()
+    except UnicodeEncodeError:
+        raise ParameterError(field, value, "valid UTF-8") from None
+
+
 def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
     """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
     with GGUFFile.open(path) as file:
         name = file.get("general.name", str, default="")
-    return tuple(dict.fromkeys(filter(None, (str(model), str(path), path.name, name))))
+    return tuple(dict.fromkeys(filter(None, (*map(printable, (model, path, path.name)), name))))
 
 
 def _template_digest(config: EngineConfig) -> str | None:
