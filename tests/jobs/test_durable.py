@@ -129,6 +129,18 @@ def append_and_cut(file: AppendFile) -> None:
     file.cut(0)
 
 
+def test_two_cannot_write_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    (tmp_path / "link").symlink_to(path)
+    with AppendFile(path) as file:
+        file.append(b"line")
+        with pytest.raises(OSError, match=r"another job writes to it: '.*file'"):
+            AppendFile(tmp_path / "link")
+    assert path.read_bytes() == b"line"
+    with AppendFile(path, keep=4):
+        pass
+
+
 def test_a_file_that_was_moved_away_is_not_synced(tmp_path: Path) -> None:
     with AppendFile(tmp_path / "file") as file:
         (tmp_path / "file").rename(tmp_path / "moved")

@@ -7,6 +7,7 @@ is synced too. After any OSError here nobody knows which bytes reached the disk;
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,8 @@ from types import TracebackType
 class AppendFile:
     """A file that grows at its end; ``size`` is its length in bytes. A context manager.
 
-    It is created if need be and cut to its first ``keep`` bytes, and both are durable before it can be used. Every
-    failure is an OSError that names the file.
+    It is created if need be and cut to its first ``keep`` bytes, and both are durable before it can be used. Nobody else
+    can open it so until it is closed. Every failure is an OSError that names the file.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
@@ -26,6 +27,7 @@ class AppendFile:
         self.size = 0
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            self._claim()
             self.cut(keep)
             sync_folder(self.path.parent)
         except BaseException:
@@ -67,6 +69,13 @@ class AppendFile:
             self._continue_at(start)
         self.append(data)
         self.sync()
+
+    def _claim(self) -> None:
+        """Two that append to one file would write over each other."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "another job writes to it", str(self.path)) from None
 
     def _continue_at(self, size: int) -> None:
         os.lseek(self._fd, size, os.SEEK_SET)
