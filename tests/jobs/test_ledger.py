@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import sys
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -415,3 +416,9 @@ def test_a_stream_may_be_stdout(tmp_path: Path, capfd: pytest.CaptureFixture[str
     print("still open", flush=True)
     assert capfd.readouterr().out == "one\ntwo\none\nstill open\n"
     assert (tmp_path / "errors").read_bytes() == b"two\n"
+
+
+def test_stdout_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(JobError, match="stdout is closed"):
+        StreamLedger.open(Path("-"), Path("-"))

@@ -96,6 +96,12 @@ def test_a_pipe_has_no_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
             )
 
 
+def test_stdin_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(JobError, match="stdin is closed"), open_stream(Path("-")):
+        pass
+
+
 def test_stdin_from_a_file_has_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"a\nb\n")
     with open(tmp_path / "in", encoding="utf-8") as stdin:

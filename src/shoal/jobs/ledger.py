@@ -310,5 +310,7 @@ class StreamLedger:
 
 def _open_stream(path: Path) -> BinaryIO:
     if path == Path("-"):
+        if sys.stdout is None:
+            raise JobError("-: stdout is closed")
         return open(sys.stdout.fileno(), "wb", closefd=False)
     return open(path, "wb")

@@ -62,6 +62,8 @@ class InputStream:
 def open_stream(path: Path) -> Iterator[InputStream]:
     """The input for reading, from its start; ``-`` is stdin."""
     if path == STANDARD_STREAM:
+        if sys.stdin is None:
+            raise JobError("-: stdin is closed")
         yield InputStream(path, sys.stdin.buffer)
         return
     with open(path, "rb") as stored:
