@@ -292,6 +292,15 @@ def test_chat_without_a_template_is_refused_unless_one_is_given(tmp_path: Path) 
             assert output.prompt_token_ids == llm.encode("hi!?")
 
 
+def test_a_chat_template_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_bytes(b"caf\xe9")
+    with pytest.raises(
+        ParameterError, match=r"chat_template: got '.*template.jinja', must be a text in UTF-8; at byte 3"
+    ):
+        LLM(write_tiny_model(tmp_path / "tiny.gguf"), device="reference", max_num_seqs=2, chat_template=template)
+
+
 def test_logits_of_one_and_of_many(llm: LLM) -> None:
     many = llm.logits([[1, 2, 3], [4], list(range(200))])
     assert [rows.shape for rows in many] == [(3, VOCAB_SIZE), (1, VOCAB_SIZE), (200, VOCAB_SIZE)]

@@ -506,7 +506,12 @@ def _tokenizer(file: GGUFFile) -> Tokenizer:
 
 def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | None:
     """The template that was given (a path, or the text itself), else the file's own, else None."""
-    source = given.read_text(encoding="utf-8") if isinstance(given, Path) else given
+    try:
+        source = given.read_text(encoding="utf-8") if isinstance(given, Path) else given
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
+        ) from None
     return ChatTemplate.from_gguf(file, source)
 
 
