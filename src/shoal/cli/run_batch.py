@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FAILED_ROWS = 1
 
 _PATH = click.Path(path_type=Path, allow_dash=True)
+_RESUME = {"interrupted": "the same command", "stopped": "a larger --max-errors"}
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 # Sampling parameters of rows that do not give them.
@@ -139,5 +140,5 @@ def _say_summary(summary: Summary, files: JobFiles) -> None:
         click.echo(f"shoal: {line}", err=True)
     if summary.failed and files.errors != files.output:
         click.echo(f"shoal: failures are in {files.errors}", err=True)
-    if summary.state in ("interrupted", "stopped") and files.can_go_on:
-        click.echo("shoal: finished rows are safe: resume with the same command", err=True)
+    if summary.state in _RESUME and files.can_go_on:
+        click.echo(f"shoal: finished rows are safe: resume with {_RESUME[summary.state]}", err=True)
