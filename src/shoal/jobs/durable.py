@@ -72,10 +72,11 @@ class AppendFile:
 
     def _claim(self) -> None:
         """Two that append to one file would write over each other."""
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(errno.EBUSY, "another job writes to it", str(self.path)) from None
+        with _naming(self.path):
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(errno.EBUSY, "another job writes to it") from None
 
     def _continue_at(self, size: int) -> None:
         os.lseek(self._fd, size, os.SEEK_SET)
