@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -318,6 +319,15 @@ def test_a_table_gets_a_column(model: Path, tmp_path: Path) -> None:
     )
     assert alone.done == 1
     assert records(tmp_path / "one.out")["row-6"]["choices"][0]["text"] == found[5][2]
+
+
+def test_a_reader_that_went_away_ends_the_job(model: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(JobError, match=r"-: .*Broken pipe"):
+            run(model, source, Path("-"))
 
 
 def test_names_of_files_need_not_be_utf8(model: Path, tmp_path: Path) -> None:

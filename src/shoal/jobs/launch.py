@@ -289,7 +289,11 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         for path in _held(files.errors):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
     say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
-    with tempfile.TemporaryDirectory(prefix="shoal-") as name, StreamLedger.open(files.output, files.errors) as ledger:
+    with (
+        _naming_output(files),
+        tempfile.TemporaryDirectory(prefix="shoal-") as name,
+        StreamLedger.open(files.output, files.errors) as ledger,
+    ):
         folder = Path(name)
         total = _checked(task, folder)
         deadline = None if options.deadline is None else time.time() + options.deadline
@@ -297,6 +301,15 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         with _rows(task, total, ledger.finished, folder) as rows:
             state = _run_rows(task, rows, total, ledger, limits, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
+
+
+@contextmanager
+def _naming_output(files: JobFiles) -> Iterator[None]:
+    """A pipe that nobody reads any more is a failure like others here, and no reason to end in silence."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"{files.output}: {error}; the job ends here") from error
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
