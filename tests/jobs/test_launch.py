@@ -17,6 +17,7 @@ import pytest
 
 from shoal import jobs
 from shoal.errors import JobError, ParameterError
+from shoal.jobs import manifest as manifests
 from shoal.jobs.check import check_input
 from shoal.jobs.files import JobFiles
 from shoal.jobs.launch import run_job
@@ -243,6 +244,22 @@ def raising(text: str) -> Callable[..., None]:
         raise RuntimeError(text)
 
     return fail
+
+
+def test_the_time_of_a_retry_counts_from_its_beginning(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, folder = tmp_path / "out.jsonl", tmp_path / "out.jsonl.shoal"
+    run(model, source, output, deadline=1e-9)
+    begun = manifests.load(folder)
+    assert begun is not None
+    begun.created = begun.since = 0.0
+    manifests.save(folder, begun)
+    with monkeypatch.context() as patch:
+        patch.setattr("shoal.jobs.launch._work", raising("power failed"))
+        with pytest.raises(RuntimeError, match="power"):
+            run(model, source, output, retry_errors=True, deadline=3600)
+    assert run(model, source, output, deadline=3600).done == 20
 
 
 def test_failed_rows_run_again(model: Path, source: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _row_defaults(command: Command) -> Command:
     "--deadline",
     callback=_duration,
     metavar="TIME",
-    help="When rows that are not finished expire: 90s, 30m, 2h after the job was begun.",
+    help="When rows that are not finished expire: 90s, 30m, 2h after the job was begun or failed rows put back.",
 )
 @click.option(
     "--timeout", callback=_duration, metavar="TIME", help="Most time for one row, from when the engine has it."

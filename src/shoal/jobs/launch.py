@@ -167,9 +167,9 @@ def _begin(task: Task, say: Say) -> Manifest:
     if options.retry_errors and files.errors == files.output:
         raise JobError(f"{files.output}: the failed rows in it cannot be put back (--restart begins anew)")
     if options.retry_errors:
-        old.deadline = None  # that of the first run may have been the reason for the errors
+        old.since, old.deadline = time.time(), None  # that of the first run may have been the reason for the errors
     if options.deadline is not None:
-        old.deadline = (time.time() if options.retry_errors else old.created) + options.deadline
+        old.deadline = old.since + options.deadline
     return old
 
 
@@ -186,6 +186,7 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     return Manifest(
         identity=identity,
         created=now,
+        since=now,
         output=path_text(files.output),
         errors=path_text(files.errors),
         rows=rows,

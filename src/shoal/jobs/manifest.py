@@ -30,11 +30,13 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """One job. Times in seconds since 1970; ``rows`` is None until they have been counted."""
+    """One job. Times in seconds since 1970; ``rows`` is None until they have been counted. The time to a deadline counts from
+    ``since``: the beginning, or when failed rows were last put back."""
 
     version: int = VERSION
     identity: Identity
     created: float
+    since: float
     output: str
     errors: str
     rows: int | None = None

@@ -32,7 +32,7 @@ class JobOptions:
 
     What may change: ``strict`` (refuse an input with a bad row before anything is run), ``restart`` (drop what there is),
     ``retry_errors`` (run failed rows again), ``max_errors`` (stop when more rows have failed), ``deadline`` (seconds from the start
-    of the job after which rows expire), ``timeout`` (seconds for a row).
+    of the job, or its last retry, after which rows expire), ``timeout`` (seconds for a row).
     """
 
     served: tuple[str, ...] = ()
