@@ -25,6 +25,7 @@ def manifest(**changes: Any) -> Manifest:
     fields: dict[str, Any] = {
         "identity": IDENTITY,
         "created": 1.5,
+        "since": 2.5,
         "output": "/data/out.jsonl",
         "errors": "/data/err.jsonl",
     }
