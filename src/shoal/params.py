@@ -6,7 +6,7 @@ Both are frozen and validated when they are made, so that nothing below has to c
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,6 @@ class SamplingParams:
     def greedy(self) -> bool:
         """Whether every token is the most likely one."""
         return self.temperature == 0.0
-
-    @classmethod
-    def field_names(cls) -> frozenset[str]:
-        """The names a caller may set."""
-        return frozenset(f.name for f in fields(cls))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,13 +116,11 @@ def test_a_row_group_is_never_held_whole(tmp_path: Path) -> None:
     write(path, {"prompt": prompts}, use_dictionary=False, row_group_size=4000)
     before = pa.total_allocated_bytes()
     table = ParquetTable(path)
-    assert (table.size, table.bytes_read) == (path.stat().st_size, 0)
     most = 0
     for line in table.lines(None):
         assert line.data is not None
         assert json.loads(line.data)["prompt"] == prompts[line.number - 1]
         most = max(most, pa.total_allocated_bytes() - before)
-    assert table.bytes_read == table.size
     assert 0 < most < 30e6 < 4000 * 20_000
 
 

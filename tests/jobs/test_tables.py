@@ -41,7 +41,7 @@ def test_a_csv_table_gets_its_answers(tmp_path: Path, suffix: str) -> None:
     source, target = tmp_path / f"in.csv{suffix}", tmp_path / "out.csv"
     source.write_bytes(COMPRESS[suffix](CSV))
     target.write_bytes(b"old")
-    assemble(source, answers(2), target)
+    assemble(source, answers(2), target, "output")
     assert target.read_bytes() == b"id,prompt,output\n1,a,\n2,b,answer 2\n"
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -56,7 +56,7 @@ def test_the_file_depends_on_nothing_but_table_and_answers(parquet: Path, source
         files = []
         for order in ((1, 2), (2, 1)):
             target = tmp_path / f"out{table.suffix}"
-            assemble(table, answers(*order), target)
+            assemble(table, answers(*order), target, "output")
             files.append(target.read_bytes())
         assert files[0] == files[1]
 
@@ -64,7 +64,7 @@ def test_the_file_depends_on_nothing_but_table_and_answers(parquet: Path, source
 def test_answers_are_asked_for_in_the_order_of_rows(source: Path, parquet: Path, tmp_path: Path) -> None:
     for table in (source, parquet):
         asked: list[int] = []
-        assemble(table, asked.append, tmp_path / "out")
+        assemble(table, asked.append, tmp_path / "out", "output")
         assert asked == [1, 2]
 
 
@@ -80,10 +80,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(OSError, match="No space left on device"):
-            assemble(tmp_path / kind, answers(1), tmp_path / "out")
+            assemble(tmp_path / kind, answers(1), tmp_path / "out", "output")
     assert (tmp_path / "out").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.parquet", "out"]
-    assemble(tmp_path / kind, answers(1), tmp_path / "out")
+    assemble(tmp_path / kind, answers(1), tmp_path / "out", "output")
     assert (tmp_path / "out").read_bytes() != b"old"
 
 
@@ -92,7 +92,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_beside_it(
 def test_a_full_disk_is_not_taken_for_a_damaged_input(source: Path, parquet: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "out.tmp").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        assemble(tmp_path / kind, lambda number: "x" * 100_000, tmp_path / "out")
+        assemble(tmp_path / kind, lambda number: "x" * 100_000, tmp_path / "out", "output")
     assert not (tmp_path / "out").exists()
 
 
@@ -113,13 +113,13 @@ def test_the_bytes_are_on_the_disk_before_the_file_has_its_name(
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", rename)
-    assemble(source, answers(), tmp_path / "out.csv")
+    assemble(source, answers(), tmp_path / "out.csv", "output")
     assert calls == [f"fsync {tmp_path}/out.csv.tmp", "replace", f"fsync {tmp_path}"]
 
 
 def test_a_link_leads_to_the_file_that_is_replaced(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(tmp_path / "out.csv")
-    assemble(source, answers(1), tmp_path / "link.csv")
+    assemble(source, answers(1), tmp_path / "link.csv", "output")
     assert (tmp_path / "link.csv").is_symlink()
     assert (tmp_path / "out.csv").read_bytes() == b"id,prompt,output\n1,a,answer 1\n2,b,\n"
 

@@ -58,12 +58,8 @@ class JobFiles:
 
     def check(self) -> None:
         """Raise ParameterError for an input that cannot be read twice, and for outputs that would write over it or each other."""
-        if self.input != STANDARD_STREAM and (self.input.is_dir() or not self.input.exists()):
-            raise ParameterError("input file", str(self.input), "a file that exists")
-        if (
-            self.input != STANDARD_STREAM and not self.input.is_file()
-        ):  # a pipe: the check of its rows would use them up
-            raise ParameterError("input file", str(self.input), "a regular file, or - for stdin")
+        if self.input != STANDARD_STREAM:
+            _check_input(self.input)
         for name, path in {"output file": self.output, "error file": self.errors}.items():
             if _same_file(path, self.input):
                 raise ParameterError(name, str(path), "another file than the input")
@@ -73,6 +69,13 @@ class JobFiles:
             raise ParameterError("error file", str(self.errors), "a regular file, as the output file is")
         if self.is_table and (self.errors == self.output or not self.has_journal):
             raise ParameterError("output file", str(self.output), "a regular file, and another than the error file")
+
+
+def _check_input(path: Path) -> None:
+    if path.is_dir() or not path.exists():
+        raise ParameterError("input file", str(path), "a file that exists")
+    if not path.is_file():  # a pipe: the check of its rows would use them up
+        raise ParameterError("input file", str(path), "a regular file, or - for stdin")
 
 
 def _is_stream(path: Path) -> bool:

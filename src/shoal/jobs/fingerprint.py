@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
@@ -17,10 +17,10 @@ _SAMPLES = 256
 _SAMPLE_BYTES = 4096
 
 
-def file_fingerprint(path: Path, progress: Callable[[int], None] | None = None) -> dict[str, int | str]:
+def file_fingerprint(path: Path) -> dict[str, int | str]:
     """``path`` (absolute), ``bytes`` and ``blake2b`` of the whole content (hex of 16 bytes).
 
-    ``progress`` is called with the number of bytes read so far. Raises JobError for a file that cannot be read.
+    Raises JobError for a file that cannot be read.
     """
     digest = blake2b(digest_size=_DIGEST_BYTES)
     size = 0
@@ -29,8 +29,6 @@ def file_fingerprint(path: Path, progress: Callable[[int], None] | None = None) 
             for chunk in _chunks(file):
                 digest.update(chunk)
                 size += len(chunk)
-                if progress is not None:
-                    progress(size)
     except OSError as error:
         raise JobError(f"{path}: {error.strerror or error}") from error
     return {"path": path_text(path), "bytes": size, "blake2b": digest.hexdigest()}

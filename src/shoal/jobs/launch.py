@@ -6,8 +6,9 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from shoal.jobs.lock import JobLock
 from shoal.jobs.lookup import answers
 from shoal.jobs.manifest import Identity, Manifest, State
 from shoal.jobs.progress import ProgressDisplay
-from shoal.jobs.rows import BadRow, Row
-from shoal.jobs.source import Source, open_source
+from shoal.jobs.rows import BadRow, Line, Row
+from shoal.jobs.source import open_source
 from shoal.jobs.summary import OVER, Summary
 from shoal.jobs.tables import assemble, check_target
 from shoal.jobs.task import JobOptions, Task
@@ -46,43 +47,18 @@ def run(
     *,
     error_file: str | Path | None = None,
     show_progress: bool = True,
-    served: tuple[str, ...] = (),
-    defaults: Mapping[str, Any] | None = None,
-    chat: bool = False,
-    system: str | None = None,
-    prompt_column: str | None = None,
-    output_column: str = "output",
-    strict: bool = False,
-    restart: bool = False,
-    retry_errors: bool = False,
-    max_errors: int | None = None,
-    deadline: float | None = None,
-    timeout: float | None = None,
-    **engine: Any,
+    **settings: Any,
 ) -> Summary:
     """Run the batch file ``input`` into ``output``, durably: the same call again goes on where an earlier one ended.
 
-        summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_num_seqs=32)
+        summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_errors=100, max_num_seqs=32)
 
-    The keywords are the fields of JobOptions, then those of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises
-    JobError, ParameterError, and what LLM(model) raises.
+    ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
+    ParameterError, and what LLM(model) raises.
     """
-    options = JobOptions(
-        served=served,
-        defaults=defaults or {},
-        chat=chat,
-        system=system,
-        prompt_column=prompt_column,
-        output_column=output_column,
-        strict=strict,
-        restart=restart,
-        retry_errors=retry_errors,
-        max_errors=max_errors,
-        deadline=deadline,
-        timeout=timeout,
-    )
+    of_job = {field.name: settings.pop(field.name) for field in fields(JobOptions) if field.name in settings}
+    options, config = JobOptions(**of_job), EngineConfig(**settings)
     files = JobFiles.named(input, output, error_file)
-    config = EngineConfig(**engine)
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
@@ -316,7 +292,7 @@ def _naming_output(files: JobFiles) -> Iterator[None]:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _source(task: Task) -> AbstractContextManager[Source]:
+def _source(task: Task) -> AbstractContextManager[Iterable[Line]]:
     return open_source(task.files.input, task.options.prompt_column)
 
 

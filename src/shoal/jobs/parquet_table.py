@@ -26,7 +26,6 @@ class ParquetTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = path.stat().st_size
         self._pyarrow, self._parquet = _pyarrow()
         self._rows_read = 0
         with self._reading():
@@ -42,11 +41,6 @@ class ParquetTable:
     def columns(self) -> list[str]:
         """The names of the columns."""
         return list(self._schema.names)
-
-    @property
-    def bytes_read(self) -> int:
-        """The part of ``size`` that is behind, as if all rows were of one length."""
-        return self.size * self._rows_read // max(1, int(self._file.metadata.num_rows))
 
     def lines(self, column: str | None) -> Iterator[Line]:
         """The rows as plain rows with the prompts, or the messages, of ``column``.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import JobError
@@ -16,45 +15,26 @@ from shoal.jobs.streams import open_stream, table_format
 DEFAULT_PROMPT_COLUMN = "prompt"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Gives each Line of an input once, and holds no more than one of them (of a Parquet table: some megabytes).
-
-    ``size`` is the length of the file as stored, None where that cannot be known (a pipe). Iteration raises JobError,
-    naming file and place, for compressed data or Parquet that is damaged or cut short.
-    """
-
-    size: int | None
-    _lines: Iterable[Line]
-    _position: Callable[[], int]
-
-    def __iter__(self) -> Iterator[Line]:
-        return iter(self._lines)
-
-    @property
-    def bytes_read(self) -> int:
-        """How much of ``size`` is behind, about; 0 if ``size`` is not known."""
-        return self._position()
-
-
 @contextmanager
-def open_source(path: Path, prompt_column: str | None = None) -> Iterator[Source]:
+def open_source(path: Path, prompt_column: str | None = None) -> Iterator[Iterable[Line]]:
     """The input for reading, from its start: ``-`` is stdin with JSONL, else the suffix says what it is.
 
     ``.gz`` and ``.zst`` are decompressed; below that, ``.csv`` and ``.parquet`` are tables, whose prompts are in
     ``prompt_column`` (default ``prompt``; in Parquet also ``messages``), and all else is JSONL. Raises JobError for a
     table that cannot be read or has no such column.
+
+    Gives each Line once, and holds no more than one of them (of a Parquet table: some megabytes). Iteration raises JobError, naming
+    file and place, for compressed data or Parquet that is damaged or cut short.
     """
     match table_format(path):
         case "csv":
             with open_stream(path) as stream:
-                lines = CsvTable(path, stream, csv_delimiter(path)).lines(prompt_column or DEFAULT_PROMPT_COLUMN)
-                yield Source(stream.size, lines, lambda: stream.bytes_read)
+                yield CsvTable(path, stream, csv_delimiter(path)).lines(prompt_column or DEFAULT_PROMPT_COLUMN)
         case "parquet":
             with closing(ParquetTable(path)) as table:
-                yield Source(table.size, table.lines(prompt_column), lambda: table.bytes_read)
+                yield table.lines(prompt_column)
         case None if prompt_column is not None:
             raise JobError(f"{path}: has no column {prompt_column!r}: only .csv and .parquet files are tables")
         case None:
             with open_stream(path) as stream:
-                yield Source(stream.size, LineReader(stream), lambda: stream.bytes_read)
+                yield LineReader(stream)

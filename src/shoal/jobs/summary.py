@@ -56,11 +56,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             errors=errors,
         )
 
-    @property
-    def over(self) -> bool:
-        """Whether every row has its record."""
-        return self.state in OVER
-
     def lines(self) -> list[str]:
         """For people."""
         of = "" if self.rows is None else f" of {self.rows}"
@@ -74,7 +69,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         ]
 
 
-OVER = ("finished", "expired", "cancelled")
+OVER = ("finished", "expired", "cancelled")  # every row has its record
 
 
 def _times(count: int) -> str:

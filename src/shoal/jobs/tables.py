@@ -14,10 +14,8 @@ from shoal.jobs.durable import sync_folder
 from shoal.jobs.parquet_table import ParquetTable
 from shoal.jobs.streams import compression_of, open_stream, table_format
 
-DEFAULT_OUTPUT_COLUMN = "output"
 
-
-def check_target(source: Path, target: Path, column: str = DEFAULT_OUTPUT_COLUMN) -> None:
+def check_target(source: Path, target: Path, column: str) -> None:
     """Raise JobError, before any work, for a ``target`` that the results of ``source`` cannot be written to.
 
     Results are never compressed. A table (``table_format(target)``) needs an input that is a table of the same kind, and
@@ -41,9 +39,7 @@ def _columns(source: Path) -> list[str]:
         return CsvTable(source, stream, csv_delimiter(source)).header
 
 
-def assemble(
-    source: Path, results: Callable[[int], str | None], target: Path, column: str = DEFAULT_OUTPUT_COLUMN
-) -> None:
+def assemble(source: Path, results: Callable[[int], str | None], target: Path, column: str) -> None:
     """Write the table ``source`` with ``column`` at its end to ``target``, durably: all of it, or ``target`` stays.
 
     ``results`` is asked for the text of each row, by its number from 1, in order; None is an empty cell, or null.
