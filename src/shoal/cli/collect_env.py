@@ -54,9 +54,9 @@ def environment() -> dict[str, Any]:
     """The facts, ready for JSON. Memory is in bytes."""
     import psutil
 
-    from shoal import __version__
     from shoal.bench.machine import cpu_name
     from shoal.hub import models_folder
+    from shoal.version import __version__
 
     memory = psutil.virtual_memory()
     return {
