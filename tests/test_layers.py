@@ -19,6 +19,8 @@ RANKS = {
     "errors": 0,
     "params": 0,
     "version": 0,
+    "fair_lock": 0,
+    "progress": 0,
     "gguf": 1,
     "hub": 1,
     "text": 2,
@@ -26,6 +28,8 @@ RANKS = {
     "models": 3,
     "engine": 4,
     "outputs": 5,
+    "prompts": 5,
+    "dispatch": 5,
     "llm": 5,
     "openai": 6,
     "jobs": 7,
@@ -35,7 +39,14 @@ RANKS = {
 }
 
 # Modules of one rank of which the first may import the second.
-SAME_RANK = {("params", "errors"), ("llm", "outputs")}
+SAME_RANK = {
+    ("params", "errors"),
+    ("fair_lock", "errors"),
+    ("dispatch", "outputs"),
+    ("llm", "dispatch"),
+    ("llm", "outputs"),
+    ("llm", "prompts"),
+}
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.
 ROOMS = {"jobs.durable": 0, "jobs.input": 1, "jobs.running": 2}

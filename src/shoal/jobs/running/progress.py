@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
 from shoal.jobs.durable.ledger import Totals
+from shoal.progress import Bar
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -55,42 +53,24 @@ class ProgressDisplay:
     """Shows a job while it runs: a bar on a terminal, else a line every few seconds. A context manager."""
 
     def __init__(self, stream: TextIO) -> None:
-        console = Console(file=stream)
         self._stream = stream
         self._last_line = time.monotonic()
-        self._bar = _bar(console) if console.is_terminal else None
-        self._task = self._bar.add_task("", total=None, rows="0", failed=0, rate=0.0) if self._bar else None
+        self._bar = Bar("rows", None, stream=stream, kept=True)
 
     def __enter__(self) -> ProgressDisplay:
-        if self._bar is not None:
-            self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.__exit__()
 
     def update(self, progress: JobProgress) -> None:
         """Show where the job is now."""
-        if self._bar is not None and self._task is not None:
-            failed, rate = progress.totals.failed, progress.tokens_per_second
-            rows = str(progress.behind) if progress.rows is None else f"{progress.behind}/{progress.rows}"
-            self._bar.update(
-                self._task, total=progress.rows, completed=progress.behind, rows=rows, failed=failed, rate=rate
-            )
+        if self._bar.shown:
+            failed = f"{progress.totals.failed} failed, "
+            self._bar.update(progress.behind, progress.rows, progress.tokens, progress.seconds, failed)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             print(progress.line(), file=self._stream, flush=True)
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.fields[rows]} rows"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[failed]} failed, {task.fields[rate]:.1f} tokens/s"),
-        TimeRemainingColumn(),
-        console=console,
-    )
