@@ -199,7 +199,7 @@ def test_messages_that_are_refused(messages: Any, param: str) -> None:
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
+        ("response_format", {"type": "grammar"}),
         ("response_format", {"type": "json_schema", "json_schema": {}}),
         ("guided_json", {}),
         ("audio", {"voice": "a"}),

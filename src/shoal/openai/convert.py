@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai import structured
 from shoal.openai.schema import (
     APIError,
     ChatAnswer,
@@ -75,10 +76,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "length_penalty": (1,),
     "logit_bias": ({},),
     "modalities": (["text"],),
@@ -88,10 +85,8 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "priority": (0,),
     "reasoning_effort": (),
     "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "stream": (False,),
     "stream_options": (),
-    "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
@@ -110,7 +105,7 @@ class Call:
 
     ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
-    vLLM's field, not only for the echo.
+    vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     """
 
     kind: Literal["chat", "completion"]
@@ -119,6 +114,7 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    constraint_field: str = "structured_outputs"
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -135,11 +131,16 @@ def parse_chat(body: Any) -> Call:
     names = {"logprobs": "top_logprobs"}
     if chat.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    field, constraint = structured.structured_outputs(chat)
     params = _params(
-        chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
+        chat,
+        names,
+        max_tokens=_chat_max_tokens(chat),
+        logprobs=chat.top_logprobs if chat.logprobs else None,
+        structured_outputs=constraint,
     )
     shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown)
+    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown, constraint_field=field)
 
 
 def parse_completion(body: Any) -> Call:
@@ -147,9 +148,18 @@ def parse_completion(body: Any) -> Call:
     completion = _typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
-    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
+    field, constraint = structured.structured_outputs(completion)
+    params = _params(
+        completion,
+        {},
+        max_tokens=max_tokens,
+        logprobs=completion.logprobs,
+        prompt_logprobs=scored,
+        structured_outputs=constraint,
+    )
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion.prompt), params, completion.echo, shown)
+    prompt = _prompt(completion.prompt)
+    return Call("completion", completion.model, prompt, params, completion.echo, shown, field)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -171,6 +181,8 @@ def check_model(model: str | None, served: Collection[str]) -> None:
 
 def refusal(call: Call, error: RequestError | ParameterError | TemplateError) -> APIError:
     """What ``LLM.submit`` had against a request, in the words of its body."""
+    if isinstance(error, ParameterError) and error.field.startswith("structured_outputs"):
+        return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
@@ -181,7 +193,7 @@ def _typed(body: Any, kind: type[_Body]) -> _Body:
     if not isinstance(body, dict):
         raise APIError("the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    unsupported = _UNSUPPORTED.keys() - set(kind.__struct_fields__)
+    unsupported = (_UNSUPPORTED.keys() | structured.GUIDED.keys()) - set(kind.__struct_fields__)
     _refuse_unsupported({name: value for name, value in given.items() if name in unsupported})
     _refuse_unsendable(given)
     used = {name: value for name, value in given.items() if name not in unsupported}
@@ -195,6 +207,8 @@ def _typed(body: Any, kind: type[_Body]) -> _Body:
 
 def _refuse_unsupported(given: dict[str, Any]) -> None:
     for name, value in given.items():
+        if name in structured.GUIDED:
+            raise structured.refuse_guided(name)
         if not any(_same(value, off) for off in _UNSUPPORTED[name]):
             raise APIError(f"{name}: this version of shoal does not support it yet", name)
 
@@ -245,7 +259,8 @@ def _type_error(message: str) -> APIError:
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    others = ("model", *structured.FIELDS, *chosen)
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
