@@ -71,7 +71,7 @@ class ConstraintCompiler:
         if self._child is not None:
             self._child.close()
 
-    def _spec(self, params: StructuredOutputsParams) -> tuple[Spec, dict[str, Any] | bool]:
+    def _spec(self, params: StructuredOutputsParams) -> tuple[Spec, dict[str, Any]]:
         """What to compile, and the schema it comes from, if it does."""
         from shoal.constrain.grammar import Spec
 
@@ -84,12 +84,12 @@ class ConstraintCompiler:
             schema = prepare_schema(parse_schema(params.json), close_objects=closed)
             return Spec("json", json.dumps(schema), options), schema
         if params.json_object:
-            return Spec("json", '{"type": "object"}', options), True
+            return Spec("json", '{"type": "object"}', options), {}
         if params.structural_tag is not None:
-            return self._tag_spec(params.structural_tag, options, closed), True
+            return self._tag_spec(params.structural_tag, options, closed), {}
         if params.choice is not None:
-            return Spec("choice", json.dumps(params.choice), {}), True
-        return Spec(params.kind, params.regex or params.grammar or "", {}), True
+            return Spec("choice", json.dumps(params.choice), {}), {}
+        return Spec(params.kind, params.regex or params.grammar or "", {}), {}
 
     def _tag_spec(self, given: str | dict[str, Any], options: dict[str, Any], closed: bool) -> Spec:
         from shoal.constrain.grammar import Spec
@@ -103,7 +103,7 @@ class ConstraintCompiler:
             raise ParameterError(FIELD, tag, "a JSON object")
         return Spec("lark", structural_tag_grammar(tag, self._tokenizer, options, closed), {})
 
-    def _try(self, kind: str, spec: Spec, schema: dict[str, Any] | bool) -> _Kept:
+    def _try(self, kind: str, spec: Spec, schema: dict[str, Any]) -> _Kept:
         from shoal.constrain.grammar import GrammarError, compiled
         from shoal.constrain.matcher import MatcherConstraint
 
@@ -184,7 +184,7 @@ def _refuse_long(params: StructuredOutputsParams) -> None:
         raise ParameterError(field, f"{length} characters", f"at most {MAX_LENGTH} characters")
 
 
-def _refused(kind: str, spec: Spec, schema: dict[str, Any] | bool, reason: str) -> ParameterError:
+def _refused(kind: str, spec: Spec, schema: dict[str, Any], reason: str) -> ParameterError:
     if spec.kind == "json":
         error = explained(reason, schema)
         return error if kind == "json" else ParameterError(f"structured_outputs.{kind}", "it", error.allowed)

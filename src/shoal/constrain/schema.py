@@ -41,6 +41,7 @@ _INERT: dict[str, tuple[object, ...]] = {
     "format": ("password",),
 }
 _LARGEST = 2**63 - 1
+_LEAST = -(2**63) + 1024
 
 
 class Node(NamedTuple):
@@ -64,13 +65,13 @@ def parse_schema(schema: str | dict[str, Any] | bool) -> dict[str, Any] | bool:
     return value
 
 
-def prepare_schema(schema: dict[str, Any] | bool, *, close_objects: bool = False) -> dict[str, Any] | bool:
+def prepare_schema(schema: dict[str, Any] | bool, *, close_objects: bool = False) -> dict[str, Any]:
     """A copy without keywords that ask for nothing. ``close_objects``: objects have no properties but those listed, unless they say so.
 
     Raises ParameterError, naming keyword and place, for what would be passed over or bent silently.
     """
     if isinstance(schema, bool):
-        return schema
+        schema = {} if schema else {"anyOf": []}
     prepared: dict[str, Any] = json.loads(json.dumps(schema))
     if "x-guidance" in prepared:
         raise cannot("x-guidance", "")
@@ -113,19 +114,18 @@ def _children(node: Node) -> Iterator[Node]:
             yield Node(inside, value)
 
 
-def explained(reason: str, schema: dict[str, Any] | bool) -> ParameterError:
+def explained(reason: str, schema: dict[str, Any]) -> ParameterError:
     """What llguidance has against a schema, with the keyword's place where that can be told."""
-    inner = {} if isinstance(schema, bool) else schema
     unknown = re.search(r'Unimplemented keys: \["([^"]+)"', reason)
     if unknown:
-        return cannot(unknown[1], _place(inner, unknown[1]))
+        return cannot(unknown[1], _place(schema, unknown[1]))
     form = re.search(r"Unknown format: (.*)", reason)
     if form:
-        place = next((place for place, node in nodes(inner) if node.get("format") == form[1]), "")
+        place = next((place for place, node in nodes(schema) if node.get("format") == form[1]), "")
         return cannot(f"format {form[1]!r}", place)
     for start, keyword, why in _REASONS:
         if reason.startswith(start):
-            return cannot(keyword, _place(inner, keyword), why)
+            return cannot(keyword, _place(schema, keyword), why)
     return ParameterError(FIELD, "a schema", f"one that can be enforced: {reason}")
 
 
@@ -148,6 +148,8 @@ def _check_bounds(node: dict[str, Any], place: str) -> None:
         outside = bound > _LARGEST if "inimum" in keyword else bound < -_LARGEST - 1
         if outside or (abs(bound) < _LARGEST and int(float(bound)) != bound):
             raise cannot(f"{keyword} {bound}", place, "it has no exact place among 64-bit floats")
+        if "inimum" in keyword:  # the least of 64-bit integers is not understood; the next float is
+            node[keyword] = max(bound, _LEAST)
 
 
 def _check_count(node: dict[str, Any], place: str) -> None:

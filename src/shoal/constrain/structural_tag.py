@@ -151,8 +151,7 @@ class _Writer:
 
     def _schema(self, schema: dict[str, Any] | bool) -> str:
         prepared = prepare_schema(parse_schema(schema), close_objects=self._closed)
-        inner = prepared if isinstance(prepared, dict) else ({} if prepared else {"not": {}})
-        return f"%json {json.dumps({'x-guidance': dict(self._options), **inner})}"
+        return f"%json {json.dumps({'x-guidance': dict(self._options), **prepared})}"
 
     def _literal(self, text: str) -> str:
         return " ".join(map(self._piece, self._pieces(text)))
