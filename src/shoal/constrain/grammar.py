@@ -11,11 +11,12 @@ from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
 MAX_SECONDS = 1.5  # for compiling
 _MAX_REASON = 400  # characters
-# Items of a step bound what an ambiguous grammar costs at a token; 300 optional properties need about 1,500 of them. Fuel bounds
-# what a regular expression costs. A lexer state takes 1 to 2 kB.
+# Items bound what an ambiguous grammar costs: at a token's mask, and (those of a row) when the engine takes the token in; 120
+# optional properties, or a choice of 500 objects, need about as many. Fuel bounds what a regular expression costs. A lexer
+# state takes 1 to 2 kB.
 LIMITS = LLParserLimits(
-    step_max_items=3000,
-    max_items_in_row=2000,
+    step_max_items=2000,
+    max_items_in_row=500,
     step_lexer_fuel=100_000,
     initial_lexer_fuel=300_000,
     max_lexer_states=50_000,
@@ -39,18 +40,17 @@ class GrammarError(ValueError):
 def compiled(spec: Spec, tokenizer: LLTokenizer) -> LLMatcher:
     """A matcher at its beginning, its first mask computed: what that takes no step has to pay. Raises GrammarError."""
     matcher = LLMatcher(tokenizer, grammar_text(spec), log_level=0, limits=LIMITS)
-    if not matcher.is_error():
-        matcher.compute_bitmask()
+    first = int.from_bytes(b"" if matcher.is_error() else matcher.compute_bitmask(), "little")
     if matcher.is_error():
         raise GrammarError(reason_of(matcher))
-    if matcher.is_stopped():
+    if not first & ~sum(1 << token for token in set(tokenizer.eos_tokens)):
         raise GrammarError("it allows no text at all")
     return matcher
 
 
 def reason_of(matcher: LLMatcher) -> str:
     """What is wrong with a matcher, on one line and without the parser's inner state."""
-    reason = " ".join(matcher.get_error().partition("\n<state>")[0].split())
+    reason = " ".join(matcher.get_error().partition("\n<")[0].split())
     return reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "..."
 
 

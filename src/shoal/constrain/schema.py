@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from shoal.errors import ParameterError
 
 MAX_DEPTH = 100  # of nesting, in JSON; what parses it later gives up at 128
+MAX_OPTIONAL = 100  # properties of one object that may be left out: each of them may follow at every place
 FIELD = "structured_outputs.json"
 
 # Where a schema holds schemas: by name, in a list, or one.
@@ -154,9 +155,13 @@ def _check_bounds(node: dict[str, Any], place: str) -> None:
 
 def _check_count(node: dict[str, Any], place: str) -> None:
     """A name that is not listed may come twice and counts twice: more than one of those cannot be asked for."""
-    least, required = node.get("minProperties"), node.get("required")
-    listed = len(required) if isinstance(required, list) else 0
-    if isinstance(least, int) and least > listed + 1:
+    least, required, properties = node.get("minProperties"), node.get("required"), node.get("properties")
+    names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else set[str]()
+    optional = len(properties.keys() - names) if isinstance(properties, dict) else 0
+    if optional > MAX_OPTIONAL:
+        value = f"{optional} optional properties at #{place}"
+        raise ParameterError(FIELD, value, f"at most {MAX_OPTIONAL}; those that are required cost nothing")
+    if isinstance(least, int) and least > len(names) + 1:
         raise cannot(f"minProperties {least}", place, "of properties that are not listed it can ask for one at most")
 
 
