@@ -54,7 +54,7 @@ _leaves = st.one_of(
             {"enum": ["x", 2, None, [1]]},
             {"const": {"k": "v"}},
             {"type": "string", "pattern": "^[a-c]{1,3}-[0-9]$"},
-            {"type": "string", "format": "date"},
+            {"type": "string", "format": "uuid"},
             {"$ref": "#/$defs/pair"},
             {"$ref": "#/$defs/list"},
         ]
