@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from shoal import streams
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
@@ -62,7 +63,7 @@ def run(
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
-        return run_job(model, files, options, config, say=say_on_stderr, report=display.update)
+        return run_job(model, files, options, config, say=streams.say, report=display.update)
 
 
 def run_job(
@@ -75,11 +76,6 @@ def run_job(
         return _run_without_journal(task, say, report)
     with sigterm_interrupts(), _journal_folder(files):
         return _run_with_journal(task, say, report)
-
-
-def say_on_stderr(text: str) -> None:
-    """A line for people."""
-    print(f"shoal: {text}", file=sys.stderr, flush=True)
 
 
 # With a journal -------------------------------------------------------------------------------------------------------
