@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -49,7 +50,7 @@ def write(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 
 def run(model: Path, source: Path, output: Path, **keywords: Any) -> jobs.Summary:
-    return jobs.run(model, source, output, show_progress=False, **{**ENGINE, **keywords})
+    return jobs.run(model, source, output, **{"show_progress": False, **ENGINE, **keywords})
 
 
 def records(output: Path) -> dict[str, Any]:
@@ -433,3 +434,21 @@ def test_no_folder_for_temporary_files_is_said_with_the_way_out(
     monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
     with pytest.raises(JobError, match=r"no folder for temporary files: .*; set TMPDIR"):
         run(model, source, Path(os.devnull))
+
+
+def test_without_stderr_a_job_runs_and_says_nothing_elsewhere(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr("shoal.jobs.running.progress._SECONDS_BETWEEN_LINES", 0.0)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)  # finished already, which it says
+    assert len(records(tmp_path / "out.jsonl")) == 22
+    assert capsys.readouterr().out == ""
+
+
+def test_a_notebooks_stdout_takes_records(model: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(model, source, Path("-")).done == 20
+    assert len([json.loads(line) for line in stream.getvalue().splitlines()]) == 22
