@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import random
 import struct
-import sys
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +15,7 @@ from shoal.errors import GGUFError
 from shoal.gguf.header import MAX_ARRAY_STRINGS, MAX_DECODED_BYTES, MAX_METADATA, MAX_TENSORS, read_header
 from shoal.gguf.reader import GGUFFile, StringArray
 from tests.support import gguf_builder as build
+from tests.support.effort import at_most_lines
 from tests.support.gguf_builder import GGUFBuilder
 
 F32, Q4_0, Q4_K = 0, 2, 12
@@ -404,26 +401,6 @@ def test_a_large_file_costs_at_most_a_second_and_256_mib(name: str, tmp_path: Pa
         assert tracemalloc.get_traced_memory()[1] < 256 << 20
     finally:
         tracemalloc.stop()
-
-
-@contextmanager
-def at_most_lines(limit: int) -> Iterator[None]:
-    """The block fails as soon as it has run more lines and calls of Python."""
-    done = 0
-
-    def count(frame: FrameType, event: str, argument: object) -> Any:
-        nonlocal done
-        done += 1
-        if done > limit:
-            raise AssertionError(f"more than {limit} lines")
-        return count
-
-    before = sys.gettrace()
-    sys.settrace(count)
-    try:
-        yield
-    finally:
-        sys.settrace(before)
 
 
 def test_a_loop_without_end_runs_out_of_lines() -> None:
