@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import GGUFError, RequestError, TemplateError, UnsupportedError
+from shoal.errors import RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.text.chat import MAX_SOURCE, ChatTemplate, Message
 from shoal.text.tokenizer import Tokenizer
@@ -80,11 +80,24 @@ def test_a_file_without_template_has_none(tmp_path: Path) -> None:
         assert ChatTemplate.from_gguf(file) is None
 
 
-def test_a_template_that_is_no_text_or_too_long_is_refused(tmp_path: Path) -> None:
-    with GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf", chat_template=5)) as file, pytest.raises(GGUFError):
-        ChatTemplate.from_gguf(file)
-    with pytest.raises(UnsupportedError, match=str(MAX_SOURCE)):
-        ChatTemplate("x" * (MAX_SOURCE + 1))
+TOO_LONG = "x" * (MAX_SOURCE + 1)
+
+
+@pytest.mark.parametrize(("source", "said"), [(5, "int, must be str"), (TOO_LONG, f"at most {MAX_SOURCE}")])
+def test_a_file_s_template_that_is_no_text_or_too_long_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: Any, said: str
+) -> None:
+    with GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf", chat_template=source)) as file:
+        assert ChatTemplate.from_gguf(file) is None
+    assert re.search(f"tokenizer.chat_template.* {said}; chat will fail, completion works", caplog.text)
+
+
+def test_a_template_that_was_given_and_is_too_long_is_refused(tmp_path: Path) -> None:
+    with (
+        GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf")) as file,
+        pytest.raises(UnsupportedError, match=str(MAX_SOURCE)),
+    ):
+        ChatTemplate.from_gguf(file, TOO_LONG)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from shoal.errors import RequestError, TemplateError, UnsupportedError
+from shoal.errors import GGUFError, RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile, StringArray
 from shoal.text.marking import Marker, all_words, strings_in
 from shoal.text.sandbox import problem_of
@@ -35,8 +35,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", timeout: float = _TIMEOUT) -> None:
-        if len(source) > MAX_SOURCE:
-            raise UnsupportedError(f"tokenizer.chat_template: {len(source)} characters, at most {MAX_SOURCE}")
+        _check_length(source)
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._process = TemplateProcess(timeout)
@@ -45,14 +44,15 @@ class ChatTemplate:
     def from_gguf(cls, file: GGUFFile, source: str | None = None) -> ChatTemplate | None:
         """The template that stands in the file, or ``source`` with the file's tokens; None where there is neither.
 
-        Raises GGUFError where the file's template is no string, UnsupportedError where it is over a million characters.
-        One that cannot be compiled gets a warning in the log, and raises TemplateError when it is used.
+        Completion needs none, so what is wrong with the file's own gets a warning in the log: one that is no text or over a million
+        characters counts as none, one that cannot be compiled raises TemplateError when it is used. Raises UnsupportedError where
+        ``source`` is too long.
         """
-        source = file.get("tokenizer.chat_template", str, None) if source is None else source
+        source = _own_source(file) if source is None else source
         if source is None:
             return None
         if problem := problem_of(source):
-            _LOG.warning("tokenizer.chat_template: %s; chat will fail, completion works", problem)
+            _warn(f"tokenizer.chat_template: {problem}")
         return cls(source, bos_token=_token_text(file, "bos"), eos_token=_token_text(file, "eos"))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
@@ -136,6 +136,26 @@ class ChatTemplate:
         except TemplateError:
             return False
         return "probe" in rendered and "'type'" not in rendered
+
+
+def _own_source(file: GGUFFile) -> str | None:
+    """The template in a file, if it has one that can be used."""
+    try:
+        source: str | None = file.get("tokenizer.chat_template", str, None)
+        _check_length(source or "")
+    except (GGUFError, UnsupportedError) as problem:
+        _warn(str(problem))
+        return None
+    return source
+
+
+def _check_length(source: str) -> None:
+    if len(source) > MAX_SOURCE:
+        raise UnsupportedError(f"tokenizer.chat_template: {len(source)} characters, at most {MAX_SOURCE}")
+
+
+def _warn(problem: str) -> None:
+    _LOG.warning("%s; chat will fail, completion works", problem)
 
 
 def _token_text(file: GGUFFile, role: str) -> str:

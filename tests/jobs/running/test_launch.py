@@ -22,7 +22,7 @@ from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import run_job
 from shoal.jobs.running.progress import JobProgress
-from shoal.jobs.running.task import JobOptions
+from shoal.jobs.running.task import JobOptions, names_of
 from shoal.params import EngineConfig
 from tests.support.tiny_model import write_tiny_model
 
@@ -90,6 +90,12 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
     manifest = json.loads((tmp_path / "out.jsonl.shoal" / "manifest.json").read_text())
     assert manifest["summary"]["generated_tokens"] == summary.generated_tokens
     assert records(output).keys() == {f"row-{i}" for i in range(1, 22)} | {"line 22"}
+
+
+@pytest.mark.parametrize(("name", "known"), [("fish", ["fish"]), (b"Mod\xe8le", []), ("", [])])
+def test_a_model_is_called_by_its_own_name_if_that_is_text(tmp_path: Path, name: str | bytes, known: list[str]) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", name=name)
+    assert names_of("short:1b", path) == ("short:1b", str(path), "tiny.gguf", *known)
 
 
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:

@@ -128,10 +128,11 @@ def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
 
 
 def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
-    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
+    """What a model is called: the reference as given, its path and file name, and the name in its metadata, if that is text."""
     with GGUFFile.open(path) as file:
-        name = file.get("general.name", str, default="")
-    return tuple(dict.fromkeys(filter(None, (*map(printable, (model, path, path.name)), name))))
+        name = file.metadata.get("general.name")
+    own = [name] if isinstance(name, str) and name else []
+    return tuple(dict.fromkeys((*map(printable, (model, path, path.name)), *own)))
 
 
 def _template_digest(config: EngineConfig) -> str | None:
