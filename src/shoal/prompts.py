@@ -57,7 +57,7 @@ class PromptEncoder:
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            return Encoded(self._encode_chat(prompt["messages"], prompt.get("chat_template_kwargs") or {}), None)
+            return Encoded(self._encode_chat(prompt["messages"], _template_options(prompt)), None)
         expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
@@ -151,6 +151,13 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
     return ChatTemplate.from_gguf(file, source)
+
+
+def _template_options(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    options = prompt.get("chat_template_kwargs") or {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise RequestError(f"chat_template_kwargs: got {options!r:.60}, must be an object", "chat_template_kwargs")
+    return options
 
 
 def _content_length(message: Any) -> int:

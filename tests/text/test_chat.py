@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,51 @@ def test_a_template_that_computes_without_end_is_only_read_at_load(tmp_path: Pat
 def test_variables_reach_the_template(make: Make) -> None:
     template = make("{{ tools is none }} {{ mood }} {{ add_generation_prompt }}")
     assert template.render(USER, mood="good", add_generation_prompt=False) == "True good False"
+
+
+WORLDLY = {
+    "date": "{{ strftime_now('%A %d %B %Y %c %s') }}",
+    "random": "{{ range(100000) | random }}{{ lipsum(n=1, html=false) }}",
+    "order": "{% for x in messages[0].keys() - {'role': 1}.keys() %}{{ x }}{% endfor %}",
+    "memory": "{{ messages | map(attribute='role') }}",
+}
+
+
+@pytest.mark.parametrize("source", WORLDLY.values(), ids=WORLDLY)
+def test_a_prompt_follows_from_what_is_given_wherever_and_whenever_it_is_rendered(
+    make: Make, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    messages = [{"role": "user", "content": "hello", **{f"key{i}": "" for i in range(20)}}]
+    now = datetime(2024, 3, 1, 0, 30, tzinfo=timezone(timedelta(hours=9)))
+    prompts, encoded = [], []
+    for zone, locale in (("UTC", "C"), ("America/New_York", "de_DE.UTF-8"), ("Asia/Kolkata", "C.UTF-8")):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", locale)
+        monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        template = make(source)
+        prompts += [template.render(messages, strftime_now=now), template.render(messages, strftime_now=now)]
+        encoded.append(template.encode(tokenizer, messages, strftime_now=now))
+    assert len(set(prompts)) == 1
+    assert encoded[0] == encoded[1] == encoded[2]
+
+
+def test_the_date_is_that_of_the_clock_on_the_wall(make: Make) -> None:
+    template = make("{{ strftime_now('%Y-%m-%d %H:%M') }}")
+    zone = timezone(timedelta(hours=9))
+    assert template.render(USER, strftime_now=datetime(2024, 3, 1, 0, 30, tzinfo=zone)) == "2024-03-01 00:30"
+    before = datetime.now().replace(second=0, microsecond=0)
+    told = datetime.strptime(template.render(USER), "%Y-%m-%d %H:%M")
+    assert before <= told <= datetime.now()
+
+
+def test_what_is_random_differs_between_conversations(make: Make) -> None:
+    template = make("{{ range(100000) | random }}")
+    assert len({template.render([{"role": "user", "content": f"hello {i}"}]) for i in range(5)}) == 5
+
+
+def test_a_moment_that_is_none_is_refused(chatml: ChatTemplate) -> None:
+    with pytest.raises(RequestError, match="strftime_now: got str, must be a datetime"):
+        chatml.render(USER, strftime_now="2024-03-01")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

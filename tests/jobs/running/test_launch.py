@@ -9,7 +9,9 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,38 @@ def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path)
     assert (summary.state, summary.resumed, summary.done, summary.failed) == ("finished", 2, 20, 2)
     assert parts.read_bytes().startswith(first)
     assert records(parts) == records(whole)
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "-"])
+def test_all_rows_are_told_the_time_at_which_the_job_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], output: str
+) -> None:
+    model = write_tiny_model(tmp_path / "m.gguf", context=128, template="{{ strftime_now('%d %H:%M:%S.%f') }}")
+    talk = [{"role": "user", "content": "x"}]
+    source = write(tmp_path / "in.jsonl", *[{"messages": talk, "max_tokens": 1, "prompt_logprobs": 0}] * 6)
+    target = Path("-") if output == "-" else tmp_path / output
+    if output != "-":
+        stop(model, source, target, 2)
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+    try:
+        assert run(model, source, target).done == 6
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    lines = capfdbinary.readouterr().out if output == "-" else target.read_bytes()
+    answers = [json.loads(line)["response"]["body"] for line in lines.splitlines()]
+    prompts = {"".join(place_of(place) for place in body["prompt_logprobs"][1:]) for body in answers}
+    assert len(answers) == 6
+    assert len(prompts) == 1
+    if output != "-":
+        begun = json.loads((tmp_path / "out.jsonl.shoal" / "manifest.json").read_text())["created"]
+        assert datetime.fromtimestamp(begun).strftime("%d %H:%M:%S.%f")[1:] in prompts
+
+
+def place_of(place: dict[str, Any]) -> str:
+    (only,) = place.values()
+    return str(only["decoded_token"])
 
 
 def test_a_finished_job_is_left_alone(

@@ -7,7 +7,8 @@ A row is a line of a batch file (custom_id, method, url, body), or *plain*: the 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -102,7 +103,8 @@ class LineReader:
 class RowReader:
     """Makes Rows of Lines. Bodies may name the models in ``served``.
 
-    ``defaults`` are fields for bodies that do not set them. With ``chat``, plain rows with a prompt become chats.
+    ``defaults`` are fields for bodies that do not set them. With ``chat``, plain rows with a prompt become chats. ``now`` is the
+    moment that chat templates are told which ask for the date; None: that at which they are rendered.
     """
 
     def __init__(
@@ -110,10 +112,12 @@ class RowReader:
         served: Collection[str],
         defaults: Mapping[str, Any] = _NO_DEFAULTS,
         chat: ChatSettings | None = None,
+        now: datetime | None = None,
     ) -> None:
         self._served = served
         self._defaults = defaults
         self._chat = chat
+        self._now = now
 
     def read(self, line: Line) -> Row | BadRow:
         """The row in a line, or what is wrong with it."""
@@ -124,7 +128,12 @@ class RowReader:
             check_model(call.model, self._served)
         except APIError as error:
             return BadRow(line.number, custom_id, error)
-        return Row(line.number, custom_id, call)
+        return Row(line.number, custom_id, self._dated(call))
+
+    def _dated(self, call: Call) -> Call:
+        if self._now is None or not isinstance(call.prompt, dict) or "messages" not in call.prompt:
+            return call
+        return replace(call, prompt={**call.prompt, "chat_template_kwargs": {"strftime_now": self._now}})
 
     def _call(self, fields: dict[str, Any]) -> Call:
         if _is_plain(fields):

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,22 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it."""
+    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it. ``begun``: when its job was,
+    with the time zone; the date for chat templates that ask for one, so that it is the same for all rows and all runs."""
 
     path: Path
     served: tuple[str, ...]
     files: JobFiles
     options: JobOptions
     config: EngineConfig
+    begun: datetime
 
     @classmethod
     def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
-        """Resolves ``model``, downloading it if need be."""
+        """Resolves ``model``, downloading it if need be. The job is begun now."""
         path = hub.resolve(model)
-        return cls(path, options.served or names_of(model, path), files, options, config)
+        served = options.served or names_of(model, path)
+        return cls(path, served, files, options, config, datetime.now().astimezone())
 
     @property
     def from_stdin(self) -> bool:
@@ -89,7 +93,8 @@ class Task:
     def reader(self) -> RowReader:
         """Makes rows of the input's lines."""
         options = self.options
-        return RowReader(self.served, options.defaults, ChatSettings(options.system) if options.chat else None)
+        chat = ChatSettings(options.system) if options.chat else None
+        return RowReader(self.served, options.defaults, chat, self.begun)
 
     def identity(self) -> Identity:
         """All that the answers depend on."""
