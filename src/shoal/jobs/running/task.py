@@ -51,7 +51,9 @@ class JobOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        params = SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        plain = {name: getattr(params, name) for name in self.defaults}
+        object.__setattr__(self, "defaults", {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()})
         if self.system is not None and not self.chat:
             raise ParameterError("system", self.system, "given with chat")
         for name in ("system", "prompt_column", "output_column", "served"):
