@@ -22,6 +22,7 @@ RANKS = {
     "fair_lock": 0,
     "progress": 0,
     "gguf": 1,
+    "machine_limits": 1,
     "hub": 1,
     "text": 2,
     "kernels": 2,

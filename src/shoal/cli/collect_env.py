@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from typing import Any
 
@@ -51,25 +50,24 @@ def collect_env(as_json: bool) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The facts, ready for JSON. Memory is in bytes."""
+    """The facts, ready for JSON. Memory is in bytes; ``threads`` is how many compute unless --threads says so."""
     import psutil
 
     from shoal.bench.machine import cpu_name
     from shoal.hub import models_folder
+    from shoal.machine_limits import limits_in_force
     from shoal.version import __version__
 
-    memory = psutil.virtual_memory()
     return {
         "shoal": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
-        "threads": psutil.cpu_count(),
-        "usable_threads": _usable_threads(),
+        "hardware_threads": psutil.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        **limits_in_force(),
         **_cpu_backend(),
-        "memory": memory.total,
-        "memory_available": memory.available,
         "models_folder": str(models_folder()),
         "packages": _versions(),
     }
@@ -86,12 +84,6 @@ def _cpu_backend() -> dict[str, Any]:
         "cpu_flags": [flag for flag in _FLAGS if flag in features],
         "kernel_cache_folder": str(cache_folder()),
     }
-
-
-def _usable_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _versions() -> dict[str, str | None]:
@@ -113,4 +105,4 @@ def _in_words(value: Any) -> str:
         return " ".join(value)
     if isinstance(value, int) and value >= 1 << 20:
         return f"{value / 2**30:.1f} GiB"
-    return str(value)
+    return "-" if value is None else str(value)
