@@ -17,6 +17,7 @@ SOURCE = Path(shoal.__file__).parent
 
 RANKS = {
     "errors": 0,
+    "folders": 0,
     "params": 0,
     "gguf": 1,
     "hub": 1,
