@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shoal.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from shoal.params import EngineConfig, SamplingParams
     from shoal.text.tokenizer import Tokenizer
 
-__version__ = "0.1.0"
 
 __all__ = [
     "LLM",

@@ -1,7 +1,8 @@
 """LLM: text in, text out. Prompts become token ids, and the engine's ids become text that ends where it should.
 
 Everything goes through one path: ``submit`` puts a request into the engine, a step moves all of them on, and ``generate``,
-``chat``, ``stream`` and ``step`` only differ in how long they wait for what.
+``chat``, ``stream`` and ``step`` only differ in how long they wait for what. Prompts become ids in ``prompts``, text grows in
+``outputs``, threads take turns in ``dispatch``.
 """
 
 from __future__ import annotations
@@ -12,45 +13,35 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from shoal import hub
-from shoal.engine.engine import Engine, Output, Request
+from shoal.dispatch import Dispatcher
+from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
-from shoal.errors import ParameterError, RequestError, TemplateError, UnsupportedError
+from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
-from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
+from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
 from shoal.params import EngineConfig, SamplingParams, check_seconds
-from shoal.text.chat import ChatTemplate
-from shoal.text.tokenizer import Tokenizer
+from shoal.progress import Bar
+from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
-Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
-Message = Mapping[str, Any]
-Params = SamplingParams | Iterable[SamplingParams] | None
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
-
-
-class _Encoded(NamedTuple):
-    """A prompt as ids, and as text where it was given as text."""
-
-    ids: list[int]
-    text: str | None
 
 
 class _Limits(NamedTuple):
@@ -60,25 +51,8 @@ class _Limits(NamedTuple):
     queue_timeout: float | None
 
 
-@dataclass(slots=True, eq=False)
-class _Scoring:
-    """The logits of one input, filled in step by step: [n, vocab]."""
-
-    logits: Logits
-    filled: int = 0
-    error: str | None = None
-
-    def take(self, output: Output) -> None:
-        """Add the rows that a step brought."""
-        self.error = output.error
-        if output.logits is not None:
-            rows = len(output.logits)
-            self.logits[self.filled : self.filled + rows] = output.logits
-            self.filled += rows
-
-
 class LLM:
-    """A model and everything it takes to run it. Use it from one thread at a time; it is a context manager.
+    """A model and everything it takes to run it. A context manager.
 
         llm = LLM("smollm2:135m", max_num_seqs=32)
         for out in llm.generate(["Hello", "The capital of France is"], SamplingParams(temperature=0)):
@@ -94,6 +68,11 @@ class LLM:
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.
 
+    Any thread may call any method at any time, also from asyncio's executors: the requests of all threads are computed in the
+    same steps, and each gets what it would get alone (those without a seed are numbered as they come). ``step`` reports what was
+    submitted, by whichever thread. ``close`` ends what others wait for with finish_reason "abort". After a fork the child can go
+    on with a copy of its own, unless another thread was inside just then: then the child gets an EngineError.
+
     Raises ModelNotFoundError, GGUFError, UnsupportedError, MemoryLimitError or ParameterError where the model cannot be run.
     """
 
@@ -107,18 +86,21 @@ class LLM:
     ) -> None:
         self.config = _config(config, flags)
         self.path = hub.resolve(model)
-        self.tokenizer: Tokenizer | None = None
-        self.chat_template: ChatTemplate | None = None
-        self._active: dict[str, Generation | _Scoring] = {}
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
-        self._submitted = 0
+        self._numbers = itertools.count()
         self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                self._load(file)
+                longest = max_model_len(ModelConfig.from_gguf(file), self.config)
+                self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                loaded = load_model(file, self._backend, max_model_len=longest)
+            self.vocab_size = loaded.config.vocab_size
+            self.engine = Engine(loaded, self._backend, self.config)
         except BaseException:
             self._backend.close()
             raise
+        self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._dispatcher = Dispatcher(self.engine)
 
     def __enter__(self) -> LLM:
         return self
@@ -130,11 +112,8 @@ class LLM:
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
-        for request_id in list(self._active):
-            self.abort(request_id)
-        self.engine.close()
-        if self.chat_template is not None:
-            self.chat_template.close()
+        self._dispatcher.close()
+        self._prompts.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -184,8 +163,8 @@ class LLM:
         """
         limits = _limits(timeout, queue_timeout)
         if not isinstance(prompts, (str, Mapping, Sequence)):
-            return self._answers(_pairs_of(iter(prompts), sampling_params), limits, use_tqdm)
-        return self._all_answers(_pairs(prompts, sampling_params), limits, use_tqdm)
+            return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
+        return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
 
     def _all_answers(
         self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
@@ -195,15 +174,13 @@ class LLM:
         try:
             for prompt, params in pairs:
                 started.append(self._start(prompt, params, limits, sink))
-            with _Bar(len(started), show=show) as bar:
-                waiting = sum(isinstance(item, Generation) for item in started)
-                bar.update(finished=len(started) - waiting)
+            with _counting(len(started), show) as count:
+                waiting = {item for item in started if isinstance(item, Generation)}
+                count(len(started) - len(waiting))
                 while waiting:
-                    self._advance()
-                    finished = sum(generation.finished for generation in sink)
-                    bar.update(tokens=len(sink), finished=finished)
-                    waiting -= finished
-                    sink.clear()
+                    changed = self._dispatcher.next_changed(sink)
+                    waiting -= {item for item in changed if item.finished}
+                    count(len(started) - len(waiting), len(changed))
         finally:
             self._drop(started)
         return [_output(item) for item in started]
@@ -213,14 +190,13 @@ class LLM:
         starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
         window: deque[Generation | RequestOutput] = deque()
         try:
-            with _Bar(None, show=show) as bar:
+            answered = 0
+            with _counting(None, show) as count:
                 while _refill(window, starting, self.config.max_num_seqs):
                     if not window[0].finished:
-                        self._advance()
-                    bar.update(tokens=len(sink))
-                    sink.clear()
+                        count(answered, len(self._dispatcher.next_changed(sink)))
                     while window and window[0].finished:
-                        bar.update(finished=1)
+                        answered += 1
                         yield _output(window.popleft())
         finally:
             self._drop(window)
@@ -289,7 +265,7 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        return self._stream(_pairs(prompts, sampling_params), _limits(timeout, queue_timeout))
+        return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
 
     def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
@@ -298,14 +274,12 @@ class LLM:
             for prompt, params in pairs:
                 started.append(self._start(prompt, params, limits, sink))
             yield from [item for item in started if isinstance(item, RequestOutput)]
-            waiting = {item for item in started if isinstance(item, Generation)}
+            waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
-                self._advance()
-                # One that is aborted while another is yielded comes up twice: its end is told once.
-                for generation in [item for item in _changed(sink) if item in waiting]:
-                    if generation.finished:
-                        waiting.remove(generation)
-                    yield generation.snapshot()
+                for output in self._dispatcher.next_outputs(sink):
+                    if output.finished:
+                        waiting.remove(output.request_id)
+                    yield output
         finally:
             self._drop(started)
 
@@ -322,16 +296,14 @@ class LLM:
         id that the model does not have.
         """
         many = _id_lists(ids)
-        request_ids: list[str] = []
+        sink: list[Scoring] = []
+        scored: list[Scoring] = []
         try:
-            request_ids.extend(map(self._start_scoring, many))  # one by one: an error leaves those before it here
-            found = [self._active[request_id] for request_id in request_ids]
-            while any(request_id in self._active for request_id in request_ids):
-                self._advance()
+            scored.extend(self._start_scoring(item, sink) for item in many)  # an error leaves those before it here
+            while not all(item.finished for item in scored):
+                self._dispatcher.next_changed(sink)
         finally:
-            for request_id in request_ids:
-                self.abort(request_id)
-        scored = [item for item in found if isinstance(item, _Scoring)]
+            self._dispatcher.drop(scored)
         for item in scored:
             if item.error is not None:
                 raise RequestError(item.error)
@@ -342,7 +314,8 @@ class LLM:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        return self.engine.has_work or bool(self._inbox)
+        told = any(item.finish_reason != "abort" for item in self._inbox)
+        return self._dispatcher.has_work or told
 
     def submit(
         self,
@@ -357,28 +330,23 @@ class LLM:
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits = _limits(timeout, queue_timeout)
-        return self._submit(prompt, params or SamplingParams(), limits, self._inbox, request_id).request_id
+        limits, number = _limits(timeout, queue_timeout), next(self._numbers)
+        name = str(number) if request_id is None else request_id
+        return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        self._advance()
-        changed = _changed(self._inbox)
-        return [generation.snapshot() for generation in changed if generation.finish_reason != "abort"]
+        outputs = self._dispatcher.step(self._inbox)
+        return [output for output in outputs if output.outputs[0].finish_reason != "abort"]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
-        item = self._active.pop(request_id, None)
-        if isinstance(item, Generation) and not item.finished:
-            item.finish_reason = "abort"
-            if item.sink is not self._inbox:
-                item.sink.append(item)
-        return item is not None and self.engine.abort(request_id)
+        return self._dispatcher.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
-        return self._encoded(prompt).ids
+        return self._prompts.encode(prompt).ids
 
     # -- the one path ------------------------------------------------------------------------------------------------
 
@@ -386,11 +354,11 @@ class LLM:
         self, prompt: Prompt, params: SamplingParams, limits: _Limits, sink: list[Generation]
     ) -> Generation | RequestOutput:
         """Submit a request of many: its fault becomes its output."""
-        request_id = str(self._submitted)
+        number = next(self._numbers)
         try:
-            return self._submit(prompt, params, limits, sink, request_id)
+            return self._submit(prompt, params, limits, sink, number, str(number))
         except (RequestError, ParameterError, TemplateError) as error:
-            return RequestOutput.failed(request_id, prompt if isinstance(prompt, str) else None, str(error))
+            return RequestOutput.failed(str(number), prompt if isinstance(prompt, str) else None, str(error))
 
     def _submit(
         self,
@@ -398,93 +366,26 @@ class LLM:
         params: SamplingParams,
         limits: _Limits,
         sink: list[Generation],
-        request_id: str | None,
+        number: int,
+        request_id: str,
     ) -> Generation:
-        number, self._submitted = self._submitted, self._submitted + 1
-        if request_id is None:
-            request_id = str(number)
-        ids, text = self._encoded(prompt)
+        ids, text = self._prompts.encode(prompt)
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        self.engine.add(Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict()))
         generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
-        self._active[request_id] = generation
+        request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
+        self._dispatcher.start(request, generation)
         return generation
 
-    def _start_scoring(self, ids: Sequence[int]) -> str:
-        request_id = f"logits-{self._submitted}"
-        self._submitted += 1
-        self.engine.add(Request(request_id, tuple(_token_ids(ids)), SamplingParams(), want_logits=True))
-        self._active[request_id] = _Scoring(np.empty((len(ids), self.vocab_size), np.float32))
-        return request_id
-
-    def _advance(self) -> None:
-        """One step: everybody's generations take in what it brought, and go to the sinks of those who wait for them."""
-        for output in self.engine.step():
-            item = self._active.get(output.request_id)
-            if item is None:  # aborted, or ended by a stop string
-                continue
-            item.take(output)
-            if output.finished:
-                del self._active[output.request_id]
-            elif isinstance(item, Generation) and item.finished:
-                self.abort(item.request_id)
+    def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
+        request_id = f"logits-{next(self._numbers)}"
+        request = Request(request_id, tuple(token_ids(ids)), SamplingParams(), want_logits=True)
+        scoring = Scoring(request_id, np.empty((len(ids), self.vocab_size), np.float32), sink)
+        self._dispatcher.start(request, scoring)
+        return scoring
 
     def _drop(self, started: Iterable[Generation | RequestOutput]) -> None:
-        """Abort what the caller no longer waits for; after a normal end there is nothing left to abort."""
-        for item in started:
-            if not item.finished:
-                self.abort(item.request_id)
-
-    # -- prompts -----------------------------------------------------------------------------------------------------
-
-    def _encoded(self, prompt: Prompt) -> _Encoded:
-        if isinstance(prompt, str):
-            return _Encoded(self._encode_text(prompt), prompt)
-        if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
-            return _Encoded(_token_ids(prompt["prompt_token_ids"]), None)
-        if isinstance(prompt, Mapping) and "messages" in prompt:
-            return _Encoded(self._encode_chat(prompt["messages"], prompt.get("chat_template_kwargs") or {}), None)
-        expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
-        raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
-
-    def _encode_text(self, text: str) -> list[int]:
-        tokenizer = self._needed_tokenizer("a text prompt")
-        if not text:
-            raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
-        self._refuse_hopeless(tokenizer, len(text))
-        return tokenizer.encode(text)
-
-    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
-        tokenizer = self._needed_tokenizer("a conversation")
-        if self.chat_template is None:
-            raise RequestError(f"{self.path.name} has no chat template; give one with chat_template", "messages")
-        self._refuse_hopeless(tokenizer, sum(_content_length(message) for message in messages))
-        return self.chat_template.encode(tokenizer, messages, **options)
-
-    def _needed_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise RequestError(f'{what} needs a tokenizer, which skip_tokenizer_init left out; give "prompt_token_ids"')
-        return self.tokenizer
-
-    def _refuse_hopeless(self, tokenizer: Tokenizer, num_bytes: int) -> None:
-        """Refuse before it is encoded what could not fit if every token were the longest."""
-        least, longest = tokenizer.min_tokens_for(num_bytes), self.engine.max_model_len
-        if least > longest:
-            raise RequestError(
-                f"the prompt of {num_bytes} characters is at least {least} tokens; max_model_len is {longest}", "prompt"
-            )
-
-    # -- loading -----------------------------------------------------------------------------------------------------
-
-    def _load(self, file: GGUFFile) -> None:
-        if not self.config.skip_tokenizer_init:
-            self.tokenizer = _tokenizer(file)
-            self.chat_template = _chat_template(file, self.config.chat_template)
-        longest = max_model_len(ModelConfig.from_gguf(file), self.config)
-        model = load_model(file, self._backend, max_model_len=longest)
-        self.vocab_size = model.config.vocab_size
-        self.engine = Engine(model, self._backend, self.config)
+        self._dispatcher.drop(item for item in started if isinstance(item, Generation))
 
 
 def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
@@ -495,24 +396,6 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
-
-
-def _tokenizer(file: GGUFFile) -> Tokenizer:
-    try:
-        return Tokenizer.from_gguf(file)
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{error}; skip_tokenizer_init=True runs the model on token ids alone") from error
-
-
-def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | None:
-    """The template that was given (a path, or the text itself), else the file's own, else None."""
-    try:
-        source = given.read_text(encoding="utf-8") if isinstance(given, Path) else given
-    except UnicodeDecodeError as error:
-        raise ParameterError(
-            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
-        ) from None
-    return ChatTemplate.from_gguf(file, source)
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:
@@ -533,62 +416,10 @@ def _refill(
     return bool(window)
 
 
-def _pairs(prompts: Prompt | Sequence[Prompt], params: Params) -> list[tuple[Prompt, SamplingParams]]:
-    """Each prompt with its parameters."""
-    many = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
-    if not many:
-        raise RequestError("the batch is empty; it needs at least 1 prompt", "prompts")
-    if params is None or isinstance(params, SamplingParams):
-        each = [params or SamplingParams()] * len(many)
-    else:
-        each = list(params)
-    if len(each) != len(many):
-        raise ParameterError(
-            "sampling_params", f"{len(each)} items", f"one, or as many as there are prompts ({len(many)})"
-        )
-    return list(zip(many, map(_checked, each), strict=True))
-
-
-def _pairs_of(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[Prompt, SamplingParams]]:
-    """As ``_pairs``, but each only when it is asked for."""
-    if params is None or isinstance(params, SamplingParams):
-        params = itertools.repeat(params or SamplingParams())
-    each = iter(params)
-    for number, prompt in enumerate(prompts):
-        item = next(each, None)
-        if item is None:
-            raise ParameterError("sampling_params", f"{number} items", "one, or as many as there are prompts")
-        yield prompt, _checked(item)
-
-
-def _checked(params: Any) -> SamplingParams:
-    if not isinstance(params, SamplingParams):
-        raise ParameterError("sampling_params", params, "SamplingParams")
-    return params
-
-
 def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
-
-
-def _changed(sink: list[Generation]) -> list[Generation]:
-    """Empty a sink: each generation in it once."""
-    changed = list(dict.fromkeys(sink))
-    sink.clear()
-    return changed
-
-
-def _content_length(message: Any) -> int:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return len(content) if isinstance(content, str) else 0
-
-
-def _token_ids(ids: Any) -> list[int]:
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, (Sequence, np.ndarray)):
-        raise RequestError(f"prompt_token_ids is {type(ids).__name__}, must be a list of integers", "prompt_token_ids")
-    return [int(token) if isinstance(token, np.integer) else token for token in ids]
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
@@ -602,39 +433,18 @@ def _derived_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "little")
 
 
-class _Bar:
-    """Progress on stderr, where that is a terminal: requests done, tokens a second, time left."""
+@contextmanager
+def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
+    """A function for the progress bar: it hears how many requests are finished, and how many tokens a step has brought."""
+    tokens, start = 0, time.monotonic()
 
-    def __init__(self, total: int | None, *, show: bool) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("requests"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not (show and console.is_terminal),
-        )
-        self._task = self._progress.add_task("", total=total, rate=0.0)
-        self._tokens = 0
-        self._start = time.monotonic()
+    def count(finished: int, new_tokens: int = 0) -> None:
+        nonlocal tokens
+        tokens += new_tokens
+        bar.update(finished, total, tokens, time.monotonic() - start)
 
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def update(self, *, tokens: int = 0, finished: int = 0) -> None:
-        """Count what a step brought."""
-        if self._progress.disable:
-            return
-        self._tokens += tokens
-        rate = self._tokens / max(1e-9, time.monotonic() - self._start)
-        self._progress.update(self._task, advance=finished, rate=rate)
+    with Bar("requests", total, show=show) as bar:
+        yield count
 
 
 def _say_compiled(kernel: str) -> None:

@@ -1,8 +1,12 @@
-"""What a caller gets back: RequestOutput, and how one grows token by token (text, stop strings, log-probabilities)."""
+"""What a caller gets back: RequestOutput, and how one grows token by token (text, stop strings, log-probabilities); logits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shoal.engine.engine import Metrics, Output, TokenLogprobs
 from shoal.params import SamplingParams
@@ -142,7 +146,7 @@ class Generation:
     prompt_token_ids: list[int]
     params: SamplingParams
     tokenizer: Tokenizer | None
-    sink: list[Generation]
+    sink: list[Any]
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
@@ -181,6 +185,12 @@ class Generation:
         elif self._stops.found is not None:
             self.finish_reason, self.stop_reason = "stop", self._stops.found
         self.sink.append(self)
+
+    def abort(self) -> None:
+        """End it where it is, unless it has ended."""
+        if not self.finished:
+            self.finish_reason = "abort"
+            self.sink.append(self)
 
     def snapshot(self) -> RequestOutput:
         """How far it is: an output of its own, that later steps do not change."""
@@ -240,3 +250,30 @@ class Generation:
         if self.tokenizer is None or token >= self.tokenizer.vocab_size:
             return Logprob(logprob, rank, "")
         return Logprob(logprob, rank, self.tokenizer.token_bytes(token).decode("utf-8", "replace"))
+
+
+@dataclass(slots=True, eq=False)
+class Scoring:
+    """The logits of one input, filled in step by step: [n, vocab]. ``sink`` as in ``Generation``."""
+
+    request_id: str
+    logits: NDArray[np.float32]
+    sink: list[Any]
+    finished: bool = False
+    error: str | None = None
+    _filled: int = 0
+
+    def take(self, output: Output) -> None:
+        """Add the rows that a step brought."""
+        self.error, self.finished = output.error, output.finished
+        if output.logits is not None:
+            rows = len(output.logits)
+            self.logits[self._filled : self._filled + rows] = output.logits
+            self._filled += rows
+        self.sink.append(self)
+
+    def abort(self) -> None:
+        """End it where it is, unless it has ended."""
+        if not self.finished:
+            self.error, self.finished = "the request was aborted", True
+            self.sink.append(self)

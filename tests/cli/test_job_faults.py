@@ -231,7 +231,7 @@ def test_a_finished_job_stays_as_it_is(place: Place) -> None:
     program = "import sys; from shoal.cli.main import main; code = main(); print(*sys.modules); sys.exit(code)"
     done = place.finish([sys.executable, "-c", program, *place.command()[3:]])
     assert done.returncode == 0
-    assert "shoal.jobs.launch" in done.stdout.split()
+    assert "shoal.jobs.running.launch" in done.stdout.split()
     assert "shoal.kernels.reference" not in done.stdout.split()  # the model was not loaded
     assert "finished already" in done.stderr
     assert place.files() == before

@@ -25,7 +25,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from shoal.jobs import journal
+from shoal.jobs.durable import journal
 from tests.support.tiny_model import write_tiny_model
 
 ROWS = 300
@@ -35,7 +35,7 @@ KILLS_PER_JOB = 6
 PROGRAM = """
 import sys
 from shoal.cli.main import main
-from shoal.jobs import ledger
+from shoal.jobs.durable import ledger
 ledger._SHORTEST_INTERVAL = float(sys.argv.pop(1))
 ledger._INTERVAL_PER_COST = 1
 sys.exit(main())

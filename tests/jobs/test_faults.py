@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.jobs.ledger import Ledger, Usage
+from shoal.jobs.durable.ledger import Ledger, Usage
 from tests.jobs.disk import CALLS, Disk, FaultyCalls, Stopped, intercepted, no_waiting
 
 ROWS = range(1, 11)

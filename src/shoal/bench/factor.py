@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shoal import __version__, hub
+from shoal import hub
 from shoal.bench.machine import cpu_name
 from shoal.bench.store import read_json, write_json
 from shoal.errors import NotMeasuredError
 from shoal.folders import cache_folder
-from shoal.jobs.fingerprint import model_fingerprint
+from shoal.jobs.durable.fingerprint import model_fingerprint
 from shoal.kernels.load import load_backend
+from shoal.version import __version__
 
 Factors = Mapping[int, Mapping[int, float]]  # by prompt length and number of sequences
 

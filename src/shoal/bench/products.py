@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shoal.bench.random_weights import random_rows
+from shoal.bench.models.random_weights import random_rows
 from shoal.gguf.quants import QuantFormat, format_named
 from shoal.kernels.base import (
     PAGE_SIZE,

@@ -16,10 +16,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from shoal import __version__
 from shoal.errors import EngineError
 from shoal.llm import LLM
 from shoal.params import SamplingParams
+from shoal.version import __version__
 
 _GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=None)
 

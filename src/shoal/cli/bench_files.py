@@ -23,8 +23,8 @@ def quantize(model: str, type_name: str, out: Path, peer_python: str, threads: i
     What MODEL lost when it was quantised stays lost: such files are for measuring speed.
     """
     from shoal import hub
-    from shoal.bench import quantize as quantiser
-    from shoal.bench.peer import LLAMA_CPP, importable
+    from shoal.bench.models import quantize as quantiser
+    from shoal.bench.peers.programs import LLAMA_CPP, importable
 
     importable({LLAMA_CPP: peer_python})  # before a model is downloaded in vain
     quantiser.quantize(hub.resolve(model), type_name, out, python=peer_python, threads=threads)
@@ -39,7 +39,7 @@ def quantize(model: str, type_name: str, out: Path, peer_python: str, threads: i
 def random_model(out: Path, shape: str, type_name: str, tokenizer_from: str, seed: int) -> None:
     """Write a model with random weights, to measure speed with."""
     from shoal import hub
-    from shoal.bench.random_model import SHAPES, mix_of, write_random_model
+    from shoal.bench.models.random_model import SHAPES, mix_of, write_random_model
     from shoal.errors import ParameterError
 
     if shape not in SHAPES:

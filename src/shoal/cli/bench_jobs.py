@@ -63,7 +63,7 @@ def jobs(model: str, output_json: Path | None, **settings: Any) -> None:
     Results go to files in the system's temporary folder ($TMPDIR), which should be on a disk.
     """
     from shoal import hub
-    from shoal.bench.jobs import JobsPlan, measure_jobs
+    from shoal.bench.jobs.measure import JobsPlan, measure_jobs
 
     plan = JobsPlan(model=hub.resolve(model), **settings)
     report = measure_jobs(plan, lambda line: click.echo(line, err=True))

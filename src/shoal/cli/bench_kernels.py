@@ -10,8 +10,8 @@ import click
 from shoal.cli.bench_options import POSITIVE, numbers, output_json_option, show
 
 if TYPE_CHECKING:
-    from shoal.bench.kernels import KernelReport
-    from shoal.bench.step_ops import StepOpsReport
+    from shoal.bench.kernels.measure import KernelReport
+    from shoal.bench.kernels.step_ops import StepOpsReport
 
 _OPS = ("linear", "attention", "sample")
 
@@ -103,7 +103,7 @@ def kernels(ops: tuple[str, ...], threads: int | None, output_json: Path | None,
 
 
 def _measure_products(settings: dict[str, Any]) -> KernelReport:
-    from shoal.bench.kernels import Plan, measure_kernels
+    from shoal.bench.kernels.measure import Plan, measure_kernels
 
     names = ("types", "rows", "shape", "cached_shape", "rounds", "threads", "device")
     plan = Plan(**{name: settings[name] for name in names})
@@ -111,7 +111,7 @@ def _measure_products(settings: dict[str, Any]) -> KernelReport:
 
 
 def _measure_step_ops(ops: tuple[str, ...], settings: dict[str, Any]) -> StepOpsReport:
-    from shoal.bench.step_ops import StepOpsPlan, measure_step_ops
+    from shoal.bench.kernels.step_ops import StepOpsPlan, measure_step_ops
     from shoal.kernels.base import AttentionShape
 
     heads, kv_heads, size = settings["heads"]

@@ -60,8 +60,8 @@ def peers(
 ) -> None:
     """shoal, llama.cpp and OpenVINO GenAI in turns on the same file; prints Markdown."""
     from shoal import hub
-    from shoal.bench.peer import LLAMA_CPP, OPENVINO, importable
-    from shoal.bench.peers import Plan, compare_with_peers
+    from shoal.bench.peers.measure import Plan, compare_with_peers
+    from shoal.bench.peers.programs import LLAMA_CPP, OPENVINO, importable
 
     pythons = {LLAMA_CPP: peer_python, OPENVINO: openvino_python or peer_python}
     importable(pythons)  # before a model is downloaded in vain

@@ -22,7 +22,7 @@ from shoal.cli.options import model_argument
 def startup(model: str, disable_detokenize: bool, output_json: Path | None, **settings: Any) -> None:
     """Seconds from starting Python to the first token, stage by stage, with a cold and a warm kernel cache; prints Markdown."""
     from shoal import hub
-    from shoal.bench.startup import StartupPlan, measure_startup
+    from shoal.bench.startup.measure import StartupPlan, measure_startup
 
     plan = StartupPlan(model=hub.resolve(model), skip_tokenizer_init=disable_detokenize, **settings)
     report = measure_startup(plan, lambda line: click.echo(line, err=True))

@@ -56,9 +56,9 @@ def sweep(
     that it finds are shown by `shoal inspect`.
     """
     from shoal import hub
-    from shoal.bench import sweep as bench
     from shoal.bench.machine import usable_cores
-    from shoal.bench.sweep_report import as_markdown
+    from shoal.bench.sweep import measure as bench
+    from shoal.bench.sweep.report import as_markdown
 
     plan = bench.SweepPlan(
         models=tuple(hub.resolve(model) for model in models),
@@ -73,7 +73,7 @@ def sweep(
     if importlib.util.find_spec("matplotlib") is None:
         _say(_NO_PLOTS)
         return
-    from shoal.bench.plots import draw
+    from shoal.bench.sweep.plots import draw
 
     for path in draw(cells, output_dir):
         _say(f"plot: {path}")

@@ -55,9 +55,9 @@ def environment() -> dict[str, Any]:
     """The facts, ready for JSON. Memory is in bytes."""
     import psutil
 
-    from shoal import __version__
     from shoal.bench.machine import cpu_name
     from shoal.folders import cache_folder
+    from shoal.version import __version__
 
     memory = psutil.virtual_memory()
     return {

@@ -21,7 +21,7 @@ def status(output: Path, as_json: bool) -> None:
     """How far the job that writes OUTPUT is."""
     import msgspec
 
-    from shoal.jobs.control import status
+    from shoal.jobs.running.control import status
 
     found = status(output)
     click.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else "\n".join(found.lines()))
@@ -31,7 +31,7 @@ def status(output: Path, as_json: bool) -> None:
 @_OUTPUT
 def cancel(output: Path) -> None:
     """End the job that writes OUTPUT: rows that are not finished get the error batch_cancelled."""
-    from shoal.jobs.control import cancel
+    from shoal.jobs.running.control import cancel
 
     pid = cancel(output)
     if pid is None:

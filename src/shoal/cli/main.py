@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import click
 
-from shoal import __version__
 from shoal.errors import ShoalError
+from shoal.version import __version__
 
 BAD_INPUT = 2
 INTERRUPTED = 130

@@ -15,9 +15,9 @@ from shoal.cli.options import Command, engine_options, integer, model_argument
 from shoal.params import EngineConfig
 
 if TYPE_CHECKING:
-    from shoal.jobs.files import JobFiles
-    from shoal.jobs.summary import Summary
-    from shoal.jobs.task import JobOptions
+    from shoal.jobs.running.files import JobFiles
+    from shoal.jobs.running.summary import Summary
+    from shoal.jobs.running.task import JobOptions
 
 FAILED_ROWS = 1
 
@@ -115,8 +115,8 @@ def run_batch(
     Results are appended as they finish; custom_id says which is whose. The same command again goes on where it was
     stopped, whatever stopped it.
     """
-    from shoal.jobs.files import JobFiles
-    from shoal.jobs.task import JobOptions
+    from shoal.jobs.running.files import JobFiles
+    from shoal.jobs.running.task import JobOptions
 
     files = JobFiles.named(input_file, output_file, error_file)
     summary = _run(model, files, JobOptions(**options), engine_config)
@@ -128,8 +128,8 @@ def run_batch(
 
 
 def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig) -> Summary:
-    from shoal.jobs.launch import run_job, say_on_stderr
-    from shoal.jobs.progress import ProgressDisplay
+    from shoal.jobs.running.launch import run_job, say_on_stderr
+    from shoal.jobs.running.progress import ProgressDisplay
 
     with ProgressDisplay(sys.stderr) as progress:
         return run_job(model, files, options, config, say=say_on_stderr, report=progress.update)

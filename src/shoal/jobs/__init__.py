@@ -10,18 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shoal.jobs.control import JobStatus, cancel, status
-    from shoal.jobs.launch import run
-    from shoal.jobs.summary import Summary
+    from shoal.jobs.running.control import JobStatus, cancel, status
+    from shoal.jobs.running.launch import run
+    from shoal.jobs.running.summary import Summary
 
 __all__ = ["JobStatus", "Summary", "cancel", "run", "status"]
 
 _HOME = {
-    "JobStatus": "shoal.jobs.control",
-    "Summary": "shoal.jobs.summary",
-    "cancel": "shoal.jobs.control",
-    "run": "shoal.jobs.launch",
-    "status": "shoal.jobs.control",
+    "JobStatus": "shoal.jobs.running.control",
+    "Summary": "shoal.jobs.running.summary",
+    "cancel": "shoal.jobs.running.control",
+    "run": "shoal.jobs.running.launch",
+    "status": "shoal.jobs.running.control",
 }
 
 

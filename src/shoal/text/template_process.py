@@ -20,11 +20,13 @@ _START_TIMEOUT = 60.0  # seconds; a busy machine may take long to start Python
 class TemplateProcess:
     """Renders templates in a process of their own, one at a time. May be used from several threads.
 
-    The process starts with the first request and is kept for the next; it ends with this object or the program.
+    The process starts with the first request and is kept for the next; it ends with this object or the program. A program
+    that was forked starts one of its own.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., TemplateProcess] | None = None
@@ -32,6 +34,8 @@ class TemplateProcess:
     def render(self, source: str, variables: Mapping[str, Any]) -> str:
         """The output of template ``source``. Raises TemplateError where it fails, refuses or takes too long."""
         request = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
+        if self._pid != os.getpid():
+            self._leave_to_parent()
         with self._lock:
             answer = json.loads(self._ask(request))
         if "error" in answer:
@@ -42,6 +46,12 @@ class TemplateProcess:
         """End the process; the next ``render`` starts another. Waits for a rendering in progress."""
         with self._lock:
             self._stop()
+
+    def _leave_to_parent(self) -> None:
+        """Forget the process and the lock of the program that this one was forked from."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._pid, self._lock, self._process, self._finalizer = os.getpid(), threading.Lock(), None, None
 
     def _ask(self, request: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:

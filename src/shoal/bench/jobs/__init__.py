@@ -1,0 +1,1 @@
+"""``shoal bench jobs``: what durability costs and what shared prompts gain."""

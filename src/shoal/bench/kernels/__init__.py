@@ -1,0 +1,1 @@
+"""``shoal bench kernels``: single operations beside what the machine allows."""

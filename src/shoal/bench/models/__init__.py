@@ -1,0 +1,1 @@
+"""Model files for benchmarks: random ones, and others quantised anew."""

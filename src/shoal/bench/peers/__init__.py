@@ -1,0 +1,1 @@
+"""``shoal bench peers``: other programs on the same file, in turns."""

@@ -1,0 +1,1 @@
+"""``shoal bench startup``: from nothing to the first token."""

@@ -1,0 +1,1 @@
+"""``shoal bench sweep``: speed over numbers of sequences and lengths of prompts."""

@@ -1,0 +1,111 @@
+"""A job's manifest: what the job is, so that only the same job goes on with its files, and how far it came."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from shoal.errors import JobError
+from shoal.jobs.durable.storage import sync_folder, write_atomically
+
+VERSION = 1
+
+State = Literal["running", "interrupted", "finished", "cancelled", "expired", "stopped"]
+
+_NAME = "manifest.json"
+_MOST_SHOWN = 80
+_ABSENT = object()
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """All that a job's results depend on: of two jobs with equal identities, one may go on with the files of the other."""
+
+    input: dict[str, Any]  # file_fingerprint; empty for stdin
+    model: dict[str, Any]  # model_fingerprint
+    parameters: dict[str, Any]  # defaults of the rows, the seed, how rows are read
+    numerics: dict[str, Any]  # backend and number formats
+    shoal: str  # version
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """One job. Times in seconds since 1970; ``rows`` is None until they have been counted. The time to a deadline counts from
+    ``since``: the beginning, or when failed rows were last put back."""
+
+    version: int = VERSION
+    identity: Identity
+    created: float
+    since: float
+    output: str
+    errors: str
+    rows: int | None = None
+    deadline: float | None = None
+    runs: int = 0
+    state: State = "running"
+    summary: dict[str, Any] | None = None
+
+
+class _Versioned(msgspec.Struct):
+    """What every version of a manifest has."""
+
+    version: int
+
+
+def load(folder: Path) -> Manifest | None:
+    """The manifest in a journal folder; None if there is none. Raises JobError for one that this version cannot read."""
+    path = folder / _NAME
+    try:
+        return _decoded(path, path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise JobError(f"{path}: not the manifest of a job ({error}); --restart begins the job anew") from error
+
+
+def save(folder: Path, manifest: Manifest) -> None:
+    """Put a manifest into a journal folder, in one step in place of the one before. Raises OSError."""
+    write_atomically(folder / _NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def drop(folder: Path) -> None:
+    """Take the manifest out of a journal folder, durably, if there is one. Raises OSError."""
+    (folder / _NAME).unlink(missing_ok=True)
+    sync_folder(folder)
+
+
+def differences(old: Identity, new: Identity) -> list[str]:
+    """What differs, a line each: ``model.blake2b: was "1f..", is "c0.."``. An input that has only moved is the same."""
+    before, after = _flat("", _as_json(old)), _flat("", _as_json(new))
+    names = [name for name in before | after if name != "input.path"]
+    pairs = [(name, before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in names]
+    return [f"{name}: was {_shown(was)}, is {_shown(now)}" for name, was, now in pairs if was != now]
+
+
+def _decoded(path: Path, data: bytes) -> Manifest:
+    version = msgspec.json.decode(data, type=_Versioned).version
+    if version != VERSION:
+        raise JobError(f"{path}: version {version}, this shoal reads {VERSION}; --restart begins the job anew")
+    return msgspec.json.decode(data, type=Manifest)
+
+
+def _as_json(identity: Identity) -> Any:
+    """As it comes back from a file: tuples are lists, keys are texts."""
+    return msgspec.json.decode(msgspec.json.encode(identity))
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """The leaves of nested objects by their dotted names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= _flat(f"{name}.{key}" if name else key, item)
+    return leaves
+
+
+def _shown(value: object) -> str:
+    if value is _ABSENT:
+        return "absent"
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."

@@ -1,0 +1,223 @@
+"""The rows of an input: read one at a time, each made a Row or refused alone.
+
+A row is a line of a batch file (custom_id, method, url, body), or *plain*: the body itself, with a ``prompt`` or with
+``messages``. A plain row need not have a custom_id; without one it is called "row-N", after its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from shoal.jobs.input.streams import LineStream
+from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
+from shoal.openai.schema import APIError, parse_json
+
+MAX_LINE_BYTES = 16 << 20
+MAX_CUSTOM_ID = 512
+
+_CHUNK = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+_KEYS = ("custom_id", "method", "url", "body")
+_NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The JSON of a row, not yet looked at. ``number`` counts from 1.
+
+    ``data`` is None where there is nothing that could be read; ``error`` says why.
+    """
+
+    number: int
+    data: bytes | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A request, ready to be submitted."""
+
+    line: int
+    custom_id: str
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that is refused; ``custom_id`` where it could be read."""
+
+    line: int
+    custom_id: str | None
+    error: APIError
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """Text prompts of plain rows are said by the user of a chat, after ``system`` if that is given."""
+
+    system: str | None = None
+
+    def conversation(self, prompt: Any) -> list[dict[str, str]]:
+        """The messages for a prompt. Raises APIError for one that is no text, or empty."""
+        if not isinstance(prompt, str):
+            raise APIError("prompt: must be a text, to be a message of a chat", "prompt")
+        if not prompt:
+            raise APIError("prompt: is empty; it needs at least 1 token", "prompt")
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return [*system, {"role": "user", "content": prompt}]
+
+
+class LineReader:
+    """Iterates over the Lines of ``stream``, holding no more than one of them.
+
+    A byte order mark at the start, and blank lines, are passed over.
+    """
+
+    def __init__(self, stream: LineStream, *, limit: int = MAX_LINE_BYTES) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Line]:
+        while data := self._stream.readline(self._limit + 1):
+            self._number += 1
+            if len(data) > self._limit and not data.endswith(b"\n"):
+                self._skip_rest()
+                yield Line(self._number, None, f"the line is longer than {self._limit} bytes")
+                continue
+            text = data.removeprefix(_BOM) if self._number == 1 else data
+            if text.strip():
+                yield Line(self._number, text)
+
+    def _skip_rest(self) -> None:
+        while (data := self._stream.readline(_CHUNK)) and not data.endswith(b"\n"):
+            pass
+
+
+class RowReader:
+    """Makes Rows of Lines. Bodies may name the models in ``served``.
+
+    ``defaults`` are fields for bodies that do not set them. With ``chat``, plain rows with a prompt become chats.
+    """
+
+    def __init__(
+        self,
+        served: Collection[str],
+        defaults: Mapping[str, Any] = _NO_DEFAULTS,
+        chat: ChatSettings | None = None,
+    ) -> None:
+        self._served = served
+        self._defaults = defaults
+        self._chat = chat
+
+    def read(self, line: Line) -> Row | BadRow:
+        """The row in a line, or what is wrong with it."""
+        custom_id: str | None = None
+        try:
+            custom_id = _custom_id(line)
+            call = self._call(_fields(line))
+            check_model(call.model, self._served)
+        except APIError as error:
+            return BadRow(line.number, custom_id, error)
+        return Row(line.number, custom_id, call)
+
+    def _call(self, fields: dict[str, Any]) -> Call:
+        if _is_plain(fields):
+            return self._plain_call({name: value for name, value in fields.items() if name != "custom_id"})
+        url = _url(fields)
+        return PARSERS[url](self._with_defaults(fields.get("body")))
+
+    def _plain_call(self, body: dict[str, Any]) -> Call:
+        if body.get("messages") is None and self._chat is not None:
+            body["messages"] = self._chat.conversation(body.pop("prompt", None))
+        parse = parse_completion if body.get("messages") is None else parse_chat
+        return parse(self._with_defaults(body))
+
+    def _with_defaults(self, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        missing = {name: value for name, value in self._defaults.items() if body.get(name) is None}
+        if body.get("max_completion_tokens") is not None:
+            missing.pop("max_tokens", None)  # two names of one limit
+        return {**body, **missing}
+
+
+def custom_id_of(line: Line) -> str | None:
+    """What RowReader calls the row in ``line``, found without decoding the rest; None where it has no usable name."""
+    try:
+        return _custom_id(line)
+    except APIError:
+        return None
+
+
+class _Head(msgspec.Struct):
+    """The fields that say what a row is called. Values other than the name are not decoded."""
+
+    custom_id: Any = None
+    method: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    body: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+    def names(self) -> set[str]:
+        """Those of its fields that are there."""
+        return {name for name in self.__struct_fields__ if getattr(self, name) is not msgspec.UNSET}
+
+
+_HEADS = msgspec.json.Decoder(_Head)
+
+
+def _custom_id(line: Line) -> str:
+    custom_id, names = _head(line)
+    if custom_id is None and _is_plain(names):
+        return f"row-{line.number}"
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
+        raise APIError(f"custom_id: must be a text of 1 to {MAX_CUSTOM_ID} characters", "custom_id")
+    try:
+        custom_id.encode()
+    except UnicodeEncodeError:
+        raise APIError("custom_id: holds a lone surrogate, which no text has", "custom_id") from None
+    return custom_id
+
+
+def _head(line: Line) -> tuple[Any, Collection[str]]:
+    """The custom_id as it is given, and the names of (at least) the fields that tell kinds of rows apart."""
+    try:
+        head = _HEADS.decode(line.data or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        fields = _fields(line)  # is more lenient with numbers and texts, and knows what is wrong
+        return fields.get("custom_id"), fields
+    return head.custom_id, head.names()
+
+
+def _is_plain(names: Collection[str]) -> bool:
+    """Whether a row with these fields is the body itself."""
+    return ("prompt" in names or "messages" in names) and not any(name in names for name in ("method", "url", "body"))
+
+
+def _fields(line: Line) -> dict[str, Any]:
+    if line.data is None:
+        raise APIError(line.error)
+    fields = parse_json(line.data)
+    if not isinstance(fields, dict):
+        raise APIError(f"the line must be a JSON object with {', '.join(_KEYS)}, or with a prompt or messages")
+    return fields
+
+
+def _url(fields: dict[str, Any]) -> str:
+    """Where the line of a batch file would be sent, after a check of everything around its body."""
+    unknown = next((name for name in fields if name not in _KEYS), None)
+    if unknown is not None:
+        raise APIError(f"{unknown}: no such field; a line has {', '.join(_KEYS)}", unknown)
+    if fields.get("method") != "POST":
+        raise APIError(f"method: got {fields.get('method')!r}, must be 'POST'", "method")
+    url = fields.get("url")
+    if not isinstance(url, str) or url not in PARSERS:
+        raise APIError(f"url: got {url!r}, must be one of {', '.join(PARSERS)}", "url")
+    return url

@@ -1,0 +1,70 @@
+"""Jobs whose output is a table: that of the input with the answers as one more column."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shoal.errors import JobError
+from shoal.jobs.durable.storage import sync_folder
+from shoal.jobs.input.csv_table import CsvTable, csv_delimiter, write_extended_csv
+from shoal.jobs.input.parquet_table import ParquetTable
+from shoal.jobs.input.streams import compression_of, open_stream, table_format
+
+
+def check_target(source: Path, target: Path, column: str) -> None:
+    """Raise JobError, before any work, for a ``target`` that the results of ``source`` cannot be written to.
+
+    Results are never compressed. A table (``table_format(target)``) needs an input that is a table of the same kind, and
+    in which the name of ``column`` is free; any input may have its results in a JSONL file.
+    """
+    if compression_of(target):
+        raise JobError(f"{target}: results are appended uncompressed; leave {compression_of(target)} away")
+    if table_format(target) is None:
+        return
+    if table_format(source) != table_format(target):
+        raise JobError(f"{target}: only a .{table_format(target)} input can become this table, not {source}")
+    if column in _columns(source):
+        raise JobError(f"{source}: has a column {column!r} already; the output column needs another name")
+
+
+def _columns(source: Path) -> list[str]:
+    if table_format(source) == "parquet":
+        with closing(ParquetTable(source)) as table:
+            return table.columns
+    with open_stream(source) as stream:
+        return CsvTable(source, stream, csv_delimiter(source)).header
+
+
+def assemble(source: Path, results: Callable[[int], str | None], target: Path, column: str) -> None:
+    """Write the table ``source`` with ``column`` at its end to ``target``, durably: all of it, or ``target`` stays.
+
+    ``results`` is asked for the text of each row, by its number from 1, in order; None is an empty cell, or null.
+    Memory does not grow with the table.
+    """
+    with _replacing(target) as file:
+        if table_format(source) == "parquet":
+            with closing(ParquetTable(source)) as table:
+                table.write_extended(results, file, column)
+        else:
+            write_extended_csv(source, results, file, column)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``target``, durably, once all is written. A crash may leave NAME.tmp beside it."""
+    target = Path(os.path.realpath(target))
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk needs its bytes back
+        raise
+    sync_folder(target.parent)

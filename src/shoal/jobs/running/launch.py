@@ -1,0 +1,338 @@
+"""Running a job from its files: begun, taken up again where an earlier run ended, or found to be done."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shoal.errors import EngineError, JobError, ParameterError
+from shoal.jobs.durable import manifest as manifests
+from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
+from shoal.jobs.durable.ledger import Ledger, RowSet, StreamLedger, Totals
+from shoal.jobs.durable.lock import JobLock
+from shoal.jobs.durable.manifest import Identity, Manifest, State
+from shoal.jobs.input.check import check_input
+from shoal.jobs.input.ids import IdIndex
+from shoal.jobs.input.lookup import answers
+from shoal.jobs.input.rows import BadRow, Line, Row
+from shoal.jobs.input.source import open_source
+from shoal.jobs.input.tables import assemble, check_target
+from shoal.jobs.running.files import JobFiles
+from shoal.jobs.running.interrupts import sigterm_interrupts
+from shoal.jobs.running.job import AnyLedger, Job, JobLimits, Report, Rows, close
+from shoal.jobs.running.progress import ProgressDisplay
+from shoal.jobs.running.summary import OVER, Summary
+from shoal.jobs.running.task import JobOptions, Task
+from shoal.llm import LLM
+from shoal.openai.schema import APIError
+from shoal.params import EngineConfig
+
+Say = Callable[[str], None]
+
+
+def run(
+    model: str | Path,
+    input: str | Path,
+    output: str | Path,
+    *,
+    error_file: str | Path | None = None,
+    show_progress: bool = True,
+    **settings: Any,
+) -> Summary:
+    """Run the batch file ``input`` into ``output``, durably: the same call again goes on where an earlier one ended.
+
+        summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_errors=100, max_num_seqs=32)
+
+    ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
+    ParameterError, and what LLM(model) raises.
+    """
+    of_job = {field.name: settings.pop(field.name) for field in fields(JobOptions) if field.name in settings}
+    options, config = JobOptions(**of_job), EngineConfig(**settings)
+    files = JobFiles.named(input, output, error_file)
+    if not show_progress:
+        return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
+    with ProgressDisplay(sys.stderr) as display:
+        return run_job(model, files, options, config, say=say_on_stderr, report=display.update)
+
+
+def run_job(
+    model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig, *, say: Say, report: Report
+) -> Summary:
+    """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
+    files.check()
+    task = Task.of(model, files, options, config)
+    if not files.has_journal:
+        return _run_without_journal(task, say, report)
+    with sigterm_interrupts(), _journal_folder(files):
+        return _run_with_journal(task, say, report)
+
+
+def say_on_stderr(text: str) -> None:
+    """A line for people."""
+    print(f"shoal: {text}", file=sys.stderr, flush=True)
+
+
+# With a journal -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _journal_folder(files: JobFiles) -> Iterator[None]:
+    """Hold the lock of the job. A folder in which no job was begun does not stay."""
+    with JobLock(files.folder):
+        try:
+            yield
+        except BaseException:
+            if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
+                shutil.rmtree(files.folder)
+            raise
+
+
+def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
+    files, retry = task.files, task.options.retry_errors
+    manifest = _begin(task, say)
+    if manifest.state in OVER and manifest.summary is not None and not retry:
+        if not files.output.exists():
+            raise JobError(f"{files.output}: is gone, though this job is {manifest.state} (--restart begins anew)")
+        say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
+        return msgspec.convert(manifest.summary, Summary)
+    with (
+        _promising_to_go_on(say),
+        Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
+    ):
+        manifest.runs += 1
+        manifest.state = "running"
+        manifests.save(files.folder, manifest)  # after the ledger: a new manifest never stands beside an old journal
+        if retry:
+            _cancel_file(files).unlink(missing_ok=True)
+            say(f"{ledger.retry_errors()} failed rows run again")
+        for path, surplus in ledger.cut_off.items():
+            say(f"{path}: {surplus} bytes after the last finished row were cut off")
+        if len(ledger.finished):
+            of = "" if manifest.rows is None else f" of {manifest.rows}"
+            say(f"going on: {len(ledger.finished)}{of} rows are finished")
+        state = _work(task, manifest, ledger, report)
+        return _end(task, manifest, ledger, state)
+
+
+def _begin(task: Task, say: Say) -> Manifest:
+    """The manifest of the job that is there, if it is this one; else a new one, not saved yet and with no runs."""
+    files, options = task.files, task.options
+    old = None if options.restart else manifests.load(files.folder)
+    identity = task.identity()
+    if old is None:
+        if not options.restart:
+            _refuse_to_replace(files)
+        return _begun(task, identity, say)
+    changes = manifests.differences(old.identity, identity)
+    if changes and not _held(files.results, files.errors):  # nothing is done: nobody's work is lost
+        return _begun(task, identity, say)
+    if changes:
+        raise JobError(f"{files.output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
+    if task.from_stdin:
+        raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
+    if options.retry_errors and files.errors == files.output:
+        raise JobError(f"{files.output}: the failed rows in it cannot be put back (--restart begins anew)")
+    if options.retry_errors:
+        old.since, old.deadline = time.time(), None  # that of the first run may have been the reason for the errors
+    if options.deadline is not None:
+        old.deadline = old.since + options.deadline
+    return old
+
+
+def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
+    """A new job, whose input has been checked."""
+    files, options, now = task.files, task.options, time.time()
+    if task.from_stdin:
+        say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
+    rows = _checked(task, files.folder)
+    manifests.drop(files.folder)  # what is said of the old job ends before its files do
+    _cancel_file(files).unlink(missing_ok=True)
+    if files.is_table:
+        files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
+    return Manifest(
+        identity=identity,
+        created=now,
+        since=now,
+        output=path_text(files.output),
+        errors=path_text(files.errors),
+        rows=rows,
+        deadline=None if options.deadline is None else now + options.deadline,
+    )
+
+
+def _checked(task: Task, folder: Path) -> int | None:
+    """Rows of the input, none of which has the custom_id of another; None for stdin, which shows that only row by row."""
+    check_target(task.files.input, task.files.output, task.options.output_column)
+    if task.from_stdin:
+        if task.options.strict:
+            raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
+        return None
+    with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
+        return check_input(source, index, task.reader() if task.options.strict else None)
+
+
+def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> State:
+    """Bring all rows to their end, or as many as can be; the state that the job is in then."""
+    if manifest.rows == len(ledger.finished):
+        return "finished"
+    cancelled, options = _cancel_file(task.files).exists, task.options
+    limits = JobLimits(options.timeout, manifest.deadline, options.max_errors, cancelled)
+    with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
+        state = limits.reached()
+        if state is None:
+            return _run_rows(task, rows, manifest.rows, ledger, limits, report)
+        close(rows, ledger, state)
+        ledger.commit()
+        return state
+
+
+def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summary:
+    """What is left to do when no row runs any more."""
+    files = task.files
+    if state in OVER:
+        _check_unchanged(task, manifest, len(ledger.finished))
+    if state in OVER and files.is_table:
+        with answers(files.folder, files.results) as answer:
+            assemble(files.input, answer, files.output, task.options.output_column)
+    summary = _summary(task, ledger.totals, state, manifest.rows, resumed=manifest.runs - 1)
+    manifest.state, manifest.summary = state, msgspec.to_builtins(summary)
+    manifests.save(files.folder, manifest)
+    _cancel_file(files).unlink(missing_ok=True)
+    return summary
+
+
+def _check_unchanged(task: Task, manifest: Manifest, finished: int) -> None:
+    """Rows that the input has lost since they were counted have no record; a table is read once more for its answers."""
+    source = task.files.input
+    same = manifest.rows in (None, finished)
+    if same and task.files.is_table:
+        same = file_fingerprint(source)["blake2b"] == manifest.identity.input["blake2b"]
+    if not same:
+        counted = f"{finished} of its {manifest.rows} rows are finished"
+        advice = "put it back as it was, or begin anew with --restart if rows were changed in place"
+        raise JobError(f"{source}: was changed while the job ran ({counted}); {advice}")
+
+
+@contextmanager
+def _promising_to_go_on(say: Say) -> Iterator[None]:
+    """A job that fails half way says that nothing is lost."""
+    promise = "finished rows are safe, resume with the same command"
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"{error}; {promise}") from error
+    except EngineError as error:
+        raise EngineError(f"{error}; {promise}") from error
+    except KeyboardInterrupt:
+        say(promise)
+        raise
+
+
+def _refuse_to_replace(files: JobFiles) -> None:
+    for path in _held(files.output, files.errors):
+        raise ParameterError(
+            str(path), f"{path.stat().st_size} bytes", "empty or not there: it has no journal (--restart replaces it)"
+        )
+
+
+def _held(*paths: Path) -> list[Path]:
+    """Those that hold something."""
+    return [path for path in paths if path.is_file() and path.stat().st_size > 0]
+
+
+def _cancel_file(files: JobFiles) -> Path:
+    return files.folder / "cancel"
+
+
+# Without --------------------------------------------------------------------------------------------------------------
+
+
+def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
+    """Results go to stdout, a pipe or a device: what has left cannot be taken back, and nothing is known of it later."""
+    files, options = task.files, task.options
+    if options.retry_errors:
+        raise ParameterError("--retry-errors", str(files.output), "used where results go to a file")
+    if not options.restart:
+        for path in _held(files.errors):
+            raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
+    say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
+    with (
+        _naming_output(files),
+        tempfile.TemporaryDirectory(prefix="shoal-") as name,
+        StreamLedger.open(files.output, files.errors) as ledger,
+    ):
+        folder = Path(name)
+        total = _checked(task, folder)
+        deadline = None if options.deadline is None else time.time() + options.deadline
+        limits = JobLimits(options.timeout, deadline, options.max_errors)
+        with _rows(task, total, ledger.finished, folder) as rows:
+            state = _run_rows(task, rows, total, ledger, limits, report)
+    return _summary(task, ledger.totals, state, total, resumed=0)
+
+
+@contextmanager
+def _naming_output(files: JobFiles) -> Iterator[None]:
+    """A pipe that nobody reads any more is a failure like others here, and no reason to end in silence."""
+    try:
+        yield
+    except OSError as error:
+        raise JobError(f"{files.output}: {error}; the job ends here") from error
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
+
+
+def _source(task: Task) -> AbstractContextManager[Iterable[Line]]:
+    return open_source(task.files.input, task.options.prompt_column)
+
+
+@contextmanager
+def _rows(task: Task, total: int | None, finished: RowSet, folder: Path) -> Iterator[Rows]:
+    """The rows that are not ``finished``, of the ``total`` that were counted: what is written behind them later is not of this job.
+
+    Those of stdin are compared with each other as they come, in an index in ``folder``.
+    """
+    with _source(task) as source:
+        reader = task.reader()
+        rows = (reader.read(line) for line in islice(source, total) if line.number not in finished)
+        if not task.from_stdin:
+            yield rows
+            return
+        with IdIndex(folder / "ids.sqlite") as index:
+            yield (_claimed(row, index) for row in rows)
+
+
+def _claimed(row: Row | BadRow, index: IdIndex) -> Row | BadRow:
+    """``row`` itself, or what is wrong with it where an earlier one has its custom_id."""
+    earlier = None if row.custom_id is None else index.add(row.custom_id, row.line)
+    if earlier is None:
+        return row
+    return BadRow(
+        row.line, row.custom_id, APIError(f"custom_id: {row.custom_id!r} was used by line {earlier}", "custom_id")
+    )
+
+
+def _run_rows(task: Task, rows: Rows, total: int | None, ledger: AnyLedger, limits: JobLimits, report: Report) -> State:
+    with LLM(task.path, config=task.config) as llm:
+        return Job(llm, task.served, ledger, limits).run(rows, total, report)
+
+
+def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resumed: int) -> Summary:
+    return Summary.of(
+        totals,
+        state=state,
+        rows=rows,
+        resumed=resumed,
+        output=printable(task.files.output),
+        errors=printable(task.files.errors),
+    )

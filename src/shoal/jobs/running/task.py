@@ -1,0 +1,148 @@
+"""What a job is asked to do, and what its answers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shoal import hub
+from shoal.engine.memory_plan import max_model_len
+from shoal.errors import ParameterError
+from shoal.gguf.reader import GGUFFile
+from shoal.jobs.durable.fingerprint import file_fingerprint, model_fingerprint, printable
+from shoal.jobs.durable.manifest import Identity
+from shoal.jobs.input.rows import ChatSettings, RowReader
+from shoal.jobs.input.streams import STANDARD_STREAM
+from shoal.jobs.running.files import JobFiles
+from shoal.models.config import ModelConfig
+from shoal.params import EngineConfig, SamplingParams
+from shoal.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOptions:
+    """How a job is run.
+
+    What decides about answers, and cannot change between the runs of one job: ``served`` (names that rows may call the model),
+    ``defaults`` (sampling parameters of rows that do not give them), ``chat`` (a plain row's prompt goes through the chat
+    template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
+
+    What may change: ``strict`` (refuse an input with a bad row before anything is run), ``restart`` (drop what there is),
+    ``retry_errors`` (run failed rows again), ``max_errors`` (stop when more rows have failed), ``deadline`` (seconds from the start
+    of the job, or its last retry, after which rows expire), ``timeout`` (seconds for a row).
+    """
+
+    served: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    chat: bool = False
+    system: str | None = None
+    prompt_column: str | None = None
+    output_column: str = "output"
+    strict: bool = False
+    restart: bool = False
+    retry_errors: bool = False
+    max_errors: int | None = None
+    deadline: float | None = None
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        if self.system is not None and not self.chat:
+            raise ParameterError("system", self.system, "given with chat")
+        for name in ("system", "prompt_column", "output_column", "served"):
+            _refuse_unsendable(name, getattr(self, name))
+        if self.max_errors is not None and self.max_errors < 0:
+            raise ParameterError("max_errors", self.max_errors, "0 or more")
+        for name in ("deadline", "timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise ParameterError(name, seconds, "a positive number of seconds")
+        if self.restart and self.retry_errors:
+            raise ParameterError("retry_errors", True, "left out with restart, which runs all rows again")
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it."""
+
+    path: Path
+    served: tuple[str, ...]
+    files: JobFiles
+    options: JobOptions
+    config: EngineConfig
+
+    @classmethod
+    def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
+        """Resolves ``model``, downloading it if need be."""
+        path = hub.resolve(model)
+        return cls(path, options.served or names_of(model, path), files, options, config)
+
+    @property
+    def from_stdin(self) -> bool:
+        """Whether the input can be read only once."""
+        return self.files.input == STANDARD_STREAM
+
+    def reader(self) -> RowReader:
+        """Makes rows of the input's lines."""
+        options = self.options
+        return RowReader(self.served, options.defaults, ChatSettings(options.system) if options.chat else None)
+
+    def identity(self) -> Identity:
+        """All that the answers depend on."""
+        options, config = self.options, self.config
+        errors = printable(os.path.relpath(self.files.errors, self.files.output.parent))
+        return Identity(
+            input={} if self.from_stdin else file_fingerprint(self.files.input),
+            model=model_fingerprint(self.path),
+            parameters={
+                "seed": config.seed,
+                "served_model_name": list(options.served),
+                "defaults": dict(options.defaults),
+                "chat": options.chat,
+                "system": options.system,
+                "chat_template": _template_digest(config),
+                "prompt_column": options.prompt_column,
+                "output_column": options.output_column,
+                "error_file": errors,
+            },
+            numerics={
+                "device": "cpu" if config.device == "auto" else config.device,
+                "kv_cache_dtype": config.kv_cache_dtype,
+                "kv_cache_memory": config.kv_cache_memory,  # bounds answers without a limit
+                "max_model_len": _longest(self.path, config),
+            },
+            shoal=__version__,
+        )
+
+
+def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
+    """Raise ParameterError for a text that cannot be written down: its bytes in the command line were not UTF-8."""
+    try:
+        "".join(value or ()).encode()
+    except UnicodeEncodeError:
+        raise ParameterError(field, value, "valid UTF-8") from None
+
+
+def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
+    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
+    with GGUFFile.open(path) as file:
+        name = file.get("general.name", str, default="")
+    return tuple(dict.fromkeys(filter(None, (*map(printable, (model, path, path.name)), name))))
+
+
+def _template_digest(config: EngineConfig) -> str | None:
+    """Of the chat template that was given in place of the model's."""
+    given = config.chat_template
+    if given is None:
+        return None
+    source = given.read_bytes() if isinstance(given, Path) else given.encode()
+    return hashlib.blake2b(source, digest_size=16).hexdigest()
+
+
+def _longest(path: Path, config: EngineConfig) -> int:
+    with GGUFFile.open(path) as file:
+        return max_model_len(ModelConfig.from_gguf(file), config)

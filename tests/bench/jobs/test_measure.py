@@ -1,0 +1,30 @@
+"""``shoal bench jobs``: what is asked for is measured, in one report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from shoal.bench.jobs.measure import JobsPlan, measure_jobs
+
+
+def plan(model: Path, *what: str) -> JobsPlan:
+    sizes = {"journal_rows": 3, "prompt_len": 8, "output_len": 2, "prefix_rows": 3, "system_len": 40}
+    return JobsPlan(model=model, what=what, rounds=1, rows=(5,), device="reference", threads=1, **sizes)
+
+
+def test_what_is_asked_for_is_measured(tiny: Path) -> None:
+    report = measure_jobs(plan(tiny, "prefix", "journal"), lambda line: None)
+    head, *parts = report.as_markdown().split("\n\n")
+    assert head.startswith("tiny.gguf, shoal ")
+    assert head.endswith(" 1 threads; medians (min-max) of 1 alternating rounds.")
+    assert [part.partition(":")[0] for part in parts if part.startswith("**")] == ["**Shared prefix**", "**Journal**"]
+    found = json.loads(json.dumps(report.as_json()))
+    assert (found["journal"]["rows"], found["journal"]["prompt_tokens"]) == (3, 24)
+    assert (found["prefix"]["rows"], found["prefix"]["generated_tokens"]) == (3, 48)
+    assert "memory" not in found
+
+
+def test_memory_is_measured_on_a_model_of_its_own(smollm2_path: Path) -> None:
+    found = measure_jobs(plan(smollm2_path, "memory"), lambda line: None).as_json()
+    assert [size["rows"] for size in found["memory"]["sizes"]] == [5, 5]
