@@ -17,6 +17,7 @@ SOURCE = Path(shoal.__file__).parent
 
 RANKS = {
     "errors": 0,
+    "folders": 0,
     "params": 0,
     "version": 0,
     "fair_lock": 0,
