@@ -22,8 +22,8 @@ class Dispatcher:
     Threads take turns, a step or a request each, so that the requests of all of them are in one batch: whoever has the turn moves
     everybody's on. What changed goes to the *sink* of its item, the list of the caller that waits for it.
 
-    ``abort`` inside a turn of the same thread (while garbage is collected, in a signal handler) takes effect when the turn ends. After a
-    fork the child has a copy of its own, which it cannot use if another thread was inside just then.
+    ``abort`` inside a turn of the same thread (while garbage is collected, in a signal handler) takes effect when the turn ends.
+    After a fork the child has a copy of its own, which it cannot use if another thread was inside just then.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -50,7 +50,7 @@ def test_mac_rate_is_the_products_done_over_time(monkeypatch: pytest.MonkeyPatch
     products: list[int] = []
     multiply = reference.matmul
 
-    def count(x: reference.F32, weight: reference.F32) -> reference.F32:
+    def count(x: reference.F32, weight: reference.F64) -> reference.F32:
         products.append(len(x) * weight.size)
         return multiply(x, weight)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
@@ -56,7 +58,7 @@ def environment() -> dict[str, Any]:
     import psutil
 
     from shoal.bench.machine import cpu_name
-    from shoal.hub import models_folder
+    from shoal.folders import cache_folder
     from shoal.machine_limits import limits_in_force
     from shoal.version import __version__
 
@@ -70,22 +72,36 @@ def environment() -> dict[str, Any]:
         "memory": psutil.virtual_memory().total,
         **limits_in_force(),
         **_cpu_backend(),
-        "models_folder": str(models_folder()),
+        "models_folder": _folder(cache_folder("SHOAL_CACHE", "models")),
         "packages": _versions(),
     }
 
 
 def _cpu_backend() -> dict[str, Any]:
     """What the CPU kernels see of this machine: instruction set in use, flags, where compiled kernels are kept."""
-    from shoal.kernels.cpu.isa import ISA, cpu_features
-    from shoal.kernels.cpu.jit import cache_folder
+    from shoal.errors import ParameterError
 
+    try:
+        from shoal.kernels.cpu.isa import ISA, cpu_features
+        from shoal.kernels.cpu.jit import STORE
+    except ParameterError as error:  # SHOAL_ISA
+        return {"isa": f"none ({error})"}
     features = cpu_features()
     return {
         "isa": ISA,
         "cpu_flags": [flag for flag in _FLAGS if flag in features],
-        "kernel_cache_folder": str(cache_folder()),
+        "kernel_cache_folder": _folder(STORE.folder),
+        "numba_settings": {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")},
     }
+
+
+def _folder(path: Path | None) -> str:
+    """A cache folder, and whether anything can be kept there."""
+    from shoal.folders import can_write
+
+    if path is None:
+        return "none (this user has no home)"
+    return str(path) if can_write(path) else f"{path} (cannot be written)"
 
 
 def _versions() -> dict[str, str | None]:

@@ -113,7 +113,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error, _usage_message(error), settings)
     except (ShoalError, OSError) as error:
         return _fail(error, str(error), settings)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any for a user's Ctrl-D
+            raise error.__cause__ from None
         say("interrupted")
         return INTERRUPTED
     except SystemExit as error:  # click's answer to a stdout that nobody reads any more

@@ -10,28 +10,47 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from shoal.errors import TemplateError
 
 _START_TIMEOUT = 60.0  # seconds; a busy machine may take long to start Python
 
+# What Python and the C library would take from the machine: the order of sets, the language of dates, the zone of %s.
+_SURROUNDINGS = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C", "TZ": "UTC"}
+
+
+class World(NamedTuple):
+    """What a rendering sees besides its variables: the moment that ``strftime_now`` tells, by the clock on the wall of ``now``'s time
+    zone, and the seed of all that is random in it."""
+
+    now: datetime
+    seed: str
+
 
 class TemplateProcess:
     """Renders templates in a process of their own, one at a time. May be used from several threads.
 
-    The process starts with the first request and is kept for the next; it ends with this object or the program.
+    The process starts with the first request and is kept for the next; it ends with this object or the program. A program
+    that was forked starts one of its own.
     """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self._pid = os.getpid()
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., TemplateProcess] | None = None
 
-    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+    def render(self, source: str, variables: Mapping[str, Any], world: World) -> str:
         """The output of template ``source``. Raises TemplateError where it fails, refuses or takes too long."""
-        request = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
+        now = world.now.replace(tzinfo=None).isoformat()  # as in transformers, %z and %Z are empty
+        request = (
+            json.dumps({"source": source, "variables": variables, "now": now, "seed": world.seed}).encode() + b"\n"
+        )
+        if self._pid != os.getpid():
+            self._leave_to_parent()
         with self._lock:
             answer = json.loads(self._ask(request))
         if "error" in answer:
@@ -42,6 +61,12 @@ class TemplateProcess:
         """End the process; the next ``render`` starts another. Waits for a rendering in progress."""
         with self._lock:
             self._stop()
+
+    def _leave_to_parent(self) -> None:
+        """Forget the process and the lock of the program that this one was forked from."""
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        self._pid, self._lock, self._process, self._finalizer = os.getpid(), threading.Lock(), None, None
 
     def _ask(self, request: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:
@@ -57,7 +82,7 @@ class TemplateProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **_SURROUNDINGS, "PYTHONPATH": path},
                 start_new_session=True,
             )
         except OSError as problem:

@@ -14,7 +14,9 @@ in Python; during one they do not, however long the last chunk of an operation t
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -127,55 +129,80 @@ def wake(parked: Address) -> Any:
 
 
 class Pool:
-    """``threads`` threads in all: the caller's and threads - 1 workers."""
+    """``threads`` threads in all: the caller's and threads - 1 workers, which end when the pool is closed or nobody has it any more.
+
+    A process that was forked has a copy of the pool without its workers: it starts its own.
+    """
 
     def __init__(self, threads: int, spins: int = 20_000) -> None:
         self.threads = threads
-        self._memory: NDArray[np.int64] = np.zeros((_STATE_BYTES + 64 * (threads + 1)) // 8, np.int64)
-        self._state = -(-self._memory.ctypes.data // 64) * 64
-        self._memory[:] = 0
         self._spins = spins
-        self._bells = [threading.Semaphore(0) for _ in range(threads - 1)]
-        self._closed = False
-        self._lock = threading.Lock()
         for fn in (run_program, work, wake):
             fn.get()
-        for i in range(threads - 1):
-            wake_flag = self._parked(i)
-            self._store(wake_flag, 1)
-            threading.Thread(target=self._worker, args=(i,), name=f"shoal-worker-{i}", daemon=True).start()
+        self._start()
 
     def run(self, program: NDArray[np.int64]) -> None:
         """Run a program ([operations, 3]); returns when its last operation is done."""
+        if self._pid != os.getpid():
+            self._start()
+        shared = self._shared
         with self._lock:
-            self._store(self._state + RUNNING, 1)
-            for i, bell in enumerate(self._bells):
-                if wake(self._parked(i)):
+            shared.store(RUNNING, 1)
+            for i, bell in enumerate(shared.bells):
+                if wake(shared.parked(i)):
                     bell.release()
-            run_program(self._state, program.ctypes.data, len(program))
-            self._store(self._state + RUNNING, 0)
+            run_program(shared.state, program.ctypes.data, len(program))
+            shared.store(RUNNING, 0)
 
     def close(self) -> None:
         """Let the workers end."""
         with self._lock:
-            self._closed = True
-            self._store(self._state + STOP, 1)
-            for bell in self._bells:
-                bell.release()
+            self._end()
 
-    def _worker(self, index: int) -> None:
-        bell = self._bells[index]
-        while True:
-            bell.acquire()
-            if self._closed:
-                return
-            work(self._state, self._parked(index), self._spins)
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._shared = shared = _Shared(self.threads - 1)
+        self._end = weakref.finalize(self, _end, shared)
+        for i in range(self.threads - 1):
+            shared.store(PARKED + 64 * i, 1)
+            threading.Thread(
+                target=_serve, args=(shared, i, self._spins), name=f"shoal-worker-{i}", daemon=True
+            ).start()
 
-    def _parked(self, index: int) -> int:
-        return self._state + PARKED + 64 * index
 
-    def _store(self, address: int, value: int) -> None:
-        self._memory[(address - self._memory.ctypes.data) // 8] = value
+class _Shared:
+    """What a pool and its workers share. Workers know nothing of the pool, so that it can be collected while they wait."""
+
+    def __init__(self, workers: int) -> None:
+        self._memory: NDArray[np.int64] = np.zeros((_STATE_BYTES + 64 * (workers + 2)) // 8, np.int64)
+        self.state = -(-self._memory.ctypes.data // 64) * 64
+        self.bells = [threading.Semaphore(0) for _ in range(workers)]
+
+    def parked(self, index: int) -> int:
+        """The address that says whether a worker is parked."""
+        return self.state + PARKED + 64 * index
+
+    def store(self, offset: int, value: int) -> None:
+        self._memory[(self.state + offset - self._memory.ctypes.data) // 8] = value
+
+    def load(self, offset: int) -> int:
+        return int(self._memory[(self.state + offset - self._memory.ctypes.data) // 8])
+
+
+def _serve(shared: _Shared, index: int, spins: int) -> None:
+    """A worker's life."""
+    while True:
+        shared.bells[index].acquire()
+        if shared.load(STOP):
+            return
+        work(shared.state, shared.parked(index), spins)
+
+
+def _end(shared: _Shared) -> None:
+    shared.store(STOP, 1)
+    for bell in shared.bells:
+        bell.release()
 
 
 def program(ops: list[tuple[int, int, int]]) -> NDArray[np.int64]:
