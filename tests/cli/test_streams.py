@@ -18,8 +18,8 @@ import pytest
 from shoal.cli.main import main
 from shoal.cli.results import write_result
 from tests.cli.conftest import environment
+from tests.support.streams import BROKEN, OnlyWrites, encoded
 from tests.support.tiny_model import write_tiny_model
-from tests.test_streams import BROKEN, OnlyWrites, encoded
 
 ENGINE = ("--device", "reference")
 ROWS = 12
