@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from shoal import jobs
-from shoal.errors import JobError, ParameterError
+from shoal.errors import JobError, MemoryLimitError, ParameterError
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
@@ -90,6 +90,34 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
     manifest = json.loads((tmp_path / "out.jsonl.shoal" / "manifest.json").read_text())
     assert manifest["summary"]["generated_tokens"] == summary.generated_tokens
     assert records(output).keys() == {f"row-{i}" for i in range(1, 22)} | {"line 22"}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "/dev/stdout"])
+def test_a_model_that_cannot_be_loaded_leaves_nothing(model: Path, source: Path, tmp_path: Path, target: str) -> None:
+    if target == "out.csv":
+        source = tmp_path / "in.csv"
+        source.write_text("prompt\na\nb\n")
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, tmp_path / target, kv_cache_memory=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_restart_whose_model_cannot_be_loaded_leaves_the_old_results(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(model, source, output)
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, output, restart=True, kv_cache_memory=1)
+    after = contents(tmp_path)
+    assert [name for name in before if after.get(name) != before[name]] == []
+    assert run(model, source, output).resumed == 0
 
 
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:
