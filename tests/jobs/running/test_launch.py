@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from shoal import jobs
-from shoal.errors import JobError, ParameterError
+from shoal.errors import JobError, MemoryLimitError, ParameterError
 from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
@@ -102,6 +102,34 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
 def test_a_model_is_called_by_its_own_name_if_that_is_text(tmp_path: Path, name: str | bytes, known: list[str]) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf", name=name)
     assert names_of("short:1b", path) == ("short:1b", str(path), "tiny.gguf", *known)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "/dev/stdout"])
+def test_a_model_that_cannot_be_loaded_leaves_nothing(model: Path, source: Path, tmp_path: Path, target: str) -> None:
+    if target == "out.csv":
+        source = tmp_path / "in.csv"
+        source.write_text("prompt\na\nb\n")
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, tmp_path / target, kv_cache_memory=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_restart_whose_model_cannot_be_loaded_leaves_the_old_results(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(model, source, output)
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, output, restart=True, kv_cache_memory=1)
+    after = contents(tmp_path)
+    assert [name for name in before if after.get(name) != before[name]] == []
+    assert run(model, source, output).resumed == 0
 
 
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:
