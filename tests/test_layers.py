@@ -23,6 +23,7 @@ RANKS = {
     "fair_lock": 0,
     "progress": 0,
     "streams": 0,
+    "notices": 0,
     "gguf": 1,
     "machine_limits": 1,
     "hub": 1,
