@@ -11,6 +11,9 @@ from contextlib import suppress
 
 _START_TIMEOUT = 60.0  # seconds; a busy machine may take long to start Python
 
+# What Python and the C library would take from the machine: the order of sets, the language of dates, the zone of %s.
+_SURROUNDINGS = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C", "TZ": "UTC"}
+
 
 class ChildFailure(Exception):  # noqa: N818 - never leaves shoal: who asks says whose fault it is
     """A child that did not answer; the text says why."""
@@ -69,7 +72,7 @@ class ChildProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **_SURROUNDINGS, "PYTHONPATH": path},
                 start_new_session=True,
             )
         except OSError as problem:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from shoal.errors import ParameterError
-from shoal.openai import structured
 from shoal.openai.convert import parse_chat, parse_completion, refusal
 from shoal.openai.schema import APIError
 from shoal.params import StructuredOutputsParams
@@ -30,6 +29,7 @@ def completion(**fields: Any) -> StructuredOutputsParams | None:
     [
         ({"response_format": {"type": "text"}}, None),
         ({"response_format": None, "grammar": "", "structured_outputs": {}}, None),
+        ({"response_format": {}, "structured_outputs": {"json": None, "regex": ""}}, None),
         ({"response_format": {"type": "json_object"}}, {"json_object": True}),
         ({"response_format": {"type": "json_object", "schema": SCHEMA}}, {"json": SCHEMA}),
         (
@@ -62,7 +62,6 @@ def test_fields(parse: Any, fields: dict[str, Any], expected: dict[str, Any] | N
     ("fields", "param", "said"),
     [
         ({"response_format": {"type": "xml"}}, "response_format", "got 'xml'"),
-        ({"response_format": {}}, "response_format", "must be text, json_object"),
         ({"response_format": "json"}, "response_format", "Expected `object"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format", "schema: this"),
         ({"response_format": {"type": "json_schema", "json_schema": 3}}, "response_format", "required"),
@@ -75,7 +74,7 @@ def test_fields(parse: Any, fields: dict[str, Any], expected: dict[str, Any] | N
         ({"grammar": 'root ::= "a"', "json_schema": SCHEMA}, "json_schema", "given together with grammar"),
         ({"guided_json": SCHEMA}, "guided_json", "give structured_outputs.json"),
         ({"guided_regex": "a"}, "guided_regex", "give structured_outputs.regex"),
-        ({"guided_decoding_backend": "x"}, "guided_decoding_backend", "there is one backend"),
+        ({"guided_decoding_backend": "x"}, "guided_decoding_backend", "one backend"),
     ],
 )
 def test_what_is_refused(fields: dict[str, Any], param: str, said: str) -> None:
@@ -106,5 +105,14 @@ def test_what_the_compiler_refuses_is_said_in_the_words_of_the_body(
     assert str(error).startswith(said)
 
 
-def test_null_fields_of_old_ask_for_nothing() -> None:
-    assert chat(**dict.fromkeys(structured.GUIDED)) is None
+NULLS = {
+    "anyOf": [{"const": None}, {"type": "string", "const": None, "items": None}, {"enum": [None, 1], "type": None}]
+}
+
+
+def test_null_in_a_schema_is_a_value_or_a_hole_in_a_table() -> None:
+    expected = {"anyOf": [{"const": None}, {"type": "string"}, {"enum": [None, 1]}]}
+    for fields in ({"json_schema": NULLS}, {"structured_outputs": {"json": NULLS, "regex": None}}):
+        assert chat(**fields) == StructuredOutputsParams(json=expected)
+    either = {"type": ["string", "null"], "const": None, "default": None}
+    assert chat(json_schema=either) == StructuredOutputsParams(json={"type": ["string", "null"], "const": None})

@@ -9,17 +9,8 @@ from typing import Any
 from shoal.errors import ParameterError
 from shoal.openai.schema import APIError, RequestBody
 from shoal.params import StructuredOutputsParams
+from shoal.text.given import is_given
 
-# vLLM's fields of old, and what is given in their place.
-GUIDED = {
-    "guided_json": "structured_outputs.json",
-    "guided_json_object": "structured_outputs.json_object",
-    "guided_regex": "structured_outputs.regex",
-    "guided_choice": "structured_outputs.choice",
-    "guided_grammar": "structured_outputs.grammar",
-    "guided_whitespace_pattern": "structured_outputs.whitespace_pattern",
-    "guided_decoding_backend": "nothing: there is one backend",
-}
 # Fields of bodies that this module reads; at most one of them may ask for anything.
 FIELDS = ("response_format", "structured_outputs", "grammar", "json_schema")
 
@@ -40,11 +31,6 @@ def in_words_of(field: str, error: ParameterError) -> APIError:
     return APIError(f"{name}{str(error).removeprefix(error.field)}", name)
 
 
-def refuse_guided(name: str) -> APIError:
-    """The error of one of vLLM's fields of old."""
-    return APIError(f"{name}: is not supported; give {GUIDED[name]}", name)
-
-
 def _asked(name: str, value: Any) -> StructuredOutputsParams | None:
     if value is None or value == "":
         return None
@@ -61,6 +47,8 @@ def _asked(name: str, value: Any) -> StructuredOutputsParams | None:
 
 
 def _response_format(form: Mapping[str, Any]) -> StructuredOutputsParams | None:
+    if not is_given(form):
+        return None
     kind = form.get("type")
     if kind == "text":
         return None
@@ -79,17 +67,39 @@ def _response_format(form: Mapping[str, Any]) -> StructuredOutputsParams | None:
 
 def _schema(schema: Any) -> StructuredOutputsParams:
     """A constraint to a schema; an empty one allows any JSON."""
+    schema = _given_schema(schema)
     return StructuredOutputsParams(json="{}" if schema == {} else schema)
+
+
+_DATA = ("const", "default", "enum", "examples")  # what these hold is no schema
+
+
+def _given_schema(schema: Any) -> Any:
+    """A schema without keywords that are null, as tables fill them in; but null is a value that ``const`` may ask for."""
+    if isinstance(schema, list):
+        return [_given_schema(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: item if name in _DATA else _given_schema(item)
+        for name, item in schema.items()
+        if item is not None or (name == "const" and _asks_for_null(schema))
+    }
+
+
+def _asks_for_null(schema: dict[str, Any]) -> bool:
+    kinds, others = schema.get("type"), schema.keys() - {"const", "title", "description"}
+    return "null" in kinds if isinstance(kinds, list) else not any(schema[name] is not None for name in others)
 
 
 def _vllm(given: Mapping[str, Any]) -> StructuredOutputsParams | None:
     known = [field.name for field in fields(StructuredOutputsParams)]
-    used = {name: value for name, value in given.items() if value is not None}
+    used = {name: value for name, value in given.items() if value is not None and value != ""}
     for name in used:
         if name not in known:
             raise APIError(f"structured_outputs.{name}: no such field", f"structured_outputs.{name}")
     if used.get("json_object") is False:
         del used["json_object"]
-    if used.get("json") == {}:
-        used["json"] = "{}"
+    if isinstance(used.get("json"), dict):
+        used["json"] = _given_schema(used["json"]) or "{}"
     return StructuredOutputsParams(**used) if used else None

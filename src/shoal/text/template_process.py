@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from shoal.child_process import ChildFailure, ChildProcess
 from shoal.errors import TemplateError
+
+
+class World(NamedTuple):
+    """What a rendering sees besides its variables: the moment that ``strftime_now`` tells, by the clock on the wall of ``now``'s time
+    zone, and the seed of all that is random in it."""
+
+    now: datetime
+    seed: str
 
 
 class TemplateProcess(ChildProcess):
@@ -16,11 +25,12 @@ class TemplateProcess(ChildProcess):
     def __init__(self, timeout: float) -> None:
         super().__init__("shoal.text.sandbox", timeout)
 
-    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+    def render(self, source: str, variables: Mapping[str, Any], world: World) -> str:
         """The output of template ``source``. Raises TemplateError where it fails, refuses or takes too long."""
-        request = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
+        now = world.now.replace(tzinfo=None).isoformat()  # as in transformers, %z and %Z are empty
+        request = {"source": source, "variables": variables, "now": now, "seed": world.seed}
         try:
-            answer = json.loads(self.ask(request))
+            answer = json.loads(self.ask(json.dumps(request).encode() + b"\n"))
         except ChildFailure as problem:
             raise TemplateError(f"chat template: {problem}") from problem
         if "error" in answer:
