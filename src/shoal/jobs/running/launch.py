@@ -294,15 +294,15 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
 def _run_into_stream(task: Task, folder: Path, report: Report) -> Summary:
     files, options = task.files, task.options
     total = _checked(task, folder)
-    with _naming_output(files):
-        deadline = None if options.deadline is None else time.time() + options.deadline
-        limits = JobLimits(options.timeout, deadline, options.max_errors)
-        with (
-            LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
-            StreamLedger.open(files.output, files.errors) as ledger,
-            _rows(task, total, ledger.finished, folder) as rows,
-        ):
-            state = Job(llm, task.served, ledger, limits).run(rows, total, report)
+    deadline = None if options.deadline is None else time.time() + options.deadline
+    limits = JobLimits(options.timeout, deadline, options.max_errors)
+    with (
+        LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
+        _naming_output(files),
+        StreamLedger.open(files.output, files.errors) as ledger,
+        _rows(task, total, ledger.finished, folder) as rows,
+    ):
+        state = Job(llm, task.served, ledger, limits).run(rows, total, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 
