@@ -26,6 +26,7 @@ RANKS = {
     "text": 2,
     "kernels": 2,
     "models": 3,
+    "chat": 3,
     "engine": 4,
     "outputs": 5,
     "prompts": 5,
