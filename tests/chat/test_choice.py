@@ -72,7 +72,7 @@ def test_choices() -> None:
     "choice", ["any", 1, {}, [], {"type": "function"}, {"type": "function", "function": {}}, named("h"), {"type": "x"}]
 )
 def test_bad_choices_are_refused(choice: Any) -> None:
-    with pytest.raises(RequestError, match="^tool_choice: ") as caught:
+    with pytest.raises(RequestError, match=r"^tool_choice: ") as caught:
         checked_choice(choice, checked_tools([tool("f")]))
     assert caught.value.field == "tool_choice"
 

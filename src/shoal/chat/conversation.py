@@ -1,0 +1,138 @@
+"""Conversations to prompts: what a request says beside its messages, and how its reply has to be read."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from shoal.chat.choice import Tool, ToolChoice, checked_choice, checked_tools, schema_of
+from shoal.chat.formats import REASONING_FORMATS, TOOL_FORMATS, reasoning_format_of, tool_format_of
+from shoal.chat.messages import TemplateStyle, checked_messages, plain_messages, text_of, told_of_tools
+from shoal.chat.reasoning import ReasoningFormat
+from shoal.chat.reply import ReplyFormat
+from shoal.chat.tools.base import ToolFormat
+from shoal.errors import RequestError
+from shoal.text.chat import ChatTemplate, Message
+from shoal.text.tokenizer import Tokenizer
+
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
+_TAIL = 32  # tokens at the end of a prompt among which a mark is looked for
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    """A request of chat. ``messages``, ``tools`` and ``tool_choice`` are as OpenAI has them, the rest as vLLM has it.
+
+    ``add_generation_prompt`` None: unless ``continue_final_message``. ``parallel_tool_calls`` False: at most one call.
+    """
+
+    messages: Any
+    tools: Any = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+    @classmethod
+    def of(cls, prompt: Mapping[str, Any]) -> Conversation:
+        """From a prompt ``{"messages": ..., ...}`` of an LLM. Raises RequestError that names the field at fault."""
+        known = [field.name for field in fields(cls)]
+        unknown = next((name for name in prompt if name not in known), None)
+        if unknown is not None:
+            raise RequestError(f"{unknown}: no such part of a conversation (there are {', '.join(known)})", "prompt")
+        return cls(**prompt)
+
+    def __post_init__(self) -> None:
+        for name in ("parallel_tool_calls", "add_generation_prompt", "continue_final_message"):
+            if not isinstance(getattr(self, name), (bool, type(None))):
+                raise RequestError(f"{name}: got {str(getattr(self, name))[:60]!r}, must be true or false", name)
+        if self.continue_final_message and self.add_generation_prompt:
+            reason = "cannot be true together with continue_final_message"
+            raise RequestError(f"add_generation_prompt: {reason}", "add_generation_prompt")
+        if self.reasoning_effort is not None and self.reasoning_effort not in REASONING_EFFORTS:
+            shown, wanted = str(self.reasoning_effort)[:60], ", ".join(REASONING_EFFORTS)
+            raise RequestError(f"reasoning_effort: got {shown!r}, must be one of {wanted}", "reasoning_effort")
+        options = self.chat_template_kwargs
+        if options is not None and (not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options)):
+            raise RequestError(f"chat_template_kwargs: got {str(options)[:60]}, must be an object", "chat_template_kwargs")
+        refused = next((name for name in ("chat_template", "tokenize") if name in (options or {})), None)
+        if refused is not None:
+            raise RequestError(f"chat_template_kwargs: {refused} cannot be set by a request", "chat_template_kwargs")
+
+    @property
+    def most_calls(self) -> int | None:
+        """How many calls a reply may hold."""
+        return 1 if self.parallel_tool_calls is False else None
+
+
+class EncodedConversation(NamedTuple):
+    """A prompt, and how to read what follows it: ``reply`` is None where all of it is content.
+
+    ``schema``: a JSON schema that the reply must follow because a call is forced. ``thinks_until``: where the prompt ends inside
+    the model's reasoning, the tokens that end that.
+    """
+
+    ids: list[int]
+    reply: ReplyFormat | None
+    schema: dict[str, Any] | None = None
+    thinks_until: tuple[int, ...] | None = None
+
+
+class ConversationEncoder:
+    """What turns conversations with one model into prompts. May be used from several threads.
+
+    ``tool_format`` and ``reasoning_format`` are what its template shows, or what ``tool_call_parser`` and ``reasoning_parser``
+    name ("none": no such thing). ``template_kwargs`` are for the template where a request gives no others.
+    """
+
+    def __init__(
+        self,
+        template: ChatTemplate,
+        tokenizer: Tokenizer,
+        *,
+        tool_call_parser: str | None = None,
+        reasoning_parser: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tool_format = chosen_tool_format(template.source, tool_call_parser)
+        self.reasoning_format = chosen_reasoning_format(template.source, reasoning_parser)
+        self._template = template
+        self._tokenizer = tokenizer
+        self._template_kwargs = dict(template_kwargs or {})
+
+    def encode(self, conversation: Conversation) -> EncodedConversation:
+        """The prompt of a conversation. Raises RequestError and TemplateError that say what is wrong with it."""
+        tools = checked_tools(conversation.tools or [])
+        choice = checked_choice(conversation.tool_choice, tools)
+        if choice.kind == "none":
+            tools = []
+        messages, shown_tools = self._written(conversation, tools)
+        ids = self._template.encode(
+            self._tokenizer,
+            messages,
+            add_generation_prompt=_adds_prompt(conversation),
+            continue_final_message=conversation.continue_final_message,
+            **self._variables(conversation),
+            **shown_tools,
+        )
+        return self._encoded(ids, conversation, tools, choice)
+
+    def _written(self, conversation: Conversation, tools: Sequence[Tool]) -> tuple[Any, dict[str, Any]]:
+        """Messages as the template takes them, and what it is given beside them for the tools."""
+        messages = conversation.messages
+        if not isinstance(messages, (list, tuple)):
+            return messages, {}  # which the template refuses
+        messages = checked_messages(messages)
+        if any(message.get("role") == "tool" or message.get("tool_calls") for message in messages if _is_object(message)):
+            if self._style.calls:
+                messages = self._style.fitted(messages)
+            else:
+                messages = plain_messages(messages, self._writing_format)
+        if not tools or self._style.tools:
+            return messages, {"tools": conversation.tools} if tools else {}
+        return told_of_tools(messages, conversation.tools, self._writing_format, system=self._style.system), {}
