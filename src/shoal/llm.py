@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast, overload
@@ -238,11 +239,13 @@ class LLM:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
         A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``.
+        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
+        ``strftime_now`` there is a datetime to tell it instead.
         """
+        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": chat_template_kwargs or {}}
+            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
 
         limits = {"timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.params import EngineConfig, SamplingParams
 from shoal.text.chat import ChatTemplate
+from shoal.text.given import given_message
 from shoal.text.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
@@ -57,7 +59,7 @@ class PromptEncoder:
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            return Encoded(self._encode_chat(prompt["messages"], prompt.get("chat_template_kwargs") or {}), None)
+            return Encoded(self._encode_chat(prompt["messages"], _template_options(prompt)), None)
         expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
@@ -77,7 +79,10 @@ class PromptEncoder:
         tokenizer = self._needed_tokenizer("a conversation")
         if self.chat_template is None:
             raise RequestError(f"{self._path.name} has no chat template; give one with chat_template", "messages")
-        self._refuse_hopeless(tokenizer, sum(_content_length(message) for message in messages))
+        if isinstance(messages, (list, tuple)):
+            self._refuse_hopeless(tokenizer, sum(map(_content_length, messages)))
+            with suppress(RecursionError):  # nested too deeply, which encode refuses
+                messages = list(map(given_message, messages))
         return self.chat_template.encode(tokenizer, messages, **options)
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
@@ -123,10 +128,14 @@ def paired_lazily(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[P
 
 
 def token_ids(ids: Any) -> list[int]:
-    """A list of ids, from a list or an array. Raises RequestError for anything else."""
+    """A list of ids, from a list or an array; 4.0 is 4. Raises RequestError for what is neither."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, (Sequence, np.ndarray)):
         raise RequestError(f"prompt_token_ids is {type(ids).__name__}, must be a list of integers", "prompt_token_ids")
-    return [int(token) if isinstance(token, np.integer) else token for token in ids]
+    return [int(token) if isinstance(token, np.integer) or _is_whole_float(token) else token for token in ids]
+
+
+def _is_whole_float(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _checked(params: Any) -> SamplingParams:
@@ -151,6 +160,13 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
     return ChatTemplate.from_gguf(file, source)
+
+
+def _template_options(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    options = prompt.get("chat_template_kwargs") or {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise RequestError(f"chat_template_kwargs: got {options!r:.60}, must be an object", "chat_template_kwargs")
+    return options
 
 
 def _content_length(message: Any) -> int:

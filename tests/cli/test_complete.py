@@ -56,7 +56,7 @@ def test_without_max_tokens_it_goes_on_to_the_end_of_the_context(shoal: Shoal, m
     [
         (("-p", ""), "the prompt is empty"),
         (("-p", "x", "--temperature", "nan"), "temperature: got nan"),
-        (("-p", "x", "--top-p", "0"), "top_p: got 0.0"),
+        (("-p", "x", "--top-p", "1.5"), "top_p: got 1.5"),
         (("-p", "x" * 600), "max_model_len 512"),
         (("-p", "x", "--max-model-len", "100000"), "max_model_len: got 100000"),
     ],

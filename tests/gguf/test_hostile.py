@@ -140,9 +140,6 @@ def test_a_string_in_an_array_that_runs_past_the_end() -> None:
         (2**32 - 1, b"\0" * 8, "is unknown"),
         (build.ARRAY, array(13, 0), "element type 13 is unknown"),
         (build.ARRAY, array(build.ARRAY, 1, array(build.UINT8, 1, b"\0")), "array of arrays"),
-        (build.BOOL, b"\x02", "boolean is 2"),
-        (build.ARRAY, array(build.BOOL, 3, b"\0\1\xff"), "boolean is 255"),
-        (build.STRING, build.string(b"\xff\xfe"), "not UTF-8"),
     ],
 )
 def test_values(type_id: int, data: bytes, reason: str) -> None:
@@ -153,7 +150,6 @@ def test_values(type_id: int, data: bytes, reason: str) -> None:
 
 def test_keys() -> None:
     assert "empty" in refusal(with_key("", build.UINT8, b"\0")).reason
-    assert "not UTF-8" in refusal(with_key(b"\x80", build.UINT8, b"\0")).reason
     builder = example()
     builder.add("eps", 1.0)
     error = refusal(builder.to_bytes())

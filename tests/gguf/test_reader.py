@@ -173,6 +173,50 @@ def test_get_names_the_key_and_where_it_stands(small: Path, key: str, kind: type
         assert raw[: caught.value.offset].endswith(key.encode())
 
 
+def odd(tmp_path: Path) -> Path:
+    """A file in which much is not what GGUF says, and nothing out of reach of those who do not ask for it."""
+    builder = GGUFBuilder()
+    builder.add_raw("general.description", build.STRING, build.string("Mod\xe8le".encode("latin-1")))
+    builder.add_raw(b"gr\xf6\xdfe", build.STRING, build.string(b"1"))
+    builder.add_raw(b"gr\xf6\xdf", build.UINT8, b"\1")
+    builder.add_raw("flag", build.BOOL, b"\x02")
+    builder.add_raw("flags", build.ARRAY, struct.pack("<IQ", build.BOOL, 3) + b"\0\1\xff")
+    builder.add("general.name", "caf\u00e9")
+    builder.add_raw_tensor(b"w\xff", (8,), 0, bytes(32))
+    return builder.write(tmp_path / "odd.gguf")
+
+
+def test_what_nothing_asks_for_may_be_odd(tmp_path: Path) -> None:
+    with GGUFFile.open(odd(tmp_path)) as file:
+        assert file.get("general.name", str) == "caf\u00e9"
+        assert file.metadata["general.description"] == b"Mod\xe8le"
+        assert [file.metadata[name] for name in ("gr\udcf6\udcdfe", "gr\udcf6\udcdf", "flag")] == ["1", 1, 2]
+        assert file.metadata["flags"].tolist() == [0, 1, 255]
+        assert list(file.tensors) == ["w\udcff"]
+
+
+def test_what_is_asked_for_is_judged_and_named(tmp_path: Path) -> None:
+    path = odd(tmp_path)
+    with GGUFFile.open(path) as file:
+        with pytest.raises(GGUFError, match=r"general\.description at byte .*: not UTF-8: .* at its byte 3") as caught:
+            file.get("general.description", str, default="")
+        assert path.read_bytes()[: caught.value.offset].endswith(b"general.description")
+        with pytest.raises(GGUFError, match=r"flag at byte .*: int, must be bool"):
+            file.get("flag", bool)
+        assert str(file.error("w\udcff", "is odd")).endswith("is odd")
+        assert str(file.error("w\udcff", "is odd")).isprintable()
+
+
+def test_a_label_is_shown_whatever_it_holds(tmp_path: Path) -> None:
+    with GGUFFile.open(odd(tmp_path)) as file:
+        assert [file.label(key) for key in ("general.name", "general.description", "flag", "absent")] == [
+            "caf\u00e9",
+            "Mod\ufffdle",
+            "",
+            "",
+        ]
+
+
 def test_a_default_does_not_excuse_a_wrong_type(small: Path) -> None:
     with GGUFFile.open(small) as file, pytest.raises(GGUFError, match=r"llama\.eps"):
         file.get("llama.eps", int, default=1)

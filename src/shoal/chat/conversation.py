@@ -58,8 +58,12 @@ class Conversation:
             shown, wanted = str(self.reasoning_effort)[:60], ", ".join(REASONING_EFFORTS)
             raise RequestError(f"reasoning_effort: got {shown!r}, must be one of {wanted}", "reasoning_effort")
         options = self.chat_template_kwargs
-        if options is not None and (not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options)):
-            raise RequestError(f"chat_template_kwargs: got {str(options)[:60]}, must be an object", "chat_template_kwargs")
+        if options is not None and (
+            not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options)
+        ):
+            raise RequestError(
+                f"chat_template_kwargs: got {str(options)[:60]}, must be an object", "chat_template_kwargs"
+            )
         refused = next((name for name in ("chat_template", "tokenize") if name in (options or {})), None)
         if refused is not None:
             raise RequestError(f"chat_template_kwargs: {refused} cannot be set by a request", "chat_template_kwargs")
@@ -112,14 +116,11 @@ class ConversationEncoder:
         if choice.kind == "none":
             tools = []
         messages, shown_tools = self._written(conversation, tools)
-        ids = self._template.encode(
-            self._tokenizer,
-            messages,
-            add_generation_prompt=_adds_prompt(conversation),
-            continue_final_message=conversation.continue_final_message,
-            **self._variables(conversation),
-            **shown_tools,
-        )
+        options = self._variables(conversation) | shown_tools
+        options["continue_final_message"] = conversation.continue_final_message
+        if conversation.continue_final_message or conversation.add_generation_prompt is not None:
+            options["add_generation_prompt"] = bool(conversation.add_generation_prompt)
+        ids = self._template.encode(self._tokenizer, messages, **options)
         return self._encoded(ids, conversation, tools, choice)
 
     def _written(self, conversation: Conversation, tools: Sequence[Tool]) -> tuple[Any, dict[str, Any]]:
@@ -128,11 +129,77 @@ class ConversationEncoder:
         if not isinstance(messages, (list, tuple)):
             return messages, {}  # which the template refuses
         messages = checked_messages(messages)
-        if any(message.get("role") == "tool" or message.get("tool_calls") for message in messages if _is_object(message)):
-            if self._style.calls:
-                messages = self._style.fitted(messages)
-            else:
-                messages = plain_messages(messages, self._writing_format)
+        if any(map(_has_calls, messages)):
+            style = self._style
+            messages = style.fitted(messages) if style.calls else plain_messages(messages, self._writing_format)
         if not tools or self._style.tools:
             return messages, {"tools": conversation.tools} if tools else {}
         return told_of_tools(messages, conversation.tools, self._writing_format, system=self._style.system), {}
+
+    def _variables(self, conversation: Conversation) -> dict[str, Any]:
+        """What the template is told beside messages and tools: a request's own words come first."""
+        variables = dict(self._template_kwargs)
+        effort = conversation.reasoning_effort
+        if effort is not None:
+            variables["reasoning_effort"] = effort
+            if effort == "none" and "enable_thinking" in self._template.source:
+                variables["enable_thinking"] = False
+        return variables | dict(conversation.chat_template_kwargs or {})
+
+    def _encoded(
+        self, ids: list[int], conversation: Conversation, tools: Sequence[Tool], choice: ToolChoice
+    ) -> EncodedConversation:
+        reasoning = self.reasoning_format
+        opened = reasoning is not None and self._is_opened(ids, conversation, reasoning)
+        if reasoning is None and not tools:
+            return EncodedConversation(ids, None)
+        reply = ReplyFormat(
+            reasoning=reasoning,
+            tool_format=self.tool_format,
+            opened=opened,
+            tools={tool.name: tool.parameter_names for tool in tools},
+            choice=choice,
+            most_calls=conversation.most_calls,
+            key=secrets.token_hex(8),
+            short_ids=bool(tools) and self._style.short_ids,
+        )
+        schema = schema_of(choice, tools, most_calls=conversation.most_calls)
+        return EncodedConversation(ids, reply, schema, self._end_ids if opened else None)
+
+    def _is_opened(self, ids: Sequence[int], conversation: Conversation, reasoning: ReasoningFormat) -> bool:
+        """Whether the prompt ends inside the model's reasoning."""
+        if conversation.continue_final_message:
+            begun = text_of(conversation.messages[-1])
+            return begun.rfind(reasoning.start) > begun.rfind(reasoning.end)
+        return self._tokenizer.decode(ids[-_TAIL:]).rstrip().endswith(reasoning.start)
+
+    @cached_property
+    def _style(self) -> TemplateStyle:
+        return TemplateStyle.of(self._template)
+
+    @cached_property
+    def _end_ids(self) -> tuple[int, ...]:
+        end = "" if self.reasoning_format is None else self.reasoning_format.end
+        return tuple(self._tokenizer.encode(end, add_special=False, parse_special=True))
+
+    @property
+    def _writing_format(self) -> ToolFormat:
+        return self.tool_format or TOOL_FORMATS["generic"]
+
+
+def chosen_tool_format(template: str, parser: str | None) -> ToolFormat | None:
+    """The format that ``parser`` names, or the one that the template shows; None for "none"."""
+    if parser == "none":
+        return None
+    return tool_format_of(template) if parser is None else TOOL_FORMATS[parser]
+
+
+def chosen_reasoning_format(template: str, parser: str | None) -> ReasoningFormat | None:
+    """The format that ``parser`` names, or the one that the template shows, if any; None for "none"."""
+    if parser == "none":
+        return None
+    return reasoning_format_of(template) if parser is None else REASONING_FORMATS[parser]
+
+
+def _has_calls(message: Message) -> bool:
+    return isinstance(message, Mapping) and (message.get("role") == "tool" or "tool_calls" in message)

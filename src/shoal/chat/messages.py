@@ -208,7 +208,9 @@ def plain_messages(messages: Sequence[Message], form: ToolFormat) -> list[Messag
     return plain
 
 
-def told_of_tools(messages: Sequence[Message], tools: Sequence[Any], form: ToolFormat, *, system: bool) -> list[Message]:
+def told_of_tools(
+    messages: Sequence[Message], tools: Sequence[Any], form: ToolFormat, *, system: bool
+) -> list[Message]:
     """Messages of which the first tells about the tools: with ``system``, a system message."""
     text = (
         "You may call functions to answer. These are their signatures, one in a line:\n"

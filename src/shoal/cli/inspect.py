@@ -47,8 +47,8 @@ def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
     return {
         "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
-        "architecture": file.get("general.architecture", str, ""),
-        "name": file.get("general.name", str, ""),
+        "architecture": file.label("general.architecture"),
+        "name": file.label("general.name"),
         **_support(file, config),
         "hyper_parameters": _hyper_parameters(file),
         "tensors": _tensors(file),
@@ -131,12 +131,17 @@ def _defaults(config: EngineConfig, max_model_len: int, kv_bytes: int) -> dict[s
 
 def _hyper_parameters(file: GGUFFile) -> dict[str, Any]:
     """The architecture's own keys; of an array its length."""
-    prefix = file.get("general.architecture", str, "") + "."
-    return {
-        key.removeprefix(prefix): value if isinstance(value, (bool, int, float, str)) else f"array of {len(value)}"
-        for key, value in file.metadata.items()
-        if key.startswith(prefix)
-    }
+    from shoal.gguf.header import shown
+
+    prefix = file.label("general.architecture") + "."
+
+    def fact(key: str, value: Any) -> Any:
+        if isinstance(value, (str, bytes)):
+            return file.label(key)
+        return value if isinstance(value, (bool, int, float)) else f"array of {len(value)}"
+
+    own = {key: value for key, value in file.metadata.items() if key.startswith(prefix)}
+    return {shown(key.removeprefix(prefix)): fact(key, value) for key, value in own.items()}
 
 
 def _tensors(file: GGUFFile) -> dict[str, Any]:
@@ -151,8 +156,7 @@ def _tensors(file: GGUFFile) -> dict[str, Any]:
 def _tokenizer(file: GGUFFile) -> dict[str, Any]:
     from shoal.text.tokenizer import Tokenizer
 
-    model = file.get("tokenizer.ggml.model", str, None)
-    facts = {"model": model, "pre": file.get("tokenizer.ggml.pre", str, None)}
+    facts = {key: file.label(f"tokenizer.ggml.{key}") or None for key in ("model", "pre")}
     try:
         tokenizer = Tokenizer.from_gguf(file)
     except (UnsupportedError, GGUFError) as error:
@@ -174,7 +178,7 @@ def _tokenizer(file: GGUFFile) -> dict[str, Any]:
 
 
 def _template(file: GGUFFile) -> dict[str, Any]:
-    source = file.get("tokenizer.chat_template", str, "")
+    source = file.label("tokenizer.chat_template")
     return {"present": bool(source), "characters": len(source), "start": source.splitlines()[:_TEMPLATE_LINES]}
 
 

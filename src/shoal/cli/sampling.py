@@ -21,7 +21,10 @@ _UNTIL_FULL = "up to the end of the context"
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
     "max_tokens": {"type": integer, "help": "Most tokens to generate.", "default": None, "show_default": _UNTIL_FULL},
     "temperature": {"type": float, "help": "0 always takes the most likely token."},
-    "top_p": {"type": float, "help": "Keep the most likely tokens with this much probability together; 1 is off."},
+    "top_p": {
+        "type": float,
+        "help": "Keep the most likely tokens with this much probability together; 1 is off, 0 keeps one.",
+    },
     "top_k": {"type": int, "help": "Keep this many of the most likely tokens; 0 is off."},
     "min_p": {"type": float, "help": "Drop tokens less likely than this share of the most likely one; 0 is off."},
     "min_tokens": {"type": integer, "help": "Do not end before this many tokens."},

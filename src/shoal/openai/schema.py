@@ -83,18 +83,10 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     prompt_logprobs: int | None = None
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message of a conversation. ``content`` is a text or a list of parts."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
-    name: str | None = None
-
-
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """A body of /v1/chat/completions. Without a limit the answer may fill the context."""
+    """A body of /v1/chat/completions. Without a limit the answer may fill the context. ``messages``: see ``shoal.openai.messages``."""
 
-    messages: list[Message]
+    messages: list[Any]
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0

@@ -9,7 +9,9 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import run_job
 from shoal.jobs.running.progress import JobProgress
-from shoal.jobs.running.task import JobOptions
+from shoal.jobs.running.task import JobOptions, names_of
 from shoal.params import EngineConfig
 from tests.support.tiny_model import write_tiny_model
 
@@ -92,6 +94,12 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
     assert records(output).keys() == {f"row-{i}" for i in range(1, 22)} | {"line 22"}
 
 
+@pytest.mark.parametrize(("name", "known"), [("fish", ["fish"]), (b"Mod\xe8le", []), ("", [])])
+def test_a_model_is_called_by_its_own_name_if_that_is_text(tmp_path: Path, name: str | bytes, known: list[str]) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", name=name)
+    assert names_of("short:1b", path) == ("short:1b", str(path), "tiny.gguf", *known)
+
+
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     run(model, source, whole)
@@ -105,6 +113,38 @@ def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path)
     assert (summary.state, summary.resumed, summary.done, summary.failed) == ("finished", 2, 20, 2)
     assert parts.read_bytes().startswith(first)
     assert records(parts) == records(whole)
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "-"])
+def test_all_rows_are_told_the_time_at_which_the_job_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], output: str
+) -> None:
+    model = write_tiny_model(tmp_path / "m.gguf", context=128, template="{{ strftime_now('%d %H:%M:%S.%f') }}")
+    talk = [{"role": "user", "content": "x"}]
+    source = write(tmp_path / "in.jsonl", *[{"messages": talk, "max_tokens": 1, "prompt_logprobs": 0}] * 6)
+    target = Path("-") if output == "-" else tmp_path / output
+    if output != "-":
+        stop(model, source, target, 2)
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+    try:
+        assert run(model, source, target).done == 6
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    lines = capfdbinary.readouterr().out if output == "-" else target.read_bytes()
+    answers = [json.loads(line)["response"]["body"] for line in lines.splitlines()]
+    prompts = {"".join(place_of(place) for place in body["prompt_logprobs"][1:]) for body in answers}
+    assert len(answers) == 6
+    assert len(prompts) == 1
+    if output != "-":
+        begun = json.loads((tmp_path / "out.jsonl.shoal" / "manifest.json").read_text())["created"]
+        assert datetime.fromtimestamp(begun).strftime("%d %H:%M:%S.%f")[1:] in prompts
+
+
+def place_of(place: dict[str, Any]) -> str:
+    (only,) = place.values()
+    return str(only["decoded_token"])
 
 
 def test_a_finished_job_is_left_alone(

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,7 @@ def _journal_folder(files: JobFiles) -> Iterator[None]:
 def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
     files, retry = task.files, task.options.retry_errors
     manifest = _begin(task, say)
+    task = replace(task, begun=manifest.begun)
     if manifest.state in OVER and manifest.summary is not None and not retry:
         if not files.output.exists():
             raise JobError(f"{files.output}: is gone, though this job is {manifest.state} (--restart begins anew)")
@@ -151,7 +152,7 @@ def _begin(task: Task, say: Say) -> Manifest:
 
 def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     """A new job, whose input has been checked."""
-    files, options, now = task.files, task.options, time.time()
+    files, options, now, offset = task.files, task.options, task.begun.timestamp(), task.begun.utcoffset()
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
     rows = _checked(task, files.folder)
@@ -162,6 +163,7 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     return Manifest(
         identity=identity,
         created=now,
+        utc_offset=None if offset is None else offset.total_seconds(),
         since=now,
         output=path_text(files.output),
         errors=path_text(files.errors),

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ class JobOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        params = SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        plain = {name: getattr(params, name) for name in self.defaults}
+        object.__setattr__(self, "defaults", {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()})
         if self.system is not None and not self.chat:
             raise ParameterError("system", self.system, "given with chat")
         for name in ("system", "prompt_column", "output_column", "served"):
@@ -67,19 +70,22 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it."""
+    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it. ``begun``: when its job was,
+    with the time zone; the date for chat templates that ask for one, so that it is the same for all rows and all runs."""
 
     path: Path
     served: tuple[str, ...]
     files: JobFiles
     options: JobOptions
     config: EngineConfig
+    begun: datetime
 
     @classmethod
     def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
-        """Resolves ``model``, downloading it if need be."""
+        """Resolves ``model``, downloading it if need be. The job is begun now."""
         path = hub.resolve(model)
-        return cls(path, options.served or names_of(model, path), files, options, config)
+        served = options.served or names_of(model, path)
+        return cls(path, served, files, options, config, datetime.now().astimezone())
 
     @property
     def from_stdin(self) -> bool:
@@ -89,7 +95,8 @@ class Task:
     def reader(self) -> RowReader:
         """Makes rows of the input's lines."""
         options = self.options
-        return RowReader(self.served, options.defaults, ChatSettings(options.system) if options.chat else None)
+        chat = ChatSettings(options.system) if options.chat else None
+        return RowReader(self.served, options.defaults, chat, self.begun)
 
     def identity(self) -> Identity:
         """All that the answers depend on."""
@@ -128,10 +135,11 @@ def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
 
 
 def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
-    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
+    """What a model is called: the reference as given, its path and file name, and the name in its metadata, if that is text."""
     with GGUFFile.open(path) as file:
-        name = file.get("general.name", str, default="")
-    return tuple(dict.fromkeys(filter(None, (*map(printable, (model, path, path.name)), name))))
+        name = file.metadata.get("general.name")
+    own = [name] if isinstance(name, str) and name else []
+    return tuple(dict.fromkeys((*map(printable, (model, path, path.name)), *own)))
 
 
 def _template_digest(config: EngineConfig) -> str | None:
