@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -418,3 +419,44 @@ def test_closing_twice_and_using_a_closed_one(path: Path) -> None:
     llm.close()
     llm.close()
     assert not llm.has_work
+
+
+# --- several answers to one prompt
+
+
+def test_each_sample_is_what_a_request_of_its_own_would_give(llm: LLM) -> None:
+    params = SamplingParams(n=4, max_tokens=6, seed=5, ignore_eos=True)
+    (output,) = llm.generate("hello", params)
+    assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
+    assert len({tuple(answer.token_ids) for answer in output.outputs}) == 4
+    (alone,) = llm.generate("hello", SamplingParams(n=1, max_tokens=6, seed=5, ignore_eos=True))
+    assert alone.outputs[0] == output.outputs[0]
+    assert llm.generate(["x", "hello"], [GREEDY, params])[1].outputs == output.outputs
+
+
+def test_a_stop_string_ends_its_own_sample_alone(llm: LLM) -> None:
+    params = SamplingParams(n=4, max_tokens=30, seed=5, ignore_eos=True)
+    free = llm.generate("hello", params)[0].outputs
+    stop = free[1].text[3:6]
+    cut = llm.generate("hello", replace(params, stop=[stop]))[0].outputs
+    assert [answer.text for answer in cut] == [answer.text.split(stop)[0] for answer in free]
+    assert [answer.finish_reason for answer in cut] == ["stop" if stop in answer.text else "length" for answer in free]
+    assert len({answer.finish_reason for answer in cut}) == 2
+
+
+def test_samples_stream_apart(llm: LLM) -> None:
+    last = None
+    for output in llm.stream("hello", SamplingParams(n=3, max_tokens=4, seed=5, ignore_eos=True)):
+        assert [len(answer.token_ids) for answer in output.outputs] == [len(output.outputs[0].token_ids)] * 3
+        last = output
+    assert last is not None
+    assert last.finished
+    assert last.outputs == llm.generate("hello", SamplingParams(n=3, max_tokens=4, seed=5, ignore_eos=True))[0].outputs
+
+
+def test_an_abort_is_that_of_all_samples(llm: LLM) -> None:
+    name = llm.submit("hello", SamplingParams(n=3, max_tokens=400, ignore_eos=True))
+    llm.step()
+    assert llm.abort(name)
+    assert not llm.has_work or llm.step() == []
+    assert llm.engine.stats().running == 0

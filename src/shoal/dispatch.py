@@ -105,11 +105,10 @@ class Dispatcher:
             item = self._active.get(output.request_id)
             if item is None:  # aborted, or ended by a stop string
                 continue
-            item.take(output)
-            if output.finished:
+            if item.take(output):
+                self._engine.abort(output.request_id, output.sample)
+            if item.finished:
                 del self._active[output.request_id]
-            elif item.finished:
-                self._abort(item.request_id)
 
     def _abort(self, request_id: str) -> bool:
         item = self._active.pop(request_id, None)

@@ -317,7 +317,7 @@ class LLM:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        told = any(item.finish_reason != "abort" for item in self._inbox)
+        told = any(not item.aborted for item in self._inbox)
         return self._dispatcher.has_work or told
 
     def submit(
@@ -340,7 +340,7 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
         outputs = self._dispatcher.step(self._inbox)
-        return [output for output in outputs if output.outputs[0].finish_reason != "abort"]
+        return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or

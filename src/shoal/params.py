@@ -13,6 +13,7 @@ from typing import Any
 
 from shoal.errors import ParameterError
 
+MAX_N = 16
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
@@ -23,7 +24,6 @@ _INT64_MAX = 2**63 - 1
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
 # means "off"; anything else is refused by name, never ignored.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
     "repetition_penalty": (1, None),
@@ -37,6 +37,8 @@ _NOT_YET: dict[str, tuple[object, ...]] = {
 class SamplingParams:
     """How the tokens of one request are chosen, and when it ends. Names and defaults are vLLM's.
 
+    ``n`` answers to one prompt, which is computed once; each draws random numbers of its own, and the first is the one that ``n`` 1
+    would give.
     ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off; ``top_p`` 0 keeps only the likeliest token.
     Whole numbers may be given as floats (4.0) and as NumPy's. ``max_tokens`` None means up to
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
@@ -74,6 +76,7 @@ class SamplingParams:
             value = getattr(self, name)
             if value not in off:
                 raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
+        _whole(self, "n", 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 1e4)
         _number("top_p", self.top_p, 0.0, 1.0)
         _number("min_p", self.min_p, 0.0, 1.0)

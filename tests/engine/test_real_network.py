@@ -18,7 +18,7 @@ from shoal.kernels.reference import ReferenceBackend
 from shoal.models.weights import Model, load_model
 from shoal.params import EngineConfig, SamplingParams
 from tests.engine.faulty import faulty
-from tests.engine.toy import Result, run, tokens
+from tests.engine.toy import Result, run, samples, tokens
 from tests.support.gguf_builder import GGUFBuilder
 
 VOCAB, WIDTH, HEADS, KV_HEADS, FF, LAYERS = 96, 64, 4, 2, 96, 2
@@ -194,6 +194,21 @@ def test_nan_harms_neither_neighbours_nor_those_who_get_its_pages(
             for request in bad:
                 assert "NaN" in results.pop(request.request_id).error
             assert ends(results) == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "q8_0"])
+def test_samples_go_on_from_copies_of_the_last_page(
+    tmp_path: Path, backend: Backend, architecture: str, dtype: str
+) -> None:
+    with GGUFFile.open(write_network(tmp_path / "net.gguf", architecture)) as file:
+        model = load_model(file, backend)
+    many = [
+        replace(r, params=replace(r.params, n=3, temperature=0.9)) for r in requests() if len(r.prompt_token_ids) > 2
+    ]
+    clean = engine(model, backend, dtype=dtype)
+    alone = {one.request_id: tokens(run(clean, [one]))[one.request_id] for r in many for one in samples(r)}
+    assert tokens(run(engine(model, backend, dtype=dtype, budget=40), many)) == alone
 
 
 def test_a_fault_harms_no_neighbour(tmp_path: Path, backend: Backend) -> None:

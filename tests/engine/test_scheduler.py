@@ -674,7 +674,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.alive)))
-        output = self.scheduler.abort(self.alive.pop(name), 0.0)
+        (output,) = self.scheduler.abort(self.alive.pop(name), 0.0)
         assert (output.request_id, output.finish_reason) == (name, "abort")
 
     @precondition(lambda self: self.alive)

@@ -274,6 +274,20 @@ def test_the_body_of_a_completion() -> None:
     assert body["choices"] == [{"index": 0, "text": "He\u20ac", "logprobs": None, "finish_reason": "length"}]
 
 
+@pytest.mark.parametrize("call", [chat(n=3), completion(n=3)])
+def test_all_samples_are_choices_and_count(call: Call) -> None:
+    assert call.params.n == 3
+    out = output()
+    out.outputs += [CompletionOutput(index, f"text {index}", [4, 5], finish_reason="length") for index in (1, 2)]
+    body = as_json(call, out)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", "length", "length"]
+    texts = [choice["message"]["content"] if call.kind == "chat" else choice["text"] for choice in body["choices"]]
+    assert texts == ["He\u20ac", "text 1", "text 2"]
+    usage = body["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 7, 9)
+
+
 LOGPROBS = [
     {1: Logprob(-0.5, 1, "He"), 4: Logprob(-1.0, 2, "!")},
     {2: Logprob(-3.0, 9, "?"), 4: Logprob(-0.25, 1, "!"), 1: Logprob(-1.5, 2, "He")},

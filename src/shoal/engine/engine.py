@@ -18,7 +18,7 @@ from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequen
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Model
-from shoal.params import EngineConfig
+from shoal.params import MAX_N, EngineConfig
 
 __all__ = [
     "Engine",
@@ -90,7 +90,7 @@ class Engine:
         self._clock = clock
         self._check_every_step = check_every_step
         self._vocab_size = model.config.vocab_size
-        self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
+        self._sequences: dict[str, list[Sequence]] = {}  # all samples, until their last Output has been handed out
         self._outputs: list[Output] = []  # that the next return of ``step`` hands out
         self._next_deadline = math.inf  # nobody's time is up before
         self._steps = 0
@@ -104,7 +104,7 @@ class Engine:
         runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
         self._compute: tuple[ModelRunner, Sampler] | None = (
             runner,
-            Sampler(runner.network, self._vocab_size, limits.max_seqs),
+            Sampler(runner.network, self._vocab_size, MAX_N * limits.max_seqs),
         )
 
     @property
@@ -127,20 +127,20 @@ class Engine:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
         seq = self._scheduler.add(request, self._clock())
-        self._sequences[request.request_id] = seq
+        self._sequences[request.request_id] = [seq, *seq.siblings]
         self._next_deadline = min(self._next_deadline, seq.deadline)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request and free its pages at once. The next ``step`` reports it as finished ("abort").
+    def abort(self, request_id: str, sample: int | None = None) -> bool:
+        """End a request, or one sample of it that has begun, and free its pages at once. The next ``step`` reports it as finished
+        ("abort").
 
         False if there is no such request, or it has already ended.
         """
-        seq = self._sequences.get(request_id)
-        if seq is None or seq.status is Status.FINISHED:
-            return False
-        self._outputs.append(self._scheduler.abort(seq, self._clock()))
+        samples = self._sequences.get(request_id, [])
+        alive = _alive(samples if sample is None else samples[sample : sample + 1])
+        self._end(alive, self._clock(), "abort")
         self._check()
-        return True
+        return bool(alive)
 
     def step(self) -> list[Output]:
         """Compute one step: an Output for each request that got something from it, or ended since the last one.
@@ -157,7 +157,7 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             if output.finished:
-                del self._sequences[output.request_id]
+                self._forget(output.request_id)
         self._check()
         return outputs
 
@@ -188,10 +188,20 @@ class Engine:
     def _end_overdue(self, now: float) -> None:
         if now < self._next_deadline:
             return
-        alive = [seq for seq in self._sequences.values() if seq.status is not Status.FINISHED]
+        alive = [seq for samples in self._sequences.values() for seq in _alive(samples)]
         overdue = [seq for seq in alive if seq.deadline <= now]
         self._next_deadline = min((seq.deadline for seq in alive if seq.deadline > now), default=math.inf)
-        self._outputs += [self._scheduler.abort(seq, now, "timeout") for seq in overdue]
+        self._end(overdue, now, "timeout")
+
+    def _end(self, sequences: list[Sequence], now: float, reason: FinishReason) -> None:
+        for seq in sequences:
+            if seq.status is not Status.FINISHED:  # one that waits for another ends with it
+                self._outputs += self._scheduler.abort(seq, now, reason)
+
+    def _forget(self, request_id: str) -> None:
+        """Let go of a request of which a sample has ended, if that was the last."""
+        if not _alive(self._sequences.get(request_id, [])):
+            self._sequences.pop(request_id, None)
 
     def _run(self, batch: StepBatch) -> None:
         self._steps += 1
@@ -224,6 +234,9 @@ class Engine:
     def _result(self, batch: StepBatch) -> StepResult:
         assert self._compute is not None, "a closed engine has no sequences"
         runner, sampler = self._compute
+        if self._scheduler.copies:
+            runner.copy_pages(self._scheduler.copies)
+            self._scheduler.copies = []
         runner.forward(batch)
         tokens, logprobs = sampler.sample(batch.sampling)
         logits = [runner.logits(seq) for seq in batch.scoring]
@@ -232,6 +245,10 @@ class Engine:
     def _check(self) -> None:
         if self._check_every_step:
             self._scheduler.check()
+
+
+def _alive(samples: list[Sequence]) -> list[Sequence]:
+    return [seq for seq in samples if seq.status is not Status.FINISHED]
 
 
 def _text(error: Exception) -> str:

@@ -65,6 +65,12 @@ class PagePool:
             self._uses[page] += 1
         return pages
 
+    def share_pages(self, pages: Iterable[int]) -> None:
+        """Take pages that are in use, with whoever else uses them."""
+        for page in pages:
+            assert self._uses[page], f"page {page} is shared and not in use"
+            self._uses[page] += 1
+
     def register(self, keys: Sequence[bytes], pages: Sequence[int], origin: Origin) -> None:
         """Let pages in use be found under ``keys`` once ``origin`` is sound. A key that leads, or may come to lead, to another page
         stays there."""

@@ -9,11 +9,13 @@ import math
 from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import RequestError
+from shoal.params import MAX_N
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,26 @@ class SchedulerLimits:
     max_num_batched_tokens: int
 
 
+class PageCopy(NamedTuple):
+    """Page ``target`` of a KV group is to hold what page ``source`` holds."""
+
+    group: int
+    source: int
+    target: int
+
+
 @dataclass(slots=True)
 class StepBatch:
     """What one step computes: ``sequences`` in the order of their rows, laid end to end.
 
-    ``sampling`` get a token from this step (their last known token is computed); ``scoring`` get logits; ``prompts`` get
-    log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
+    ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
+    further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits;
+    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)
+    forking: list[Sequence] = field(default_factory=list)
     scoring: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
     ending: list[Sequence] = field(default_factory=list)
@@ -51,6 +63,14 @@ class StepBatch:
             (self.scoring if request.want_logits else self.prompts).append(seq)
         if seq.num_computed + count == len(seq.token_ids) and not request.want_logits:
             (self.sampling if request.generates else self.ending).append(seq)
+            if seq.siblings and request.generates:
+                self._add_siblings(seq)
+
+    def _add_siblings(self, seq: Sequence) -> None:
+        self.forking.append(seq)
+        self.sampling += seq.siblings
+        for sibling in seq.siblings:
+            sibling.first_row, sibling.num_scheduled = seq.first_row, seq.num_scheduled
 
     def halves(self) -> tuple[StepBatch, StepBatch]:
         """The same work as two steps. From now on the sequences' rows are those of the halves."""
@@ -107,18 +127,26 @@ class Scheduler:
         self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.copies: list[PageCopy] = []  # to be made before the next step is computed
         self.counters = Counters()
 
     def add(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the line. Raises RequestError, with both numbers, if it can never fit."""
-        seq = Sequence(request, self._max_len(request), Metrics(now))
+        """Put a request at the end of the line: its first sample, which has the others for ``siblings``. Raises RequestError, with both
+        numbers, if it can never fit."""
+        max_len, metrics = self._max_len(request), Metrics(now)
+        seq = Sequence(request, max_len, metrics)
+        seq.siblings = tuple(
+            Sequence(request, max_len, metrics, sample, status=Status.HELD) for sample in range(1, request.params.n)
+        )
         self.waiting.append(seq)
         return seq
 
-    def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> Output:
-        """End a sequence, wherever it is, between two steps."""
-        self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason=reason)
+    def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> list[Output]:
+        """End a sequence, wherever it is, between two steps, and those that wait for what it computes."""
+        return [
+            Output(one.request.request_id, one.metrics, finished=True, finish_reason=reason, sample=one.sample)
+            for one in self._retire_all(seq, now)
+        ]
 
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
@@ -136,18 +164,22 @@ class Scheduler:
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
         outputs = self._take_prompts(batch, result, now)  # failures, which leave the step at once
+        for seq in batch.forking:
+            self._fork(seq)
         outputs += [
             self._accept(seq, token, logprobs, now)
             for seq, token, logprobs in zip(batch.sampling, result.tokens, result.logprobs, strict=True)
-            if seq.status is Status.RUNNING
+            if seq.status is not Status.FINISHED
         ]
         outputs += [self._score(seq, rows, now) for seq, rows in zip(batch.scoring, result.logits, strict=True)]
-        outputs += [self._end(seq, now) for seq in batch.ending if seq.status is Status.RUNNING]
+        for seq in batch.ending:
+            if seq.status is Status.RUNNING:
+                outputs += self._end(seq, now)
         return outputs
 
     def fail(self, batch: StepBatch, error: str, now: float) -> list[Output]:
         """End every sequence of a step that could not be computed."""
-        return [self._fail(seq, error, now) for seq in batch.sequences]
+        return [output for seq in batch.sequences for output in self._fail(seq, error, now)]
 
     def check(self) -> None:
         """Assert that pages and sequences fit together."""
@@ -228,7 +260,7 @@ class Scheduler:
         seq.origin = Origin()  # what it fills from now on is yet to be seen by a sound token
         seq.pages = [group.share(keys) for group in self.groups]
         seq.num_computed = len(keys) * self._page_size
-        if not seq.metrics.num_preemptions:
+        if not seq.metrics.num_preemptions and seq.metrics.first_token_time is None:
             seq.metrics.num_cached = seq.num_computed
 
     def _reserve(self, seq: Sequence, count: int) -> bool:
@@ -282,11 +314,45 @@ class Scheduler:
         self.counters.preemptions += 1
         self.waiting.appendleft(seq)
 
+    def _fork(self, seq: Sequence) -> None:
+        """Let the other samples of a request go on from the prompt that ``seq`` has computed. Where there is no room for one it waits,
+        and computes what is missing as if it had been preempted."""
+        siblings, seq.siblings = [one for one in seq.siblings if one.status is Status.HELD], ()
+        if seq.status is Status.FINISHED or not siblings:
+            return
+        most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
+        count = min(len(siblings), max(0, most - len(self.running)), self._copies_that_fit(seq))
+        place = self.running.index(seq) + 1  # before a prompt that is not complete
+        self.running[place:place] = siblings[:count]
+        for sibling in siblings[:count]:
+            self._share_pages(seq, sibling)
+        for sibling in reversed(siblings[count:]):
+            sibling.status = Status.WAITING
+            self.waiting.appendleft(sibling)
+
+    def _copies_that_fit(self, seq: Sequence) -> int:
+        """How many times its last page can be copied, unless that is full."""
+        if seq.num_computed % self._page_size == 0:
+            return MAX_N
+        return min(group.pool.num_free for group in self.groups)
+
+    def _share_pages(self, seq: Sequence, sibling: Sequence) -> None:
+        """Give a sibling the full pages of ``seq``, and a copy of the last one if that is not full."""
+        full = seq.num_computed // self._page_size
+        for index, (pages, group) in enumerate(zip(seq.pages, self.groups, strict=True)):
+            group.pool.share_pages(pages[group.use.num_passed(seq.num_computed) : full])
+            copied = group.pool.allocate(len(pages) - full)
+            self.copies += [PageCopy(index, pages[full], page) for page in copied]
+            sibling.pages.append(pages[:full] + copied)
+        sibling.status = Status.RUNNING
+        sibling.num_computed = seq.num_computed
+
     def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
         """A sampled token joins its sequence, or ends it."""
         if token < 0:
-            error = f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose"
-            return self._fail_unsound(seq, error, now)
+            error = f"the logits at position {len(seq.token_ids) - 1} hold NaN or leave no token to choose"
+            (output,) = self._fail_unsound(seq, error, now)
+            return output
         seq.origin.sound = True
         prompt = None
         if seq.metrics.first_token_time is None:
@@ -297,25 +363,25 @@ class Scheduler:
             self._retire(seq, now)
             reason = None if token in seq.eos_ids else token
             none = None if logprobs is None else ()
-            return Output(name, seq.metrics, (), none, True, "stop", reason, prompt_logprobs=prompt)
+            return Output(name, seq.metrics, (), none, True, "stop", reason, prompt_logprobs=prompt, sample=seq.sample)
         seq.token_ids.append(token)
         self.counters.generation_tokens += 1
         reported = None if logprobs is None else (logprobs,)
         if len(seq.token_ids) < seq.max_len:
-            return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt)
+            return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt, sample=seq.sample)
         self._retire(seq, now)
-        return Output(name, seq.metrics, (token,), reported, True, "length", prompt_logprobs=prompt)
+        return Output(name, seq.metrics, (token,), reported, True, "length", prompt_logprobs=prompt, sample=seq.sample)
 
     def _take_prompts(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Log-probabilities of prompt tokens join their sequences; NaN among them ends the sequence."""
-        failures = []
+        failures: list[Output] = []
         for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True):
             first, seq.num_scored = seq.num_scored, seq.num_computed
             seq.prompt_logprobs += found
             bad = next((index for index, token in enumerate(found) if math.isnan(token.logprob)), None)
             if bad is not None:
                 error = f"the logits at position {first + bad} hold NaN or +infinity"
-                failures.append(self._fail_unsound(seq, error, now))
+                failures += self._fail_unsound(seq, error, now)
         return failures
 
     def _finish_prompt(self, seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
@@ -327,36 +393,43 @@ class Scheduler:
         found, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
         return found
 
-    def _end(self, seq: Sequence, now: float) -> Output:
+    def _end(self, seq: Sequence, now: float) -> list[Output]:
         """The prompt was all there is to do."""
         found = self._finish_prompt(seq)
-        self._retire(seq, now)
-        name = seq.request.request_id
-        return Output(name, seq.metrics, finished=True, finish_reason="length", prompt_logprobs=found)
+        first, *others = self.abort(seq, now, "length")
+        return [first._replace(prompt_logprobs=found), *others]
 
     def _score(self, seq: Sequence, logits: Logits, now: float) -> Output:
         """Logits of prompt positions; those of the last one end the sequence, and so does NaN."""
         first, seq.num_scored = seq.num_scored, seq.num_computed
         bad = next((index for index, row in enumerate(logits) if math.isnan(row.max())), None)
         if bad is not None:
-            return self._fail_unsound(seq, f"the logits at position {first + bad} hold NaN", now)
+            (output,) = self._fail_unsound(seq, f"the logits at position {first + bad} hold NaN", now)
+            return output
         if seq.num_computed < seq.num_prompt:
             return Output(seq.request.request_id, seq.metrics, logits=logits)
         self.counters.prompt_tokens += seq.num_prompt
         self._retire(seq, now)
         return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="stop", logits=logits)
 
-    def _fail_unsound(self, seq: Sequence, error: str, now: float) -> Output:
+    def _fail_unsound(self, seq: Sequence, error: str, now: float) -> list[Output]:
         """End a sequence with NaN in its logits: its KV may hold some too, so nobody may find the pages it has registered."""
         seq.origin.sound = False
         return self._fail(seq, error, now)
 
-    def _fail(self, seq: Sequence, error: str, now: float) -> Output:
-        self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="error", error=error)
+    def _fail(self, seq: Sequence, error: str, now: float) -> list[Output]:
+        return [output._replace(error=error) for output in self.abort(seq, now, "error")]
+
+    def _retire_all(self, seq: Sequence, now: float) -> list[Sequence]:
+        """End a sequence and the siblings that wait for it; those that ended by it."""
+        ended = [seq, *(sibling for sibling in seq.siblings if sibling.status is Status.HELD)]
+        for one in ended:
+            self._retire(one, now)
+        return ended
 
     def _retire(self, seq: Sequence, now: float) -> None:
-        (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
+        if seq.status is not Status.HELD:
+            (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
         self._release(seq)
         seq.status = Status.FINISHED
         seq.metrics.finished_time = now

@@ -20,7 +20,8 @@ Logits = Any  # float32 array [rows, vocab]; only passed through here
 class Request:
     """Immutable input. ``eos_ids`` are the model's end-of-generation ids (unused if ``params.ignore_eos``).
 
-    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
+    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. Its ``params.n`` samples
+    have the keys ``sample``, ``sample + 1`` and so on. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
     ``queue_timeout``: in which it must have begun to run.
@@ -56,8 +57,9 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Metrics:
-    """Times of one request on the engine's clock, in seconds, how often it lost its pages, and how many tokens of its prompt were
-    in the KV cache already when it began."""
+    """Times of one request, all its samples together, on the engine's clock, in seconds: its arrival, its first token, its end, or
+    that of the last sample to have ended. How often its samples lost their pages, and how many tokens of its prompt were in the KV
+    cache already when it began."""
 
     arrival_time: float
     first_token_time: float | None = None
@@ -67,13 +69,14 @@ class Metrics:
 
 
 class Output(NamedTuple):
-    """What one request got out of one step. A plain tuple, because one is made for each running sequence at each step.
+    """What one sample of a request got out of one step. A plain tuple, because one is made for each running sequence at each step.
 
-    ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
+    ``sample`` counts from 0; ``finished`` is this sample's. ``metrics`` is the request's own record and goes on changing until all
+    are. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
     positions computed in this step, for ``want_logits`` alone. ``prompt_logprobs``: all prompt tokens but the first, in
-    the one output that comes when the prompt is complete, if asked for.
+    the one output that comes when the prompt is complete, if asked for; sample 0 has it.
     """
 
     request_id: str
@@ -86,11 +89,13 @@ class Output(NamedTuple):
     error: str | None = None
     logits: Logits | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    sample: int = 0
 
 
 class Status(Enum):
-    """Where a sequence is on its way."""
+    """Where a sequence is on its way. HELD: until the first sample of its request has computed the prompt."""
 
+    HELD = "held"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -98,7 +103,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The mutable life of a request; all of its state is here.
+    """The mutable life of one sample of a request; all of its state is here.
 
     Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, in KV group g position p in
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
@@ -107,11 +112,13 @@ class Sequence:
     positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
     the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
+    The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
     """
 
     request: Request
     max_len: int  # prompt and output together never exceed this
     metrics: Metrics
+    sample: int = 0  # of its request's samples
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
@@ -125,6 +132,7 @@ class Sequence:
     num_scored: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     origin: Origin = field(default_factory=Origin)
+    siblings: tuple[Sequence, ...] = ()
     _page_keys: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -135,6 +143,8 @@ class Sequence:
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
         if self.request.want_logits:
             self.num_to_score = self.num_prompt
+        elif self.sample:  # the prompt is scored once
+            self.num_to_score = 0
         else:  # the logits at a position say how likely the token after it was
             self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
 
@@ -145,9 +155,11 @@ class Sequence:
 
     @property
     def deadline(self) -> float:
-        """When its time is up, on the engine's clock; infinity without a limit. Once it has run, that may be later than before."""
+        """When its request's time is up, on the engine's clock; infinity without a limit. Once that has run, it may be later than
+        before."""
         limits = [self.request.timeout]
-        if self.status is Status.WAITING and not self.metrics.num_preemptions:
+        begun = self.metrics.num_preemptions or self.metrics.first_token_time is not None
+        if self.status is Status.WAITING and not begun:
             limits.append(self.request.queue_timeout)
         return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 

@@ -160,24 +160,38 @@ def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
 def answer(
     call: Call, output: RequestOutput, *, response_id: str, model: str, tokenizer: Tokenizer
 ) -> ChatCompletion | TextCompletion:
-    """The response body of a finished request. ``output`` must have ended with "stop" or "length"."""
-    given = output.outputs[0]
-    reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
+    """The response body of a finished request. Its answers must have ended with "stop" or "length"."""
     created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
     if call.kind == "chat":
-        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, tokenizer)
-        choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
+        choices = [_chat_choice(given, call.params.logprobs or 0, tokenizer) for given in output.outputs]
         return ChatCompletion(
-            f"chatcmpl-{response_id}", created, model, [choice], usage, prompt_logprobs=prompt_logprobs
+            f"chatcmpl-{response_id}", created, model, choices, usage, prompt_logprobs=prompt_logprobs
         )
     prompt = _prompt_text(output, call.params, tokenizer) if call.echo else ""
-    logprobs = _text_logprobs(call, output, prompt, tokenizer)
-    text_choice = TextChoice(0, prompt + given.text, logprobs, reason, prompt_logprobs)
-    return TextCompletion(f"cmpl-{response_id}", created, model, [text_choice], usage)
+    text_choices = [
+        TextChoice(
+            given.index,
+            prompt + given.text,
+            _text_logprobs(call, output, given, prompt, tokenizer),
+            _reason(given),
+            prompt_logprobs,
+        )
+        for given in output.outputs
+    ]
+    return TextCompletion(f"cmpl-{response_id}", created, model, text_choices, usage)
+
+
+def _chat_choice(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> ChatChoice:
+    return ChatChoice(given.index, ChatAnswer(given.text), _chat_logprobs(given, k, tokenizer), _reason(given))
+
+
+def _reason(given: CompletionOutput) -> FinishReason:
+    return "stop" if given.finish_reason == "stop" else "length"
 
 
 def _usage(output: RequestOutput) -> Usage:
-    prompt, completion = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    """The prompt counts once, the tokens of all answers."""
+    prompt, completion = len(output.prompt_token_ids), sum(len(given.token_ids) for given in output.outputs)
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
 
 
@@ -218,11 +232,13 @@ def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> Cha
     return ChatLogprobs(content)
 
 
-def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: Tokenizer) -> TextLogprobs | None:
-    """Log-probabilities of the answer, after those of the tokens of ``prompt`` if that is echoed."""
-    given, k = output.outputs[0], call.params.logprobs or 0
+def _text_logprobs(
+    call: Call, output: RequestOutput, given: CompletionOutput, prompt: str, tokenizer: Tokenizer
+) -> TextLogprobs | None:
+    """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
     if given.logprobs is None:
         return None
+    k = call.params.logprobs or 0
     echoed: list[int] = []
     places: list[dict[int, Logprob] | None] = [*given.logprobs]
     if call.echo:

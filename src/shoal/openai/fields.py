@@ -43,10 +43,9 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "tool_choice": ({}, "none", "auto"),
         "tools": ([],),
     },
-    "a request has one answer yet": {
+    "answers are drawn one by one, not searched": {
         "best_of": (1,),
         "length_penalty": (1,),
-        "n": (1,),
         "use_beam_search": (False,),
     },
     "tokens cannot be favoured, punished or forbidden yet": {

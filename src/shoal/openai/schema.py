@@ -81,6 +81,7 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    n: int = 1
 
 
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
