@@ -63,8 +63,8 @@ class LLM:
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
     (default: they are listed on stderr).
 
-    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with the chat template's own arguments
-    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other.
+    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
+    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other.
 
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.
@@ -209,7 +209,14 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -221,7 +228,14 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -232,20 +246,45 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
-        A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
-        ``strftime_now`` there is a datetime to tell it instead.
+        A message is ``{"role": ..., "content": ...}``, also with ``tool_calls`` and of role "tool", as OpenAI has them; what the
+        chat template takes besides goes into ``chat_template_kwargs``. A template that asks for the date is told that of this
+        call, for all conversations; ``strftime_now`` there is a datetime to tell it instead.
+
+        ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``reasoning_effort`` are OpenAI's. The calls and the reasoning are
+        found in ``outputs[0].reply``; ``outputs[0].text`` is all that the model wrote. ``continue_final_message`` goes on with the
+        last message; otherwise a new one is begun, unless ``add_generation_prompt`` is False. ``chat_template`` is given to LLM,
+        not here.
         """
-        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
+        if chat_template is not None:
+            raise ParameterError("chat_template", chat_template, "given to LLM, not with a request")
+        template_kwargs = chat_template_kwargs
+        if template_kwargs is None or isinstance(template_kwargs, Mapping):
+            template_kwargs = {"strftime_now": datetime.now(), **(template_kwargs or {})}
+        options = {
+            "chat_template_kwargs": template_kwargs,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "reasoning_effort": reasoning_effort,
+        }
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
+            return {"messages": conversation, **options}
 
         limits = {"timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
@@ -372,10 +411,13 @@ class LLM:
         number: int,
         request_id: str,
     ) -> Generation:
-        ids, text = self._prompts.encode(prompt)
+        encoded = self._prompts.encode(prompt)
+        ids = encoded.ids
+        if encoded.schema is not None:
+            raise RequestError("tool_choice: calls cannot be forced yet", "tool_choice")
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
+        generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
         request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation

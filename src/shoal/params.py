@@ -6,6 +6,7 @@ Both are frozen and validated when they are made, so that nothing below has to c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +20,11 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_SECONDS = 1e9
+
+# How replies are read; vLLM's names where it has them. "none": not at all.
+TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
+REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
+
 _INT64_MAX = 2**63 - 1
 
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
@@ -111,6 +117,8 @@ class EngineConfig:
     f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
     ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
     prompts have in common at their beginning, in full pages, is computed once; it changes no result.
+    ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
+    ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     """
 
     max_model_len: int | None = None
@@ -124,6 +132,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
 
     def __post_init__(self) -> None:
         _whole(self, "max_model_len", 1, 2**31 - 1, optional=True)
@@ -139,6 +150,22 @@ class EngineConfig:
         _whole(self, "seed", -(2**63), 2**64 - 1)
         if not isinstance(self.enable_prefix_caching, bool):
             raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
+        if self.chat_template_kwargs is not None:
+            object.__setattr__(self, "chat_template_kwargs", template_kwargs(self.chat_template_kwargs))
+        if self.tool_call_parser is not None:
+            _choice("tool_call_parser", self.tool_call_parser, TOOL_CALL_PARSERS)
+        if self.reasoning_parser is not None:
+            _choice("reasoning_parser", self.reasoning_parser, REASONING_PARSERS)
+
+
+def template_kwargs(value: Any) -> Mapping[str, Any]:
+    """What goes to a chat template beside the messages: an object, that does not bring a template. Raises ParameterError."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ParameterError("chat_template_kwargs", value, "an object")
+    for name in ("chat_template", "messages", "tokenize"):
+        if name in value:
+            raise ParameterError("chat_template_kwargs", value, f"given without {name!r}")
+    return value
 
 
 def check_seconds(field: str, value: Any) -> None:

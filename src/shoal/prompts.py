@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shoal.chat.conversation import Conversation, ConversationEncoder
+from shoal.chat.reply import ReplyFormat
 from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.params import EngineConfig, SamplingParams
@@ -23,10 +26,13 @@ Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts
 
 
 class Encoded(NamedTuple):
-    """A prompt as ids, and as text where it was given as text."""
+    """A prompt as ids, and as text where it was given as text. The rest is a conversation's, as in ``EncodedConversation``."""
 
     ids: list[int]
     text: str | None
+    reply: ReplyFormat | None = None
+    schema: dict[str, Any] | None = None
+    thinks_until: tuple[int, ...] | None = None
 
 
 class PromptEncoder:
@@ -37,10 +43,24 @@ class PromptEncoder:
     """
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None, max_model_len: int
+        self,
+        path: Path,
+        tokenizer: Tokenizer | None,
+        chat_template: ChatTemplate | None,
+        config: EngineConfig,
+        max_model_len: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.conversations: ConversationEncoder | None = None
+        if tokenizer is not None and chat_template is not None:
+            self.conversations = ConversationEncoder(
+                chat_template,
+                tokenizer,
+                tool_call_parser=config.tool_call_parser,
+                reasoning_parser=config.reasoning_parser,
+                template_kwargs=config.chat_template_kwargs,
+            )
         self._path = path
         self._max_model_len = max_model_len
 
@@ -49,8 +69,8 @@ class PromptEncoder:
         """The file's tokenizer and chat template, or the template of ``config``. Raises UnsupportedError and GGUFError as these do."""
         path = file.path
         if config.skip_tokenizer_init:
-            return cls(path, None, None, max_model_len)
-        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), max_model_len)
+            return cls(path, None, None, config, max_model_len)
+        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), config, max_model_len)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The ids of a prompt. Raises RequestError or TemplateError that say what is wrong with it."""
@@ -59,7 +79,7 @@ class PromptEncoder:
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            return Encoded(self._encode_chat(prompt["messages"], _template_options(prompt)), None)
+            return self._encode_chat(Conversation.of(prompt))
         expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
@@ -75,15 +95,17 @@ class PromptEncoder:
         self._refuse_hopeless(tokenizer, len(text))
         return tokenizer.encode(text)
 
-    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
+    def _encode_chat(self, conversation: Conversation) -> Encoded:
         tokenizer = self._needed_tokenizer("a conversation")
-        if self.chat_template is None:
+        if self.conversations is None:
             raise RequestError(f"{self._path.name} has no chat template; give one with chat_template", "messages")
+        messages = conversation.messages
         if isinstance(messages, (list, tuple)):
             self._refuse_hopeless(tokenizer, sum(map(_content_length, messages)))
             with suppress(RecursionError):  # nested too deeply, which encode refuses
-                messages = list(map(given_message, messages))
-        return self.chat_template.encode(tokenizer, messages, **options)
+                conversation = replace(conversation, messages=list(map(given_message, messages)))
+        ids, reply, schema, thinks_until = self.conversations.encode(conversation)
+        return Encoded(ids, None, reply, schema, thinks_until)
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -160,13 +182,6 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
     return ChatTemplate.from_gguf(file, source)
-
-
-def _template_options(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-    options = prompt.get("chat_template_kwargs") or {}
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise RequestError(f"chat_template_kwargs: got {options!r:.60}, must be an object", "chat_template_kwargs")
-    return options
 
 
 def _content_length(message: Any) -> int:

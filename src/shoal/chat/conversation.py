@@ -15,6 +15,7 @@ from shoal.chat.reasoning import ReasoningFormat
 from shoal.chat.reply import ReplyFormat
 from shoal.chat.tools.base import ToolFormat
 from shoal.errors import RequestError
+from shoal.params import template_kwargs
 from shoal.text.chat import ChatTemplate, Message
 from shoal.text.tokenizer import Tokenizer
 
@@ -57,16 +58,8 @@ class Conversation:
         if self.reasoning_effort is not None and self.reasoning_effort not in REASONING_EFFORTS:
             shown, wanted = str(self.reasoning_effort)[:60], ", ".join(REASONING_EFFORTS)
             raise RequestError(f"reasoning_effort: got {shown!r}, must be one of {wanted}", "reasoning_effort")
-        options = self.chat_template_kwargs
-        if options is not None and (
-            not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options)
-        ):
-            raise RequestError(
-                f"chat_template_kwargs: got {str(options)[:60]}, must be an object", "chat_template_kwargs"
-            )
-        refused = next((name for name in ("chat_template", "tokenize") if name in (options or {})), None)
-        if refused is not None:
-            raise RequestError(f"chat_template_kwargs: {refused} cannot be set by a request", "chat_template_kwargs")
+        if self.chat_template_kwargs is not None:
+            template_kwargs(self.chat_template_kwargs)
 
     @property
     def most_calls(self) -> int | None:
@@ -126,7 +119,7 @@ class ConversationEncoder:
     def _written(self, conversation: Conversation, tools: Sequence[Tool]) -> tuple[Any, dict[str, Any]]:
         """Messages as the template takes them, and what it is given beside them for the tools."""
         messages = conversation.messages
-        if not isinstance(messages, (list, tuple)):
+        if not messages or not isinstance(messages, (list, tuple)) or not all(map(_is_object, messages)):
             return messages, {}  # which the template refuses
         messages = checked_messages(messages)
         if any(map(_has_calls, messages)):
@@ -202,4 +195,8 @@ def chosen_reasoning_format(template: str, parser: str | None) -> ReasoningForma
 
 
 def _has_calls(message: Message) -> bool:
-    return isinstance(message, Mapping) and (message.get("role") == "tool" or "tool_calls" in message)
+    return message.get("role") == "tool" or "tool_calls" in message
+
+
+def _is_object(message: Any) -> bool:
+    return isinstance(message, Mapping)

@@ -120,7 +120,7 @@ def _shows_calls(text: str) -> bool:
     return shown and not any(wrong in text for wrong in _NOT_JSON)
 
 
-def checked_messages(messages: Sequence[Any]) -> list[Message]:
+def checked_messages(messages: Sequence[Message]) -> list[Message]:
     """Messages with their calls as ``TemplateStyle.fitted`` takes them: arguments as objects, each result with the name of its
     function, thoughts under both of their names. Raises RequestError that names the place at fault.
 
@@ -130,9 +130,7 @@ def checked_messages(messages: Sequence[Any]) -> list[Message]:
     return [_checked(message, f"messages[{index}]", names) for index, message in enumerate(messages)]
 
 
-def _checked(message: Any, place: str, names: dict[str, str]) -> Message:
-    if not isinstance(message, Mapping):
-        return message  # type: ignore[no-any-return]
+def _checked(message: Message, place: str, names: dict[str, str]) -> Message:
     checked = dict(message)
     calls = checked.pop("tool_calls", None)
     if calls:
@@ -202,7 +200,6 @@ def plain_messages(messages: Sequence[Message], form: ToolFormat) -> list[Messag
         # Templates may insist on turns: results, and what the user says to them, are one.
         if plain and plain[-1]["role"] == message.get("role") == "user" and (is_result or follows_result):
             message = {"role": "user", "content": f"{text_of(plain.pop())}\n{text_of(message)}"}
-            is_result = is_result or follows_result
         plain.append(message)
         follows_result = is_result
     return plain
