@@ -114,9 +114,10 @@ class EngineConfig:
     ``max_num_seqs``: sequences running at once. ``max_num_batched_tokens``: rows of one step, so also the
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
     need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
-    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
-    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
-    prompts have in common at their beginning, in full pages, is computed once; it changes no result.
+    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each
+    usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
+    without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
+    it changes no result.
     ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
     ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     """

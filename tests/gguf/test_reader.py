@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from shoal.errors import GGUFError, ModelNotFoundError
 from shoal.gguf.quants import DEQUANTISABLE, dequantise, format_named
 from shoal.gguf.reader import GGUFFile, StringArray
 from tests.support import gguf_builder as build
+from tests.support.effort import at_most_lines
 from tests.support.gguf_builder import GGUFBuilder, random_rows
 
 SCALARS: dict[int, list[Any]] = {
@@ -455,7 +455,7 @@ def test_golden_files_read_as_by_the_gguf_package(golden: Path) -> None:
         assert_same_as_oracle(path)
 
 
-# Speed
+# Speed, in lines of Python
 
 
 def test_a_large_vocabulary_opens_and_decodes_fast(tmp_path: Path) -> None:
@@ -464,16 +464,11 @@ def test_a_large_vocabulary_opens_and_decodes_fast(tmp_path: Path) -> None:
     raw = b"".join(build.string(w.encode()) for w in words)
     builder.add_raw("tokens", build.ARRAY, struct.pack("<IQ", build.STRING, len(words)) + raw)
     path = builder.write(tmp_path / "m.gguf")
-    open_s, decode_s = math.inf, math.inf
-    for _ in range(5):
-        start = time.perf_counter()
+    with at_most_lines(12 * len(words)):
         file = GGUFFile.open(path)
-        opened = time.perf_counter()
-        assert file.get("tokens", StringArray).tolist() == words
-        open_s = min(open_s, opened - start)
-        decode_s = min(decode_s, time.perf_counter() - opened)
-    assert open_s < 0.3
-    assert decode_s < 0.5
+    with at_most_lines(2 * len(words)):
+        decoded = file.get("tokens", StringArray).tolist()
+    assert decoded == words
 
 
 def test_smollm2_opens_fast(smollm2_path: Path) -> None:
@@ -485,10 +480,5 @@ def test_gemma3_opens_fast(gemma3_path: Path) -> None:
 
 
 def assert_opens_fast(path: Path, tensors: int) -> None:
-    seconds = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        with GGUFFile.open(path) as file:
-            seconds = min(seconds, time.perf_counter() - start)
-            assert len(file.tensors) == tensors
-    assert seconds < 0.3
+    with at_most_lines(9_000_000), GGUFFile.open(path) as file:
+        assert len(file.tensors) == tensors

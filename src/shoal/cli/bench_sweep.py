@@ -56,9 +56,9 @@ def sweep(
     that it finds are shown by `shoal inspect`.
     """
     from shoal import hub
-    from shoal.bench.machine import usable_cores
     from shoal.bench.sweep import measure as bench
     from shoal.bench.sweep.report import as_markdown
+    from shoal.machine_limits import usable_cores
 
     plan = bench.SweepPlan(
         models=tuple(hub.resolve(model) for model in models),

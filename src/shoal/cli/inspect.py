@@ -79,14 +79,17 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
     from shoal.engine.memory_plan import plan_memory
     from shoal.kernels.load import load_backend
+    from shoal.machine_limits import limits_in_force, memory_room
     from shoal.models.weights import check_supported
 
     backend = load_backend(config.device, config.threads)
     try:
-        facts: dict[str, Any] = {"backend": backend.describe()}
+        facts: dict[str, Any] = {"backend": backend.describe(), "machine": limits_in_force()}
         try:
             model = check_supported(file, backend)
-            plan = plan_memory(model, sum(info.nbytes for info in file.tensors.values()), config, backend)
+            weights = sum(info.nbytes for info in file.tensors.values())
+            memory_room().require("the weights", weights)
+            plan = plan_memory(model, weights, config, backend)
         except (UnsupportedError, GGUFError, MemoryLimitError) as error:
             return {"supported": False, "reason": str(error), **facts}
     finally:
@@ -189,6 +192,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"architecture   {facts['architecture']}  {facts['name']}"
     yield "supported      yes" if facts["supported"] else f"supported      no: {facts['reason']}"
     yield f"backend        {facts['backend']}"
+    yield from _machine_lines(facts["machine"])
     yield from _group("hyper-parameters", facts["hyper_parameters"])
     rows = {name: f"{row['count']:4} tensors  {_size(row['bytes'])}" for name, row in tensors["types"].items()}
     yield from _group(f"tensors: {tensors['count']}, {_size(tensors['bytes'])}", rows)
@@ -209,6 +213,16 @@ def _group(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
         yield f"  {name:{width}}  {value}"
+
+
+def _machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
+    rows = {
+        "cores": machine["affinity"],
+        "CPU quota": machine["cpu_quota"] or "none",
+        "memory limit": f"{_size(machine['memory_limit'])} ({machine['memory_limit_set_by']})",
+        "available": _size(machine["memory_available"]),
+    }
+    yield from _group("what this process may use", rows)
 
 
 def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> Iterator[str]:

@@ -106,7 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, _usage_message(error), settings)
     except (ShoalError, OSError) as error:
         return _fail(error, str(error), settings)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any for a user's Ctrl-D
+            raise error.__cause__ from None
         click.echo("shoal: interrupted", err=True)
         return INTERRUPTED
     return result if isinstance(result, int) else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import itertools
 import json
 import os
@@ -19,6 +21,7 @@ import pytest
 
 from shoal import jobs
 from shoal.errors import JobError, ParameterError
+from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
@@ -427,3 +430,46 @@ def test_options_that_are_wrong_in_themselves(options: dict[str, Any], field: st
     with pytest.raises(ParameterError) as error:
         JobOptions(**options)
     assert error.value.field == field
+
+
+def test_a_job_runs_on_a_file_system_without_locks_and_syncing(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    usual, output = tmp_path / "usual.jsonl", tmp_path / "out.jsonl"
+    run(model, source, usual)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(file_systems, "_said", set())
+    stop(model, source, output, 5)
+    assert run(model, source, output).state == "finished"
+    assert records(output) == records(usual)
+    assert jobs.status(output).pid is None
+    assert len(caplog.messages) == 4, "locks, files, folders, and who works on the job: each once"
+
+
+def test_what_goes_wrong_is_told_also_where_the_folder_cannot_be_removed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a name for the lock, which is open, so that the folder is never empty."""
+
+    def rmtree(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    twice = write(tmp_path / "in.jsonl", *[{"custom_id": "a", "prompt": "x"}] * 2)
+    with pytest.raises(JobError, match="custom_id 'a' is in rows 1 and 2"):
+        run(model, twice, tmp_path / "out.jsonl")
+
+
+def test_no_folder_for_temporary_files_is_said_with_the_way_out(
+    model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
+    with pytest.raises(JobError, match=r"no folder for temporary files: .*; set TMPDIR"):
+        run(model, source, Path(os.devnull))

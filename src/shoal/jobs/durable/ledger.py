@@ -19,9 +19,10 @@ from zlib import crc32
 
 from shoal.errors import JobError
 from shoal.jobs.durable import journal
+from shoal.jobs.durable.file_systems import sync_folder
 from shoal.jobs.durable.journal import ERRORS, NO_USAGE, RESULTS, Entry, Journal, Record, Recovered, Redo, Totals, Usage
 from shoal.jobs.durable.rowset import RowSet
-from shoal.jobs.durable.storage import AppendFile, sync_folder
+from shoal.jobs.durable.storage import AppendFile
 
 __all__ = ["NO_USAGE", "Ledger", "RowSet", "StreamLedger", "Totals", "Usage"]
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from shoal.errors import JobError
-from shoal.jobs.durable.storage import sync_folder, write_atomically
+from shoal.jobs.durable.file_systems import sync_folder
+from shoal.jobs.durable.storage import write_atomically
 
 VERSION = 1
 

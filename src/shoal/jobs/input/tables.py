@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shoal.errors import JobError
-from shoal.jobs.durable.storage import sync_folder
+from shoal.jobs.durable.file_systems import sync, sync_folder
 from shoal.jobs.input.csv_table import CsvTable, csv_delimiter, write_extended_csv
 from shoal.jobs.input.parquet_table import ParquetTable
 from shoal.jobs.input.streams import compression_of, open_stream, table_format
@@ -62,7 +62,7 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno(), temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)  # a full disk needs its bytes back

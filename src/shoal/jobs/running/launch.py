@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -92,8 +92,9 @@ def _journal_folder(files: JobFiles) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
-                shutil.rmtree(files.folder)
+            with suppress(OSError):  # NFS keeps the name of an open file; and what went wrong before is what counts
+                if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
+                    shutil.rmtree(files.folder)
             raise
 
 
@@ -270,10 +271,9 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
     say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
     with (
         _naming_output(files),
-        tempfile.TemporaryDirectory(prefix="shoal-") as name,
+        _temporary_folder() as folder,
         StreamLedger.open(files.output, files.errors) as ledger,
     ):
-        folder = Path(name)
         total = _checked(task, folder)
         deadline = None if options.deadline is None else time.time() + options.deadline
         limits = JobLimits(options.timeout, deadline, options.max_errors)
@@ -289,6 +289,17 @@ def _naming_output(files: JobFiles) -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(f"{files.output}: {error}; the job ends here") from error
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for the index of custom_ids."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="shoal-")
+    except OSError as error:
+        raise JobError(f"no folder for temporary files: {error}; set TMPDIR to one that can be written to") from error
+    with folder as name:
+        yield Path(name)
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
