@@ -22,6 +22,7 @@ RANKS = {
     "version": 0,
     "fair_lock": 0,
     "progress": 0,
+    "notices": 0,
     "gguf": 1,
     "machine_limits": 1,
     "hub": 1,

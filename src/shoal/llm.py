@@ -64,7 +64,10 @@ class LLM:
     (default: they are listed on stderr).
 
     A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
-    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other.
+    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
+    model asks for it; ``{"prompt": text, "parse_special": True, "add_special_tokens": False}`` is for one that a chat template has
+    been applied to already. (In messages control tokens are never parsed, and BOS is the template's unless ``"add_special_tokens"``.)
+    The first text that spells control tokens in vain, or gets two BOS, is said by ``logging``.
 
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.

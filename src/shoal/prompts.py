@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +22,14 @@ from shoal.text.chat import ChatTemplate
 from shoal.text.given import given_message
 from shoal.text.tokenizer import Tokenizer
 
-Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
+Prompt = str | Mapping[str, Any]  # text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
 Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts, or one for each
+
+# How a text becomes ids; with their defaults, which are vLLM's and llama.cpp's.
+TEXT_OPTIONS: Mapping[str, bool] = MappingProxyType({"add_special_tokens": True, "parse_special": False})
+
+_LOG = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
@@ -39,7 +46,9 @@ class PromptEncoder:
     """What turns the prompts of one model into ids. May be used from several threads.
 
     ``tokenizer`` is None where ``skip_tokenizer_init`` left it out, ``chat_template`` where the model has none. What cannot fit into
-    ``max_model_len`` tokens is refused before it is encoded.
+    ``max_model_len`` tokens is refused before it is encoded. ``config`` says how conversations are read. The first prompt that does
+    not mean what its author seems to think (it spells control tokens and does not parse them, it begins with two BOS) gets a warning
+    in the log.
     """
 
     def __init__(
@@ -47,9 +56,10 @@ class PromptEncoder:
         path: Path,
         tokenizer: Tokenizer | None,
         chat_template: ChatTemplate | None,
-        config: EngineConfig,
         max_model_len: int,
+        config: EngineConfig | None = None,
     ) -> None:
+        config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.conversations: ConversationEncoder | None = None
@@ -63,14 +73,15 @@ class PromptEncoder:
             )
         self._path = path
         self._max_model_len = max_model_len
+        self._warned = False
 
     @classmethod
     def from_gguf(cls, file: GGUFFile, config: EngineConfig, max_model_len: int) -> PromptEncoder:
         """The file's tokenizer and chat template, or the template of ``config``. Raises UnsupportedError and GGUFError as these do."""
         path = file.path
         if config.skip_tokenizer_init:
-            return cls(path, None, None, config, max_model_len)
-        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), config, max_model_len)
+            return cls(path, None, None, max_model_len)
+        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), max_model_len, config)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The ids of a prompt. Raises RequestError or TemplateError that say what is wrong with it."""
@@ -80,7 +91,9 @@ class PromptEncoder:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
             return self._encode_chat(Conversation.of(prompt))
-        expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
+        if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+            return Encoded(self._encode_text(prompt["prompt"], **_text_options(prompt)), prompt["prompt"])
+        expected = 'a text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
     def close(self) -> None:
@@ -88,12 +101,21 @@ class PromptEncoder:
         if self.chat_template is not None:
             self.chat_template.close()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         tokenizer = self._needed_tokenizer("a text prompt")
         if not text:
             raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
         self._refuse_hopeless(tokenizer, len(text))
-        return tokenizer.encode(text)
+        ids = tokenizer.encode(text, add_special_tokens, parse_special)
+        if not self._warned:
+            self._warn(_two_firsts(tokenizer, ids) or ("" if parse_special else _taken_as_text(tokenizer, text)))
+        return ids
+
+    def _warn(self, problem: str) -> None:
+        """Once is enough: it is seldom one prompt alone."""
+        if problem:
+            self._warned = True
+            _LOG.warning("%s (said once)", problem)
 
     def _encode_chat(self, conversation: Conversation) -> Encoded:
         tokenizer = self._needed_tokenizer("a conversation")
@@ -105,6 +127,10 @@ class PromptEncoder:
             with suppress(RecursionError):  # nested too deeply, which encode refuses
                 conversation = replace(conversation, messages=list(map(given_message, messages)))
         ids, reply, schema, thinks_until = self.conversations.encode(conversation)
+        if conversation.add_special_tokens:  # otherwise the template has them
+            ids = tokenizer.with_special(ids)
+            if not self._warned:
+                self._warn(_two_firsts(tokenizer, ids))
         return Encoded(ids, None, reply, schema, thinks_until)
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
@@ -182,6 +208,41 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
     return ChatTemplate.from_gguf(file, source)
+
+
+def _text_options(prompt: Mapping[str, Any]) -> dict[str, bool]:
+    for name in prompt:
+        if name != "prompt" and name not in TEXT_OPTIONS:
+            raise RequestError(f"{name!r:.80}: a prompt that is a text has only {', '.join(TEXT_OPTIONS)}", "prompt")
+    return {name: _flag(prompt, name, default=default) for name, default in TEXT_OPTIONS.items()}
+
+
+def _flag(prompt: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = prompt.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name}: got {value!r:.80}, must be true or false", name)
+    return default if value is None else value
+
+
+def _two_firsts(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """What is odd about a prompt that has two BOS; "" where it has not."""
+    if not tokenizer.begins_twice(ids):
+        return ""
+    first = tokenizer.decode(ids[:1])
+    return f"a prompt begins with {first!r}, and the special token is added again: leave it out or set add_special_tokens to false"
+
+
+def _taken_as_text(tokenizer: Tokenizer, text: str) -> str:
+    """What is odd about a prompt that spells control tokens and does not parse them; "" where it spells none."""
+    spans = tokenizer.control_spans(text)
+    if not spans:
+        return ""
+    start, end = min(spans)
+    spelled = text[start:end]
+    remedy = "give messages, for the chat template, or set parse_special to true"
+    if start == 0 and tokenizer.begins_twice(tokenizer.encode(spelled, parse_special=True)):
+        remedy += " and add_special_tokens to false"
+    return f"a prompt spells the control token {spelled!r}, which is taken as text: {remedy}"
 
 
 def _content_length(message: Any) -> int:

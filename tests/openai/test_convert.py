@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -18,7 +19,7 @@ from shoal.params import SamplingParams
 from shoal.text.stream import StreamDecoder
 from shoal.text.tokenizer import Tokenizer
 from tests.openai.test_schema import VALUES
-from tests.text.tiny import sentencepiece
+from tests.text.tiny import byte_level, sentencepiece
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -123,6 +124,22 @@ def test_a_chat_has_log_probabilities_of_the_prompt_and_no_echo() -> None:
 )
 def test_forms_of_a_prompt(prompt: Any, expected: Any) -> None:
     assert completion(prompt=prompt).prompt == expected
+
+
+def test_how_a_text_becomes_ids() -> None:
+    assert completion(parse_special=True).prompt == {"prompt": "hi", "add_special_tokens": True, "parse_special": True}
+    assert completion(add_special_tokens=False).prompt == {
+        "prompt": "hi",
+        "add_special_tokens": False,
+        "parse_special": False,
+    }
+    assert completion(add_special_tokens=True, parse_special=False).prompt == "hi"
+    assert completion(prompt=[1], add_special_tokens=False, parse_special=True).prompt == {"prompt_token_ids": [1]}
+    assert chat(add_special_tokens=False, parse_special=False).prompt == {"messages": USER}
+    assert chat(add_special_tokens=True).prompt == {"messages": USER, "add_special_tokens": True}
+    error = refused(parse_chat, {"messages": USER, "parse_special": True})
+    assert str(error) == "parse_special: not supported: control tokens spelled in messages are always text"
+    assert refused(parse_completion, {"prompt": "hi", "parse_special": 1}).param == "parse_special"
 
 
 @pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [1, True], [1.5], [{}], 5])
@@ -378,6 +395,16 @@ def test_an_echo_has_the_log_probabilities_of_both(spm: Tokenizer, skip: bool) -
         zip(pieces, [0, 0, 5, 6, 7, 7, 7, 8], strict=True)
     )
     assert "prompt_logprobs" not in choice
+
+
+def test_an_echo_of_parsed_control_tokens_knows_their_places(tmp_path: Path) -> None:
+    bpe = Tokenizer.from_gguf(byte_level(tmp_path / "bpe.gguf"))
+    text = "hello<|im_end|>ab"
+    ids, more = bpe.encode(text, parse_special=True), bpe.encode("hello")
+    choice = echoed(bpe, text, ids, more, logprobs=0, parse_special=True)
+    assert choice["text"] == "hello<|im_end|>abhello"
+    found = list(zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True))
+    assert found == [("hello", 0), ("<|im_end|>", 5), ("ab", 15), ("hello", 17)]
 
 
 def test_a_scored_prompt_has_its_log_probabilities_alone(spm: Tokenizer) -> None:

@@ -28,6 +28,7 @@ class Conversation:
     """A request of chat. ``messages``, ``tools`` and ``tool_choice`` are as OpenAI has them, the rest as vLLM has it.
 
     ``add_generation_prompt`` None: unless ``continue_final_message``. ``parallel_tool_calls`` False: at most one call.
+    ``add_special_tokens`` puts BOS before what the template writes.
     """
 
     messages: Any
@@ -38,6 +39,7 @@ class Conversation:
     reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
+    add_special_tokens: bool | None = None
 
     @classmethod
     def of(cls, prompt: Mapping[str, Any]) -> Conversation:
@@ -49,7 +51,7 @@ class Conversation:
         return cls(**prompt)
 
     def __post_init__(self) -> None:
-        for name in ("parallel_tool_calls", "add_generation_prompt", "continue_final_message"):
+        for name in ("parallel_tool_calls", "add_generation_prompt", "continue_final_message", "add_special_tokens"):
             if not isinstance(getattr(self, name), (bool, type(None))):
                 raise RequestError(f"{name}: got {str(getattr(self, name))[:60]!r}, must be true or false", name)
         if self.continue_final_message and self.add_generation_prompt:

@@ -35,6 +35,11 @@ _DEFAULTS: dict[str, tuple[Any, str]] = {
     "min_tokens": (integer, "Do not end before this many tokens."),
 }
 
+_TEXT_DEFAULTS = {
+    "add_special_tokens": ("--add-special/--no-add-special", "BOS and EOS where the model asks for them."),
+    "parse_special": ("--parse-special/--no-parse-special", "Spelled control tokens become control tokens."),
+}
+
 
 def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Seconds in ``90``, ``90s``, ``30m``, ``2h`` or ``1d``."""
@@ -51,10 +56,14 @@ def _row_defaults(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_defaults(*args: Any, **kwargs: Any) -> Any:
-        values = {name: kwargs.pop(name) for name in _DEFAULTS}
+        values = {name: kwargs.pop(name) for name in (*_DEFAULTS, *_TEXT_DEFAULTS)}
         return command(*args, defaults={name: value for name, value in values.items() if value is not None}, **kwargs)
 
     decorated: Command = with_defaults
+    for name, (flag, text) in reversed(_TEXT_DEFAULTS.items()):
+        decorated = click.option(flag, name, default=None, help=f"{text} For prompts of rows that do not say.")(
+            decorated
+        )
     for name, (kind, text) in reversed(_DEFAULTS.items()):
         decorated = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{text} For rows that do not say.")(
             decorated

@@ -52,6 +52,15 @@ def sampling_options(command: Command) -> Command:
     return decorated
 
 
+def text_options(command: Command) -> Command:
+    """Add what says how a text becomes token ids; the command gets ``add_special`` and ``parse_special``."""
+    special = "BOS and EOS where the model asks for them."
+    decorated = click.option("--parse-special", is_flag=True, help="Spelled control tokens become control tokens.")(
+        command
+    )
+    return click.option("--add-special/--no-add-special", default=True, show_default=True, help=special)(decorated)
+
+
 def read_text(path: Path | None) -> str:
     """All of a UTF-8 file, or of stdin for None. Raises RequestError where it is not UTF-8."""
     data = sys.stdin.buffer.read() if path is None else path.read_bytes()

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from shoal.cli.options import model_option
-from shoal.cli.sampling import read_text
+from shoal.cli.sampling import read_text, text_options
 from shoal.errors import RequestError
 
 
@@ -19,8 +19,7 @@ from shoal.errors import RequestError
 @click.option("--decode", is_flag=True, help="The text is token ids (separated by space or comma): print their text.")
 @click.option("--pieces", is_flag=True, help="One token a line: id, and its text in Python's notation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--add-special/--no-add-special", default=True, help="BOS and EOS where the model asks for them.")
-@click.option("--parse-special", is_flag=True, help="Spelled control tokens become control tokens.")
+@text_options
 def tokenize(
     text: str | None,
     model: str,

@@ -34,6 +34,7 @@ from shoal.openai.schema import (
     Usage,
 )
 from shoal.params import SamplingParams
+from shoal.prompts import TEXT_OPTIONS
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
@@ -47,7 +48,7 @@ _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 class Call:
     """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
 
-    ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
+    ``prompt`` is what LLM calls one; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
     vLLM's field, not only for the echo.
     """
@@ -75,8 +76,10 @@ def parse_chat(body: Any) -> Call:
     params = _params(
         chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
     )
-    shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown)
+    prompt: dict[str, Any] = {"messages": messages}
+    if chat.add_special_tokens:
+        prompt["add_special_tokens"] = True
+    return Call("chat", chat.model, prompt, params, prompt_logprobs=chat.prompt_logprobs is not None)
 
 
 def parse_completion(body: Any) -> Call:
@@ -86,7 +89,7 @@ def parse_completion(body: Any) -> Call:
     scored = _prompt_logprobs_needed(completion)
     params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion.prompt), params, completion.echo, shown)
+    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -139,8 +142,9 @@ def _chat_max_tokens(chat: ChatBody) -> int | None:
     return chat.max_completion_tokens
 
 
-def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
+def _prompt(body: CompletionBody) -> str | dict[str, Any]:
     """A text, or token ids; a list of one prompt stands for that prompt."""
+    prompt = body.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
         if len(prompt) > 1:
             raise APIError(f"prompt: a list of {len(prompt)} prompts; give each a request of its own", "prompt")
@@ -148,7 +152,8 @@ def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
     if not prompt:
         raise APIError("prompt: is empty; it needs at least 1 token", "prompt")
     if isinstance(prompt, str):
-        return prompt
+        options = {name: getattr(body, name) for name in TEXT_OPTIONS}
+        return prompt if options == TEXT_OPTIONS else {"prompt": prompt, **options}
     if not all(type(token) is int for token in prompt):
         raise APIError("prompt: must be a text or a list of token ids", "prompt")
     return {"prompt_token_ids": prompt}
@@ -245,7 +250,8 @@ def _text_logprobs(
         assert output.prompt_logprobs is not None, "parse_completion asks for them"
         echoed, places = output.prompt_token_ids, [*output.prompt_logprobs, *given.logprobs]
     ids = [*echoed, *given.token_ids]
-    lengths = _lengths(ids, call.params, tokenizer)
+    parsed = isinstance(call.prompt, dict) and call.prompt.get("parse_special", False)
+    lengths = _lengths(ids, tokenizer, skip_special=call.params.skip_special_tokens and not parsed)
     # Its tokens may spell more than the prompt: a BOS, a space put in front. What is too much is at the start.
     start = len(prompt) - sum(lengths[: len(echoed)])
     offsets = [max(0, offset) for offset in accumulate(lengths, initial=start)][:-1]
@@ -263,9 +269,9 @@ def _best(place: dict[int, Logprob], token: int, k: int, tokenizer: Tokenizer) -
     return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
 
 
-def _lengths(ids: list[int], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
+def _lengths(ids: list[int], tokenizer: Tokenizer, *, skip_special: bool) -> list[int]:
     """How many characters each token completes."""
-    decoder = tokenizer.stream(skip_special=params.skip_special_tokens)
+    decoder = tokenizer.stream(skip_special=skip_special)
     return [len(decoder.push(token)) if token < tokenizer.vocab_size else 0 for token in ids]
 
 

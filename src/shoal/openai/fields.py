@@ -81,7 +81,6 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "the chat template takes messages alone yet": {
         "add_generation_prompt": (True,),
-        "add_special_tokens": (True,),
         "chat_template": (),
         "chat_template_kwargs": ({},),
         "continue_final_message": (False,),
@@ -106,6 +105,7 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
     "prompts are text or token ids": {"prompt_embeds": ([],)},
     "text is only gone on with, not filled in": {"suffix": ()},
     "the prompt of a chat is not repeated in its answer": {"echo": (False,)},
+    "control tokens spelled in messages are always text": {"parse_special": (False,)},
     "it belongs to vLLM's own machinery": {"kv_transfer_params": ({},), "vllm_xargs": ({},)},
 }
 _LACKING = {field: (lack, off) for lack, fields in LACKS.items() for field, off in fields.items()}

@@ -181,6 +181,19 @@ def test_a_default_is_for_what_is_null_or_empty() -> None:
     assert accepted(plain(prompt="hi", max_tokens=7.0), reader).call.params.max_tokens == 7
 
 
+def test_defaults_of_texts_are_not_for_chats() -> None:
+    reader = RowReader([], {"parse_special": True, "add_special_tokens": False, "max_tokens": 5})
+    options = {"prompt": "hi", "parse_special": True, "add_special_tokens": False}
+    assert accepted(plain(prompt="hi"), reader).call.prompt == options
+    assert accepted(line(), RowReader([], {"parse_special": True})).call.prompt == {
+        **options,
+        "add_special_tokens": True,
+    }
+    assert accepted(plain(prompt="hi", parse_special=False, add_special_tokens=True), reader).call.prompt == "hi"
+    chat = accepted(plain(messages=TALK), reader).call
+    assert (chat.prompt, chat.params.max_tokens) == ({"messages": TALK}, 5)
+
+
 def test_a_misspelt_key_of_a_line_is_named_with_the_right_one() -> None:
     assert "did you mean custom_id?" in str(refused(line(customid="x")).error)
 

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shoal import jobs
@@ -174,6 +175,7 @@ def test_a_finished_job_is_left_alone(
         ({"kv_cache_dtype": "f32"}, 'numerics.kv_cache_dtype: was "f16", is "f32"'),
         ({"max_model_len": 100}, "numerics.max_model_len: was 128, is 100"),
         ({"chat": True}, "parameters.chat: was false, is true"),
+        ({"defaults": {"parse_special": True}}, "parameters.defaults.parse_special: was absent, is true"),
     ],
 )
 def test_another_job_does_not_go_on(
@@ -186,6 +188,51 @@ def test_another_job_does_not_go_on(
         run(model, source, output, **change)
     assert says in str(error.value)
     assert output.read_bytes() == before
+
+
+def test_control_tokens_in_prompts_are_said_once_a_job_and_parsed_where_asked_for(model: Path, tmp_path: Path) -> None:
+    row = {
+        "prompt": "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+        "max_tokens": 2,
+        "prompt_logprobs": 0,
+    }
+    talk = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "prompt_logprobs": 0}
+    source = write(tmp_path / "in.jsonl", row, row, talk)
+
+    def tokens(said: list[str], **defaults: bool) -> list[int]:
+        """Of each row's prompt."""
+        output, config = tmp_path / f"out{len(defaults)}.jsonl", EngineConfig(device="reference", max_num_seqs=4)
+        options, files = JobOptions(defaults=defaults), JobFiles.named(source, output)
+        run_job(model, files, options, config, say=said.append, report=lambda progress: None)
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        counts = {line["custom_id"]: line["response"]["body"]["usage"]["prompt_tokens"] for line in lines}
+        return [counts[f"row-{number}"] for number in (1, 2, 3)]
+
+    said: list[str] = []
+    as_text = tokens(said)
+    assert as_text[0] == as_text[1] > as_text[2]
+    assert len(said) == 1
+    assert "spells the control token '<|im_start|>', which is taken as text" in said[0]
+    said.clear()
+    assert tokens(said, parse_special=True) == [as_text[2]] * 3
+    assert said == []
+
+
+@pytest.mark.parametrize(("defaults", "field"), [({"parse_special": 1}, "parse_special"), ({"top_p": 2}, "top_p")])
+def test_defaults_are_checked_before_anything_is_done(defaults: dict[str, Any], field: str) -> None:
+    with pytest.raises(ParameterError, match=field):
+        JobOptions(defaults=defaults)
+
+
+def test_messages_are_never_parsed(model: Path, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="parse_special: got True, must be left out with chat"):
+        run(model, source, tmp_path / "out.jsonl", chat=True, defaults={"parse_special": True})
+
+
+def test_defaults_may_be_numpy_s(model: Path, source: Path, tmp_path: Path) -> None:
+    output, defaults = tmp_path / "out.jsonl", {"top_k": np.int64(5), "min_tokens": 1.0, "stop": "never"}
+    assert run(model, source, output, defaults=defaults).done == 20
+    assert run(model, source, output, defaults={"top_k": 5, "min_tokens": 1, "stop": ["never"]}).done == 20
 
 
 def test_another_input_or_model_does_not_go_on(model: Path, source: Path, tmp_path: Path) -> None:

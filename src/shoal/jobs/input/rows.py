@@ -6,7 +6,7 @@ A row is a line of a batch file (custom_id, method, url, body), or *plain*: the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from shoal.jobs.input.streams import LineStream
 from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
 from shoal.openai.fields import did_you_mean, given_fields
 from shoal.openai.schema import APIError, parse_json
+from shoal.prompts import TEXT_OPTIONS
 
 MAX_LINE_BYTES = 16 << 20
 MAX_CUSTOM_ID = 512
@@ -105,8 +106,9 @@ class LineReader:
 class RowReader:
     """Makes Rows of Lines. Bodies may name the models in ``served``.
 
-    ``defaults`` are fields for bodies that do not set them. With ``chat``, plain rows with a prompt become chats. ``now`` is the
-    moment that chat templates are told which ask for the date; None: that at which they are rendered.
+    ``defaults`` are fields for bodies that do not set them; those of ``TEXT_OPTIONS`` are for texts alone. With ``chat``, plain rows
+    with a prompt become chats. ``now`` is the moment that chat templates are told which ask for the date; None: that at which they
+    are rendered.
     """
 
     def __init__(
@@ -140,8 +142,8 @@ class RowReader:
     def _call(self, fields: dict[str, Any]) -> Call:
         if _is_plain(fields):
             return self._plain_call({name: value for name, value in fields.items() if name not in _KEYS})
-        url = _url(fields)
-        return PARSERS[url](self._with_defaults(fields.get("body")))
+        parse = PARSERS[_url(fields)]
+        return parse(self._with_defaults(fields.get("body"), parse))
 
     def _plain_call(self, body: dict[str, Any]) -> Call:
         for name, other in (("messages", "prompt"), ("prompt", "messages")):
@@ -150,15 +152,17 @@ class RowReader:
         if body.get("messages") is None and self._chat is not None:
             body["messages"] = self._chat.conversation(body.pop("prompt", None))
         parse = parse_completion if body.get("messages") is None else parse_chat
-        return parse(self._with_defaults(body))
+        return parse(self._with_defaults(body, parse))
 
-    def _with_defaults(self, body: Any) -> Any:
+    def _with_defaults(self, body: Any, parse: Callable[[Any], Call]) -> Any:
         if not isinstance(body, dict):
             return body
         given = given_fields(body)
         missing = {name: value for name, value in self._defaults.items() if name not in given}
         if "max_completion_tokens" in given:
             missing.pop("max_tokens", None)  # two names of one limit
+        if parse is parse_chat:
+            missing = {name: value for name, value in missing.items() if name not in TEXT_OPTIONS}
         return {**given, **missing}
 
 

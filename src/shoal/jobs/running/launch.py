@@ -34,6 +34,7 @@ from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import OVER, Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.llm import LLM
+from shoal.notices import notices_to
 from shoal.openai.schema import APIError
 from shoal.params import EngineConfig
 
@@ -71,10 +72,11 @@ def run_job(
     """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
     files.check()
     task = Task.of(model, files, options, config)
-    if not files.has_journal:
-        return _run_without_journal(task, say, report)
-    with sigterm_interrupts(), _journal_folder(files):
-        return _run_with_journal(task, say, report)
+    with notices_to(say):
+        if not files.has_journal:
+            return _run_without_journal(task, say, report)
+        with sigterm_interrupts(), _journal_folder(files):
+            return _run_with_journal(task, say, report)
 
 
 def say_on_stderr(text: str) -> None:

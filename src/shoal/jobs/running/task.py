@@ -21,6 +21,7 @@ from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, SamplingParams
+from shoal.prompts import TEXT_OPTIONS
 from shoal.version import __version__
 
 
@@ -29,8 +30,8 @@ class JobOptions:
     """How a job is run.
 
     What decides about answers, and cannot change between the runs of one job: ``served`` (names that rows may call the model),
-    ``defaults`` (sampling parameters of rows that do not give them), ``chat`` (a plain row's prompt goes through the chat
-    template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
+    ``defaults`` (sampling parameters, ``add_special_tokens`` and ``parse_special`` of rows that do not give them), ``chat`` (a plain
+    row's prompt goes through the chat template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
 
     What may change: ``strict`` (refuse an input with a bad row before anything is run), ``restart`` (drop what there is),
     ``retry_errors`` (run failed rows again), ``max_errors`` (stop when more rows have failed), ``deadline`` (seconds from the start
@@ -51,11 +52,13 @@ class JobOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        params = SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
-        plain = {name: getattr(params, name) for name in self.defaults}
-        object.__setattr__(self, "defaults", {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()})
+        object.__setattr__(self, "defaults", _plain(self.defaults))
         if self.system is not None and not self.chat:
             raise ParameterError("system", self.system, "given with chat")
+        if self.chat and self.defaults.get("parse_special"):
+            raise ParameterError(
+                "parse_special", True, "left out with chat: control tokens spelled in messages are always text"
+            )
         for name in ("system", "prompt_column", "output_column", "served"):
             _refuse_unsendable(name, getattr(self, name))
         if self.max_errors is not None and self.max_errors < 0:
@@ -124,6 +127,18 @@ class Task:
             },
             shoal=__version__,
         )
+
+
+def _plain(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of rows as JSON has them. Raises ParameterError for what is wrong in itself."""
+    params = SamplingParams(**{name: value for name, value in defaults.items() if name not in TEXT_OPTIONS})
+    plain: dict[str, Any] = {}
+    for name, value in defaults.items():
+        if name in TEXT_OPTIONS and not isinstance(value, bool):
+            raise ParameterError(name, value, "true or false")
+        given = value if name in TEXT_OPTIONS else getattr(params, name)
+        plain[name] = list(given) if isinstance(given, tuple) else given
+    return plain
 
 
 def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
