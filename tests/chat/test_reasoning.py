@@ -98,4 +98,4 @@ def test_the_finish_reason_is_tool_calls_where_they_are_whole(text: str, reason:
     stream = ReplyStream(form("hermes"))
     stream.push(text)
     stream.flush()
-    assert stream.finish_reason(reason) == expected
+    assert stream.reply.finish_reason(reason) == expected

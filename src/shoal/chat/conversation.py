@@ -53,7 +53,7 @@ class Conversation:
     def __post_init__(self) -> None:
         for name in ("parallel_tool_calls", "add_generation_prompt", "continue_final_message", "add_special_tokens"):
             if not isinstance(getattr(self, name), (bool, type(None))):
-                raise RequestError(f"{name}: got {str(getattr(self, name))[:60]!r}, must be true or false", name)
+                raise RequestError(f"{name}: got {getattr(self, name)!r:.80}, must be true or false", name)
         if self.continue_final_message and self.add_generation_prompt:
             reason = "cannot be true together with continue_final_message"
             raise RequestError(f"add_generation_prompt: {reason}", "add_generation_prompt")

@@ -52,6 +52,10 @@ class Reply:
     tool_calls: tuple[ToolCall, ...] = ()
     calls_whole: bool = False
 
+    def finish_reason(self, reason: str | None) -> str | None:
+        """The reason in OpenAI's words. Calls are "tool_calls" only if the model ended by itself, behind a whole one."""
+        return "tool_calls" if reason == "stop" and self.calls_whole else reason
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyFormat:
@@ -130,10 +134,6 @@ class ReplyStream:
         )
         whole = bool(calls) and not self._call_is_open
         return Reply("".join(self._content), "".join(self._reasoning), calls, whole)
-
-    def finish_reason(self, reason: str | None) -> str | None:
-        """The reason in OpenAI's words. Calls are "tool_calls" only if the model ended by itself, behind a whole one."""
-        return "tool_calls" if reason == "stop" and self.reply.calls_whole else reason
 
     def _deltas(self, events: list[Event], *, ends: bool) -> list[Delta]:
         found: list[Event] = []
