@@ -25,6 +25,17 @@ MAX_SECONDS = 1e9
 TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
 REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
 
+# What vLLM calls some of them.
+_PARSER_ALIASES = {
+    "tool_call_parser": {
+        "openai": "harmony",
+        "llama4_pythonic": "pythonic",
+        "granite": "generic",
+        "phi4_mini_json": "generic",
+    },
+    "reasoning_parser": dict.fromkeys(("deepseek_r1", "qwen3", "glm45"), "think") | {"openai_gptoss": "harmony"},
+}
+
 _INT64_MAX = 2**63 - 1
 
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
@@ -153,10 +164,8 @@ class EngineConfig:
             raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
         if self.chat_template_kwargs is not None:
             object.__setattr__(self, "chat_template_kwargs", template_kwargs(self.chat_template_kwargs))
-        if self.tool_call_parser is not None:
-            _choice("tool_call_parser", self.tool_call_parser, TOOL_CALL_PARSERS)
-        if self.reasoning_parser is not None:
-            _choice("reasoning_parser", self.reasoning_parser, REASONING_PARSERS)
+        for name, known in (("tool_call_parser", TOOL_CALL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):
+            object.__setattr__(self, name, _parser(name, getattr(self, name), known))
 
 
 def template_kwargs(value: Any) -> Mapping[str, Any]:
@@ -214,6 +223,14 @@ def _number(field: str, value: Any, low: float, high: float, *, low_open: bool =
 def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(field, value, "one of " + ", ".join(allowed))
+
+
+def _parser(field: str, value: Any, known: tuple[str, ...]) -> str | None:
+    if value is None:
+        return None
+    name = _PARSER_ALIASES[field].get(value, value) if isinstance(value, str) else value
+    _choice(field, name, known)
+    return str(name)
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:

@@ -175,6 +175,16 @@ def paired_lazily(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[P
         yield prompt, _checked(item)
 
 
+def given_template(given: str | Path | None) -> str | None:
+    """The text of ``EngineConfig.chat_template``, which may be a path. Raises ParameterError where it is not UTF-8."""
+    try:
+        return given.read_text(encoding="utf-8") if isinstance(given, Path) else given
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
+        ) from None
+
+
 def token_ids(ids: Any) -> list[int]:
     """A list of ids, from a list or an array; 4.0 is 4. Raises RequestError for what is neither."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, (Sequence, np.ndarray)):
@@ -200,14 +210,8 @@ def _tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | None:
-    """The template that was given (a path, or the text itself), else the file's own, else None."""
-    try:
-        source = given.read_text(encoding="utf-8") if isinstance(given, Path) else given
-    except UnicodeDecodeError as error:
-        raise ParameterError(
-            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
-        ) from None
-    return ChatTemplate.from_gguf(file, source)
+    """The template that was given, else the file's own, else None."""
+    return ChatTemplate.from_gguf(file, given_template(given))
 
 
 def _text_options(prompt: Mapping[str, Any]) -> dict[str, bool]:
