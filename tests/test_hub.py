@@ -31,6 +31,7 @@ from filelock import FileLock
 
 from shoal import hub
 from shoal.errors import ModelNotFoundError
+from tests.support.streams import BROKEN
 
 CONTENT = [bytes([n]) * 3000 + os.urandom(500) for n in range(3)]
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="pip is not installed here")
@@ -682,6 +683,16 @@ class TestConsoleProgress:
             "downloading toy==2.0",
             "downloading toy==2.0: 0.1 MB",
         ]
+
+    @pytest.mark.parametrize("make", BROKEN)
+    def test_nowhere_where_stderr_takes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Callable[[], Any]
+    ) -> None:
+        monkeypatch.setattr(hub.ConsoleProgress, "SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(sys, "stderr", make())
+        with hub.ConsoleProgress().show("toy==1.0", 3_000_000) as update:
+            update(1_500_000)
+        assert capsys.readouterr().out == ""
 
     def test_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = Terminal()

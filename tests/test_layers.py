@@ -22,6 +22,7 @@ RANKS = {
     "version": 0,
     "fair_lock": 0,
     "progress": 0,
+    "streams": 0,
     "notices": 0,
     "gguf": 1,
     "machine_limits": 1,
@@ -46,6 +47,7 @@ RANKS = {
 SAME_RANK = {
     ("params", "errors"),
     ("fair_lock", "errors"),
+    ("progress", "streams"),
     ("dispatch", "outputs"),
     ("llm", "dispatch"),
     ("llm", "outputs"),

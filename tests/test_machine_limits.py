@@ -259,6 +259,7 @@ def test_no_content_of_the_files_raises(contents: dict[str, bytes]) -> None:
     files |= {f"/{name.format(**PLACES)}": data for name, data in contents.items()}
     with pytest.MonkeyPatch.context() as patch:  # thousands of files take a while to write
         patch.setattr(machine_limits, "_read", lambda path: os.fsdecode(files.get(str(path), b"")))
+        patch.setattr(machine_limits._Cgroup, "exists", True)
         found = limits_in_force()
     assert 1 <= found["threads"] <= 16
     assert 0 <= found["memory_available"] <= MACHINE.available

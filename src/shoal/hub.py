@@ -29,10 +29,11 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TextIO, cast
 
 from shoal.errors import ModelNotFoundError
 from shoal.folders import cache_folder
+from shoal.streams import Forgiving
 
 DEFAULT_MODEL = "smollm2:135m"
 
@@ -568,7 +569,7 @@ def _cannot_write(name: str, folder: Path, error: OSError) -> ModelNotFoundError
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=Forgiving(sys.stderr), flush=True)
 
 
 def _safe(name: str) -> str:
@@ -613,7 +614,7 @@ class ConsoleProgress:
     @contextmanager
     def show(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a download of ``total`` bytes for as long as the context lasts."""
-        with self._bar(what, total) if sys.stderr.isatty() else self._lines(what, total) as update:
+        with self._bar(what, total) if Forgiving(sys.stderr).isatty() else self._lines(what, total) as update:
             yield update
 
     @contextmanager
@@ -623,7 +624,8 @@ class ConsoleProgress:
         from rich.progress import Progress as RichProgress
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with RichProgress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        console = Console(file=cast(TextIO, Forgiving(sys.stderr)))
+        with RichProgress(*columns, TimeElapsedColumn(), console=console, redirect_stdout=False) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
 
@@ -636,7 +638,7 @@ class ConsoleProgress:
             nonlocal last
             if time.monotonic() - last >= self.SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                print(f"downloading {what}: {done / 1e6:.1f}{of_total} MB", file=sys.stderr, flush=True)
+                _say(f"downloading {what}: {done / 1e6:.1f}{of_total} MB")
 
-        print(f"downloading {what}", file=sys.stderr, flush=True)
+        _say(f"downloading {what}")
         yield update

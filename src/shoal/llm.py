@@ -36,6 +36,7 @@ from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, 
 from shoal.params import EngineConfig, SamplingParams, check_seconds
 from shoal.progress import Bar
 from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.streams import say
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
@@ -491,9 +492,9 @@ def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
         tokens += new_tokens
         bar.update(finished, total, tokens, time.monotonic() - start)
 
-    with Bar("requests", total, show=show) as bar:
+    with Bar("requests", total, stream=sys.stderr, show=show) as bar:
         yield count
 
 
 def _say_compiled(kernel: str) -> None:
-    print(f"shoal: compiled {kernel} for this machine (kept for later runs)", file=sys.stderr)
+    say(f"compiled {kernel} for this machine (kept for later runs)")

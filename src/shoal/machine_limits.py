@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -122,6 +122,13 @@ class _Cgroup(NamedTuple):
     unified: bool  # version 2
     root: Path
 
+    @property
+    def exists(self) -> bool:
+        try:
+            return self.folder.is_dir()
+        except (OSError, ValueError):
+            return False
+
     def text(self, name: str) -> str:
         return _read(self.folder / name)
 
@@ -147,8 +154,12 @@ class _Mount(NamedTuple):
     folder: Path
 
 
-def _cgroups(root: Path, controller: str) -> Iterator[_Cgroup]:
-    """The cgroups whose limits on ``controller`` this process is under, in both versions, as far as they can be seen."""
+def _cgroups(root: Path, controller: str) -> Iterable[_Cgroup]:
+    """The cgroups whose limits on ``controller`` this process is under, in both versions, as far as they can be seen; each once."""
+    return dict.fromkeys(group for group in _all_cgroups(root, controller) if group.exists)
+
+
+def _all_cgroups(root: Path, controller: str) -> Iterator[_Cgroup]:
     own = _own_paths(_read(root / "proc/self/cgroup"))
     mounts = [*_mounts(root), *(_Mount(name, PurePosixPath("/"), _under(root, path)) for name, path in _USUAL_PLACES)]
     for mount in mounts:

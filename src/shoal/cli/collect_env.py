@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from shoal.cli.results import write_result
+
 _PACKAGES = (
     "numpy",
     "numba",
@@ -44,11 +46,11 @@ def collect_env(as_json: bool) -> None:
 
     facts = environment()
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        write_result(json.dumps(facts, indent=2))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:{width}}  {_in_words(value)}")
+        write_result(f"{name:{width}}  {_in_words(value)}")
 
 
 def environment() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal.cli.options import engine_options, model_argument
+from shoal.cli.results import write_result
 from shoal.errors import GGUFError, MemoryLimitError, UnsupportedError
 from shoal.params import EngineConfig, SamplingParams
 
@@ -39,7 +40,7 @@ def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: Engin
         problems = [str(error) for error in file.check_tensors()] if check_tensors else []
     if check_tensors:
         facts["bad_tensors"] = problems
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    write_result(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
     return 2 if problems else 0
 
 

@@ -13,6 +13,7 @@ import click
 from shoal.cli.main import INTERRUPTED
 from shoal.cli.options import Command, engine_options, integer, model_argument
 from shoal.params import EngineConfig
+from shoal.streams import say
 
 if TYPE_CHECKING:
     from shoal.jobs.running.files import JobFiles
@@ -137,17 +138,17 @@ def run_batch(
 
 
 def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig) -> Summary:
-    from shoal.jobs.running.launch import run_job, say_on_stderr
+    from shoal.jobs.running.launch import run_job
     from shoal.jobs.running.progress import ProgressDisplay
 
     with ProgressDisplay(sys.stderr) as progress:
-        return run_job(model, files, options, config, say=say_on_stderr, report=progress.update)
+        return run_job(model, files, options, config, say=say, report=progress.update)
 
 
 def _say_summary(summary: Summary, files: JobFiles) -> None:
     for line in summary.lines():
-        click.echo(f"shoal: {line}", err=True)
+        say(line)
     if summary.failed and files.errors != files.output:
-        click.echo(f"shoal: failures are in {files.errors}", err=True)
+        say(f"failures are in {files.errors}")
     if summary.state in _RESUME and files.can_go_on:
-        click.echo(f"shoal: finished rows are safe: resume with {_RESUME[summary.state]}", err=True)
+        say(f"finished rows are safe: resume with {_RESUME[summary.state]}")

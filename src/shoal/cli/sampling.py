@@ -6,11 +6,12 @@ import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from shoal.cli.options import Command, integer
+from shoal.cli.results import write_result
 from shoal.errors import RequestError
 from shoal.params import SamplingParams
 
@@ -63,8 +64,15 @@ def text_options(command: Command) -> Command:
 
 def read_text(path: Path | None) -> str:
     """All of a UTF-8 file, or of stdin for None. Raises RequestError where it is not UTF-8."""
-    data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    data = stdin().buffer.read() if path is None else path.read_bytes()
     return decoded(data, "stdin" if path is None else str(path))
+
+
+def stdin() -> TextIO:
+    """The standard input. Raises RequestError where it is closed."""
+    if sys.stdin is None:
+        raise RequestError("stdin is closed")
+    return sys.stdin
 
 
 def decoded(data: bytes, name: str) -> str:
@@ -85,8 +93,8 @@ def write_answer(outputs: Iterable[RequestOutput]) -> str:
         if output.error is not None:
             raise RequestError(output.error)
         grown = output.outputs[0].text
-        click.echo(grown[len(text) :], nl=False)
+        write_result(grown[len(text) :], end="")
         text = grown
     if not text.endswith("\n"):
-        click.echo()
+        write_result()
     return text

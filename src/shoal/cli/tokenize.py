@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from shoal.cli.options import model_option
+from shoal.cli.results import write_result
 from shoal.cli.sampling import read_text, text_options
 from shoal.errors import RequestError
 
@@ -42,14 +43,14 @@ def tokenize(
     shown = [_shown(tokenizer.token_bytes(token)) for token in ids] if pieces else []
     if as_json:
         result = {"text": tokenizer.decode(ids) if decode else given, "ids": ids, "count": len(ids)}
-        click.echo(json.dumps({**result, "pieces": shown} if pieces else result))
+        write_result(json.dumps({**result, "pieces": shown} if pieces else result))
     elif pieces:
         for token, piece in zip(ids, shown, strict=True):
-            click.echo(f"{token}\t{piece!r}")
+            write_result(f"{token}\t{piece!r}")
     elif decode:
-        click.echo(tokenizer.decode(ids))
+        write_result(tokenizer.decode(ids))
     else:
-        click.echo(" ".join(map(str, ids)))
+        write_result(" ".join(map(str, ids)))
 
 
 def _shown(piece: bytes) -> str:

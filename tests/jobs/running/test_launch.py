@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import fcntl
+import io
 import itertools
 import json
 import os
@@ -21,7 +22,7 @@ import numpy as np
 import pytest
 
 from shoal import jobs
-from shoal.errors import JobError, ParameterError
+from shoal.errors import JobError, MemoryLimitError, ParameterError
 from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
@@ -52,7 +53,7 @@ def write(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 
 def run(model: Path, source: Path, output: Path, **keywords: Any) -> jobs.Summary:
-    return jobs.run(model, source, output, show_progress=False, **{**ENGINE, **keywords})
+    return jobs.run(model, source, output, **{"show_progress": False, **ENGINE, **keywords})
 
 
 def records(output: Path) -> dict[str, Any]:
@@ -102,6 +103,34 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
 def test_a_model_is_called_by_its_own_name_if_that_is_text(tmp_path: Path, name: str | bytes, known: list[str]) -> None:
     path = write_tiny_model(tmp_path / "tiny.gguf", name=name)
     assert names_of("short:1b", path) == ("short:1b", str(path), "tiny.gguf", *known)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "/dev/stdout"])
+def test_a_model_that_cannot_be_loaded_leaves_nothing(model: Path, source: Path, tmp_path: Path, target: str) -> None:
+    if target == "out.csv":
+        source = tmp_path / "in.csv"
+        source.write_text("prompt\na\nb\n")
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, tmp_path / target, kv_cache_memory=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_restart_whose_model_cannot_be_loaded_leaves_the_old_results(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(model, source, output)
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, output, restart=True, kv_cache_memory=1)
+    after = contents(tmp_path)
+    assert [name for name in before if after.get(name) != before[name]] == []
+    assert run(model, source, output).resumed == 0
 
 
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:
@@ -520,3 +549,21 @@ def test_no_folder_for_temporary_files_is_said_with_the_way_out(
     monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
     with pytest.raises(JobError, match=r"no folder for temporary files: .*; set TMPDIR"):
         run(model, source, Path(os.devnull))
+
+
+def test_without_stderr_a_job_runs_and_says_nothing_elsewhere(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr("shoal.jobs.running.progress._SECONDS_BETWEEN_LINES", 0.0)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)  # finished already, which it says
+    assert len(records(tmp_path / "out.jsonl")) == 22
+    assert capsys.readouterr().out == ""
+
+
+def test_a_notebooks_stdout_takes_records(model: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(model, source, Path("-")).done == 20
+    assert len([json.loads(line) for line in stream.getvalue().splitlines()]) == 22

@@ -12,6 +12,7 @@ import psutil
 
 from shoal.errors import JobError
 from shoal.jobs.durable import file_systems
+from shoal.streams import open_above_standard
 
 _TRIES = 5
 _PAUSE = 0.02  # seconds
@@ -33,7 +34,7 @@ class JobLock:
 
     def __enter__(self) -> JobLock:
         self._folder.mkdir(exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        fd = open_above_standard(self._path, os.O_RDWR | os.O_CREAT)
         try:
             found = _take(fd, self._path)
             if found == "busy":

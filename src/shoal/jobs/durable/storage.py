@@ -15,6 +15,7 @@ from types import TracebackType
 
 from shoal.jobs.durable import file_systems
 from shoal.jobs.durable.file_systems import sync_folder
+from shoal.streams import open_above_standard
 
 
 class AppendFile:
@@ -27,7 +28,7 @@ class AppendFile:
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.path = Path(os.path.realpath(path))  # behind a link, the folder to sync is that of the file
         self.size = 0
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._fd = open_above_standard(self.path, os.O_RDWR | os.O_CREAT)
         try:
             self._claim()
             self.cut(keep)

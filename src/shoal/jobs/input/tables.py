@@ -13,6 +13,7 @@ from shoal.jobs.durable.file_systems import sync, sync_folder
 from shoal.jobs.input.csv_table import CsvTable, csv_delimiter, write_extended_csv
 from shoal.jobs.input.parquet_table import ParquetTable
 from shoal.jobs.input.streams import compression_of, open_stream, table_format
+from shoal.streams import open_above_standard
 
 
 def check_target(source: Path, target: Path, column: str) -> None:
@@ -59,7 +60,7 @@ def _replacing(target: Path) -> Iterator[BinaryIO]:
     target = Path(os.path.realpath(target))
     temporary = target.with_name(target.name + ".tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=open_above_standard) as file:
             yield file
             file.flush()
             sync(file.fileno(), temporary)

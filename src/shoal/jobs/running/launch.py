@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from shoal import streams
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
@@ -63,7 +64,7 @@ def run(
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
-        return run_job(model, files, options, config, say=say_on_stderr, report=display.update)
+        return run_job(model, files, options, config, say=streams.say, report=display.update)
 
 
 def run_job(
@@ -77,11 +78,6 @@ def run_job(
             return _run_without_journal(task, say, report)
         with sigterm_interrupts(), _journal_folder(files):
             return _run_with_journal(task, say, report)
-
-
-def say_on_stderr(text: str) -> None:
-    """A line for people."""
-    print(f"shoal: {text}", file=sys.stderr, flush=True)
 
 
 # With a journal -------------------------------------------------------------------------------------------------------
@@ -110,6 +106,7 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
         return msgspec.convert(manifest.summary, Summary)
     with (
+        _model_of_new(task, manifest) as llm,
         _promising_to_go_on(say),
         Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
     ):
@@ -124,7 +121,7 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         if len(ledger.finished):
             of = "" if manifest.rows is None else f" of {manifest.rows}"
             say(f"going on: {len(ledger.finished)}{of} rows are finished")
-        state = _work(task, manifest, ledger, report)
+        state = _work(task, manifest, ledger, report, llm)
         return _end(task, manifest, ledger, state)
 
 
@@ -159,10 +156,6 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
     rows = _checked(task, files.folder)
-    manifests.drop(files.folder)  # what is said of the old job ends before its files do
-    _cancel_file(files).unlink(missing_ok=True)
-    if files.is_table:
-        files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
     return Manifest(
         identity=identity,
         created=now,
@@ -173,6 +166,24 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
         rows=rows,
         deadline=None if options.deadline is None else now + options.deadline,
     )
+
+
+@contextmanager
+def _model_of_new(task: Task, manifest: Manifest) -> Iterator[LLM | None]:
+    """The model of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
+
+    None for a job that goes on: how much there is to do is not known yet.
+    """
+    if manifest.runs:
+        yield None
+        return
+    with LLM(task.path, config=task.config) if manifest.rows != 0 else nullcontext() as llm:
+        files = task.files
+        manifests.drop(files.folder)  # what is said of the old job ends before its files do
+        _cancel_file(files).unlink(missing_ok=True)
+        if files.is_table:
+            files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
+        yield llm
 
 
 def _checked(task: Task, folder: Path) -> int | None:
@@ -186,7 +197,7 @@ def _checked(task: Task, folder: Path) -> int | None:
         return check_input(source, index, task.reader() if task.options.strict else None)
 
 
-def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> State:
+def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report, llm: LLM | None) -> State:
     """Bring all rows to their end, or as many as can be; the state that the job is in then."""
     if manifest.rows == len(ledger.finished):
         return "finished"
@@ -195,7 +206,8 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> 
     with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
         state = limits.reached()
         if state is None:
-            return _run_rows(task, rows, manifest.rows, ledger, limits, report)
+            with llm or LLM(task.path, config=task.config) as model:  # closed before results are put together
+                return Job(model, task.served, ledger, limits).run(rows, manifest.rows, report)
         close(rows, ledger, state)
         ledger.commit()
         return state
@@ -271,16 +283,16 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         for path in _held(files.errors):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
     say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
-    with (
-        _naming_output(files),
-        _temporary_folder() as folder,
-        StreamLedger.open(files.output, files.errors) as ledger,
-    ):
+    with _naming_output(files), _temporary_folder() as folder:
         total = _checked(task, folder)
         deadline = None if options.deadline is None else time.time() + options.deadline
         limits = JobLimits(options.timeout, deadline, options.max_errors)
-        with _rows(task, total, ledger.finished, folder) as rows:
-            state = _run_rows(task, rows, total, ledger, limits, report)
+        with (
+            LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
+            StreamLedger.open(files.output, files.errors) as ledger,
+            _rows(task, total, ledger.finished, folder) as rows,
+        ):
+            state = Job(llm, task.served, ledger, limits).run(rows, total, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 
@@ -335,11 +347,6 @@ def _claimed(row: Row | BadRow, index: IdIndex) -> Row | BadRow:
     return BadRow(
         row.line, row.custom_id, APIError(f"custom_id: {row.custom_id!r} was used by line {earlier}", "custom_id")
     )
-
-
-def _run_rows(task: Task, rows: Rows, total: int | None, ledger: AnyLedger, limits: JobLimits, report: Report) -> State:
-    with LLM(task.path, config=task.config) as llm:
-        return Job(llm, task.served, ledger, limits).run(rows, total, report)
 
 
 def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resumed: int) -> Summary:

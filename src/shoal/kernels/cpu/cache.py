@@ -14,11 +14,12 @@ import hashlib
 import os
 import secrets
 import stat
-import sys
 import tempfile
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
+
+from shoal.streams import say
 
 _SUM_BYTES = 32
 _TEMPORARY = "/tmp"  # where TMPDIR is not set, or of no use
@@ -115,10 +116,9 @@ class KernelStore:
 
     def _say(self, kind: str, text: str) -> None:
         """One line on stderr, for the first of its kind."""
-        if kind not in self._said and sys.stderr is not None:
-            with suppress(OSError, ValueError):  # closed
-                print(f"shoal: {text}", file=sys.stderr, flush=True)
-        self._said.add(kind)
+        if kind not in self._said:
+            self._said.add(kind)
+            say(text)
 
 
 def _anybody_writes(folder: Path) -> bool:
