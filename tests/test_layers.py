@@ -35,6 +35,7 @@ RANKS = {
     "outputs": 5,
     "prompts": 5,
     "dispatch": 5,
+    "thinking": 5,
     "llm": 5,
     "openai": 6,
     "jobs": 7,
@@ -52,6 +53,7 @@ SAME_RANK = {
     ("llm", "dispatch"),
     ("llm", "outputs"),
     ("llm", "prompts"),
+    ("llm", "thinking"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

@@ -417,7 +417,7 @@ class LLM:
     ) -> Generation:
         encoded = self._prompts.encode(prompt)
         ids = encoded.ids
-        if encoded.schema is not None:
+        if encoded.reply is not None and encoded.reply.choice.forces:
             raise RequestError("tool_choice: calls cannot be forced yet", "tool_choice")
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed

@@ -38,8 +38,7 @@ class Encoded(NamedTuple):
     ids: list[int]
     text: str | None
     reply: ReplyFormat | None = None
-    schema: dict[str, Any] | None = None
-    thinks_until: tuple[int, ...] | None = None
+    constraint: dict[str, Any] | None = None
 
 
 class PromptEncoder:
@@ -126,12 +125,12 @@ class PromptEncoder:
             self._refuse_hopeless(tokenizer, sum(map(_content_length, messages)))
             with suppress(RecursionError):  # nested too deeply, which encode refuses
                 conversation = replace(conversation, messages=list(map(given_message, messages)))
-        ids, reply, schema, thinks_until = self.conversations.encode(conversation)
+        ids, reply, constraint = self.conversations.encode(conversation)
         if conversation.add_special_tokens:  # otherwise the template has them
             ids = tokenizer.with_special(ids)
             if not self._warned:
                 self._warn(_two_firsts(tokenizer, ids))
-        return Encoded(ids, None, reply, schema, thinks_until)
+        return Encoded(ids, None, reply, constraint)
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:

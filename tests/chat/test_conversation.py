@@ -129,11 +129,12 @@ def test_parsers_may_be_named_and_turned_off(tokenizer: Tokenizer) -> None:
 
 def test_forced_calls_have_a_schema(qwen: Chat) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
-    assert qwen.encode(tools=[WEATHER], tool_choice=named).schema == WEATHER["function"]["parameters"]  # type: ignore[index]
-    required = qwen.encode(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False).schema
+    parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
+    assert qwen.encode(tools=[WEATHER], tool_choice=named).constraint == {"json": parameters}
+    required = qwen.encode(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False).constraint
     assert required is not None
-    assert required["maxItems"] == 1
-    assert qwen.encode(tools=[WEATHER]).schema is None
+    assert required["json"]["maxItems"] == 1
+    assert qwen.encode(tools=[WEATHER]).constraint is None
 
 
 def test_a_prompt_that_opens_the_thoughts(tokenizer: Tokenizer, qwen: Chat) -> None:
@@ -142,21 +143,54 @@ def test_a_prompt_that_opens_the_thoughts(tokenizer: Tokenizer, qwen: Chat) -> N
     assert encoded.reply is not None
     assert encoded.reply.opened
     assert encoded.reply.parse("hm</think>ok").reasoning == "hm"
-    assert encoded.thinks_until is not None
-    assert tokenizer.decode(encoded.thinks_until) == "</think>"
-    closed = chat.encode(add_generation_prompt=False)
-    assert closed.reply is not None
-    assert (closed.reply.opened, closed.thinks_until) == (False, None)
+    assert not encoded.reply.closed
+    nothing = chat.encode(add_generation_prompt=False)
+    assert nothing.reply is not None
+    assert (nothing.reply.opened, nothing.reply.closed) == (False, False)
     spelled = chat.encode([{"role": "user", "content": "what is <think>"}], add_generation_prompt=False)
     assert spelled.reply is not None
     assert not spelled.reply.opened
 
 
-@pytest.mark.parametrize(("text", "opened"), [("<think>\nSo", True), ("<think>So</think>Yes", False), ("Yes", False)])
-def test_a_final_message_that_is_continued_may_end_inside_the_thoughts(qwen: Chat, text: str, opened: bool) -> None:
+@pytest.mark.parametrize(
+    ("text", "opened", "closed"),
+    [("<think>\nSo", True, False), ("<think>So</think>Yes", False, True), ("Yes", False, False)],
+)
+def test_a_final_message_that_is_continued_may_end_inside_the_thoughts(
+    qwen: Chat, text: str, opened: bool, closed: bool
+) -> None:
     encoded = qwen.encode([*USER, {"role": "assistant", "content": text}], continue_final_message=True)
     assert encoded.reply is not None
-    assert encoded.reply.opened == opened
+    assert (encoded.reply.opened, encoded.reply.closed) == (opened, closed)
+
+
+def test_strict_tools_hold_calls_to_their_schemas(tokenizer: Tokenizer, qwen: Chat) -> None:
+    function = {"name": "f", "parameters": {"type": "object", "properties": {}}, "strict": True}
+    tools = [{"type": "function", "function": function}, WEATHER]
+    constraint = qwen.encode(tools=tools).constraint
+    assert constraint is not None
+    tagged = constraint["structural_tag"]["format"]
+    assert (tagged["type"], tagged["triggers"]) == ("triggered_tags", ["<tool_call>"])
+    first, second = tagged["tags"]
+    assert first == {
+        "begin": '<tool_call>\n{"name": "f", "arguments": ',
+        "content": {"type": "json_schema", "json_schema": {"type": "object", "properties": {}}},
+        "end": "}\n</tool_call>",
+    }
+    assert second["content"]["json_schema"] == {"type": "object"}
+    assert "stop_after_first" not in tagged
+    once = qwen.encode(tools=tools, parallel_tool_calls=False).constraint
+    assert once is not None
+    assert once["structural_tag"]["format"]["stop_after_first"]
+    assert qwen.encode(tools=[WEATHER]).constraint is None
+    assert Chat(tokenizer, templates.LLAMA).encode(tools=tools).constraint is None, "no mark to begin at"
+    for template, begin in (
+        (templates.MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": '),
+        ("[TOOL_CALLS][ARGS]{{ tools }}", "[TOOL_CALLS]f[ARGS]"),
+    ):
+        mistral = Chat(tokenizer, template).encode(tools=tools).constraint
+        assert mistral is not None
+        assert mistral["structural_tag"]["format"]["tags"][0]["begin"] == begin
 
 
 def test_the_last_message_is_continued(chatml: Chat) -> None:
@@ -200,6 +234,10 @@ def test_variables_of_the_template(tokenizer: Tokenizer) -> None:
 def test_an_effort_of_none_turns_thinking_off(qwen: Chat) -> None:
     assert qwen.prompt(reasoning_effort="none").endswith("<think>\n\n</think>\n\n")
     assert not qwen.prompt(reasoning_effort="high").endswith("</think>\n\n")
+    for effort, closed in (("none", True), ("high", False)):
+        reply = qwen.encode(reasoning_effort=effort).reply
+        assert reply is not None
+        assert (reply.closed, reply.opened) == (closed, False)
 
 
 @pytest.mark.parametrize(

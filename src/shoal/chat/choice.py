@@ -10,6 +10,7 @@ from typing import Any, Literal
 from shoal.chat.events import CallEnd, CallStart, Parsing
 from shoal.chat.json_calls import any_name, json_arguments, json_calls
 from shoal.chat.reader import Reader
+from shoal.chat.tools.base import ToolFormat
 from shoal.errors import RequestError
 
 MAX_TOOLS = 128
@@ -105,6 +106,22 @@ def schema_of(choice: ToolChoice, tools: Sequence[Tool], *, most_calls: int | No
     if most_calls is not None:
         schema["maxItems"] = most_calls
     return schema | {"$defs": {f"tool{i}": _moved(tool.schema, f"#/$defs/tool{i}") for i, tool in enumerate(tools)}}
+
+
+def strict_tag(
+    form: ToolFormat | None, template: str, tools: Sequence[Tool], *, most_calls: int | None
+) -> dict[str, Any] | None:
+    """A structural tag that holds the arguments of ``strict`` tools to their schemas wherever a call begins; those of other tools to
+    any object. None where no tool is strict, or calls of the format have no mark to begin with."""
+    if form is None or form.around is None or not any(tool.strict for tool in tools):
+        return None
+    tags = []
+    for tool in tools:
+        begin, end = form.around(tool.name, template)
+        schema = dict(tool.schema) if tool.strict else {"type": "object"}
+        tags.append({"begin": begin, "content": {"type": "json_schema", "json_schema": schema}, "end": end})
+    triggered = {"type": "triggered_tags", "triggers": [form.marks[0]], "tags": tags}
+    return {"type": "structural_tag", "format": triggered | ({"stop_after_first": True} if most_calls == 1 else {})}
 
 
 def named_call(reader: Reader, name: str) -> Parsing[None]:

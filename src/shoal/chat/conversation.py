@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from shoal.chat.choice import Tool, ToolChoice, checked_choice, checked_tools, schema_of
+from shoal.chat.choice import Tool, ToolChoice, checked_choice, checked_tools, schema_of, strict_tag
 from shoal.chat.formats import REASONING_FORMATS, TOOL_FORMATS, reasoning_format_of, tool_format_of
 from shoal.chat.messages import TemplateStyle, checked_messages, plain_messages, text_of, told_of_tools
 from shoal.chat.reasoning import ReasoningFormat
@@ -72,14 +72,12 @@ class Conversation:
 class EncodedConversation(NamedTuple):
     """A prompt, and how to read what follows it: ``reply`` is None where all of it is content.
 
-    ``schema``: a JSON schema that the reply must follow because a call is forced. ``thinks_until``: where the prompt ends inside
-    the model's reasoning, the tokens that end that.
+    ``constraint``: what the reply must follow because calls are forced or strict, as a field of StructuredOutputsParams and its value.
     """
 
     ids: list[int]
     reply: ReplyFormat | None
-    schema: dict[str, Any] | None = None
-    thinks_until: tuple[int, ...] | None = None
+    constraint: dict[str, Any] | None = None
 
 
 class ConversationEncoder:
@@ -145,37 +143,40 @@ class ConversationEncoder:
         self, ids: list[int], conversation: Conversation, tools: Sequence[Tool], choice: ToolChoice
     ) -> EncodedConversation:
         reasoning = self.reasoning_format
-        opened = reasoning is not None and self._is_opened(ids, conversation, reasoning)
         if reasoning is None and not tools:
             return EncodedConversation(ids, None)
+        begun = "" if reasoning is None else self._begun(ids, conversation)
         reply = ReplyFormat(
             reasoning=reasoning,
             tool_format=self.tool_format,
-            opened=opened,
+            opened=reasoning is not None and begun.rfind(reasoning.start) > begun.rfind(reasoning.end),
+            closed=reasoning is not None and begun.rfind(reasoning.end) > begun.rfind(reasoning.start),
             tools={tool.name: tool.parameter_names for tool in tools},
             choice=choice,
             most_calls=conversation.most_calls,
             key=secrets.token_hex(8),
             short_ids=bool(tools) and self._style.short_ids,
         )
-        schema = schema_of(choice, tools, most_calls=conversation.most_calls)
-        return EncodedConversation(ids, reply, schema, self._end_ids if opened else None)
+        return EncodedConversation(ids, reply, self._constraint(choice, tools, conversation.most_calls))
 
-    def _is_opened(self, ids: Sequence[int], conversation: Conversation, reasoning: ReasoningFormat) -> bool:
-        """Whether the prompt ends inside the model's reasoning."""
+    def _constraint(self, choice: ToolChoice, tools: Sequence[Tool], most_calls: int | None) -> dict[str, Any] | None:
+        schema = schema_of(choice, tools, most_calls=most_calls)
+        if schema is not None:
+            return {"json": schema}
+        tag = strict_tag(self.tool_format, self._template.source, tools, most_calls=most_calls)
+        return None if tag is None else {"structural_tag": tag}
+
+    def _begun(self, ids: Sequence[int], conversation: Conversation) -> str:
+        """What the prompt has of the reply already, as far as that tells where the model's reasoning stands: its last mark."""
         if conversation.continue_final_message:
-            begun = text_of(conversation.messages[-1])
-            return begun.rfind(reasoning.start) > begun.rfind(reasoning.end)
-        return self._tokenizer.decode(ids[-_TAIL:]).rstrip().endswith(reasoning.start)
+            return text_of(conversation.messages[-1])
+        tail = self._tokenizer.decode(ids[-_TAIL:]).rstrip()
+        assert self.reasoning_format is not None, "otherwise nobody asks"
+        return next((mark for mark in self.reasoning_format.marks if tail.endswith(mark)), "")
 
     @cached_property
     def _style(self) -> TemplateStyle:
         return TemplateStyle.of(self._template)
-
-    @cached_property
-    def _end_ids(self) -> tuple[int, ...]:
-        end = "" if self.reasoning_format is None else self.reasoning_format.end
-        return tuple(self._tokenizer.encode(end, add_special=False, parse_special=True))
 
     @property
     def _writing_format(self) -> ToolFormat:

@@ -11,6 +11,7 @@ from shoal.chat.reader import Reader
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", START)
 MARKS = (CHANNEL, MESSAGE, "<|constrain|>", *_ENDS)
+FORCED_FINAL = f"<|end|>{START}assistant{CHANNEL}final{MESSAGE}"
 ANALYSIS, FINAL = f"{CHANNEL}analysis{MESSAGE}", f"{CHANNEL}final{MESSAGE}"
 _RECIPIENT = re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
 

@@ -23,6 +23,11 @@ class ReasoningFormat:
         """Tokens that have to be seen in the text, even where they are control tokens."""
         return (self.start, self.end)
 
+    @property
+    def forced_end(self) -> str:
+        """What to write where the model's reasoning has to end."""
+        return self.end
+
     def shown_in(self, template: str) -> bool:
         """Whether a chat template shows this format. Many hold the end mark alone: they take old thoughts out."""
         return self.end in template
@@ -50,6 +55,10 @@ class _Channels(ReasoningFormat):
     @property
     def marks(self) -> tuple[str, ...]:
         return harmony.MARKS
+
+    @property
+    def forced_end(self) -> str:
+        return harmony.FORCED_FINAL
 
     def shown_in(self, template: str) -> bool:
         return harmony.CHANNEL in template and "analysis" in template

@@ -61,7 +61,8 @@ class Reply:
 class ReplyFormat:
     """How the reply to one request is to be read.
 
-    ``opened``: the prompt ends inside the model's reasoning. ``tools``: those that may be called, each with the names of its
+    ``opened``: the prompt ends inside the model's reasoning; ``closed``: behind it, so that none will follow.
+    ``tools``: those that may be called, each with the names of its
     parameters; without any, calls are text. ``choice`` "required": the reply is a list of calls; "named": it is the
     arguments of one. ``most_calls``: those behind are dropped. ``key`` makes ids of calls unique;
     ``short_ids`` have nine characters, as templates of Mistral want them.
@@ -70,6 +71,7 @@ class ReplyFormat:
     reasoning: ReasoningFormat | None = None
     tool_format: ToolFormat | None = None
     opened: bool = False
+    closed: bool = False
     tools: Tools = field(default_factory=dict)
     choice: ToolChoice = field(default_factory=ToolChoice)
     most_calls: int | None = None

@@ -25,7 +25,8 @@ class ToolFormat:
     """``parse`` reads a reply; ``write`` spells calls as ``parse`` reads them, for templates that have no words for calls.
 
     ``example`` tells a model that knows no format how to call. ``marks``: tokens that have to be seen in the text, even where
-    they are control tokens.
+    they are control tokens. ``around`` gives what stands before and behind the arguments of a call, the first
+    mark at its beginning, for the name of a function and the source of the template; None where calls may begin without a mark.
     """
 
     name: str
@@ -33,3 +34,4 @@ class ToolFormat:
     write: Callable[[Sequence[Call]], str]
     example: str
     marks: tuple[str, ...] = ()
+    around: Callable[[str, str], tuple[str, str]] | None = None

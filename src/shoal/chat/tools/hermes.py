@@ -43,10 +43,16 @@ def as_json(call: Call, arguments_key: str) -> str:
     return json.dumps({"name": call.name, arguments_key: call.arguments}, ensure_ascii=False)
 
 
+def around(name: str, template: str) -> tuple[str, str]:
+    """What stands before and behind the arguments."""
+    return f'{START}\n{{"name": "{name}", "arguments": ', f"}}\n{END}"
+
+
 HERMES = ToolFormat(
     "hermes",
     parse,
     write,
     f'{START}\n{{"name": "<function>", "arguments": {{"<parameter>": <value>}}}}\n{END}',
     (START, END),
+    around,
 )

@@ -55,10 +55,20 @@ def write(calls: Sequence[Call]) -> str:
     return f"{MARK}[{', '.join(as_json(call, 'arguments') for call in calls)}]"
 
 
+def around(name: str, template: str) -> tuple[str, str]:
+    """The newer spelling where the template shows it."""
+    return (
+        (f"{MARK}{name}{ARGUMENTS_MARK}", "")
+        if ARGUMENTS_MARK in template
+        else (f'{MARK}[{{"name": "{name}", "arguments": ', "}]")
+    )
+
+
 MISTRAL = ToolFormat(
     "mistral",
     parse,
     write,
     f'{MARK}[{{"name": "<function>", "arguments": {{"<parameter>": <value>}}}}]',
     (MARK, ID_MARK, ARGUMENTS_MARK),
+    around,
 )
