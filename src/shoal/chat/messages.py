@@ -7,7 +7,9 @@ written into the text of its messages.
 
 from __future__ import annotations
 
+import itertools
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -17,6 +19,7 @@ from shoal.chat.tools.base import Call, ToolFormat
 from shoal.errors import RequestError, TemplateError
 from shoal.text.chat import ChatTemplate, Message
 
+_PROBE_SECONDS = 5.0  # a template that does not end is killed after as long, each time
 _SHORT_ID = 9  # characters; templates of Mistral refuse other ids
 _THOUGHTS = ("reasoning_content", "reasoning")  # one thing under two names
 
@@ -38,15 +41,16 @@ class TemplateStyle:
 
     @classmethod
     def of(cls, template: ChatTemplate) -> TemplateStyle:
-        """Found out by rendering."""
+        """Found out by rendering, as far as that does not take too long."""
+        end = time.monotonic() + _PROBE_SECONDS
         tools = "probe_function" in _rendered(template, [_USER], tools=[_TOOL])
         system = "probe_system" in _rendered(template, [{"role": "system", "content": "probe_system"}, _USER])
-        for short_ids in (False, True):
-            for as_text in (False, True):
-                for content in ("", None):
-                    style = cls(tools, True, system, as_text, content, short_ids)
-                    if _shows_calls(_rendered(template, style.fitted(_PROBE), tools=[_TOOL])):
-                        return style
+        for short_ids, as_text, content in itertools.product((False, True), (False, True), ("", None)):
+            style = cls(tools, True, system, as_text, content, short_ids)
+            if time.monotonic() > end:
+                break
+            if _shows_calls(_rendered(template, style.fitted(_PROBE), tools=[_TOOL])):
+                return style
         return cls(tools, False, system)
 
     def fitted(self, messages: Sequence[Message]) -> list[Message]:
