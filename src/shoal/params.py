@@ -61,7 +61,7 @@ class SamplingParams:
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
-    prompt is scored and nothing is generated.
+    prompt is scored and nothing is generated. After ``thinking_token_budget`` tokens of thought, in a chat, the answer begins.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -87,6 +87,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, off in _NOT_YET.items():
@@ -105,6 +106,7 @@ class SamplingParams:
         _whole(self, "seed", -(2**63), 2**64 - 1, optional=True)
         _whole(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
         _whole(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+        _whole(self, "thinking_token_budget", 0, _INT64_MAX - 1, optional=True)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")

@@ -162,7 +162,12 @@ def test_a_template_without_words_for_tools_gets_them_as_text(
 
 def test_a_template_that_hangs_on_calls_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[Any] = []
+
+    def nothing(*args: Any, **variables: Any) -> str:
+        rendered.append(args)
+        return ""
+
     monkeypatch.setattr("shoal.chat.messages._PROBE_SECONDS", 0.0)
-    monkeypatch.setattr("shoal.chat.messages._rendered", lambda *args, **variables: rendered.append(args) or "")
+    monkeypatch.setattr("shoal.chat.messages._rendered", nothing)
     assert TemplateStyle.of(ChatTemplate(templates.QWEN)) == TemplateStyle()
     assert len(rendered) == 2
