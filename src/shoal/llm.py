@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
+from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError
@@ -33,10 +35,11 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, check_seconds
+from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams, check_seconds
 from shoal.progress import Bar
-from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.prompts import Encoded, Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
 from shoal.streams import say
+from shoal.thinking import ThinkingConstraint, ThinkingMarks
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
@@ -105,6 +108,7 @@ class LLM:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
         self._dispatcher = Dispatcher(self.engine)
 
     def __enter__(self) -> LLM:
@@ -119,6 +123,8 @@ class LLM:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
         self._dispatcher.close()
         self._prompts.close()
+        if self._constraints is not None:
+            self._constraints.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -417,14 +423,34 @@ class LLM:
     ) -> Generation:
         encoded = self._prompts.encode(prompt)
         ids = encoded.ids
-        if encoded.reply is not None and encoded.reply.choice.forces:
-            raise RequestError("tool_choice: calls cannot be forced yet", "tool_choice")
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
+        constraint = self._constraint(params, encoded)
         generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
+        request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
+
+    def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
+        """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""
+        asked, budget = _asked(params, encoded), params.thinking_token_budget
+        reply = encoded.reply
+        if budget is not None and (reply is None or reply.reasoning is None):
+            problem = "no reasoning is told apart from answers here"
+            raise RequestError(f"thinking_token_budget: {problem}", "thinking_token_budget")
+        if asked is None and budget is None:
+            return None
+        if self._constraints is None or self.tokenizer is None:
+            raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
+        try:
+            constraint = None if asked is None else self._constraints.compile(asked)
+        except ParameterError as error:
+            if asked is params.structured_outputs:
+                raise
+            raise RequestError(f"tools: their schemas cannot be enforced: {error}", "tools") from None
+        if reply is None or reply.reasoning is None:
+            return constraint
+        return ThinkingConstraint(ThinkingMarks.of(reply.reasoning, self.tokenizer), reply, constraint, budget)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"
@@ -445,6 +471,17 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
+
+
+def _asked(params: SamplingParams, encoded: Encoded) -> StructuredOutputsParams | None:
+    """What the text may be: as the request says, or as its tools need it."""
+    if encoded.constraint is None:
+        return params.structured_outputs
+    if params.structured_outputs is None:
+        return StructuredOutputsParams(**encoded.constraint)
+    if encoded.reply is not None and encoded.reply.choice.forces:
+        raise RequestError("tool_choice: a forced call cannot follow structured_outputs too", "tool_choice")
+    return params.structured_outputs
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:

@@ -14,6 +14,7 @@ from shoal.chat.choice import checked_choice, checked_tools
 from shoal.chat.conversation import Conversation
 from shoal.chat.reply import Reply
 from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai import structured
 from shoal.openai.fields import typed
 from shoal.openai.messages import conversation
 from shoal.openai.schema import (
@@ -58,8 +59,8 @@ class Call:
 
     ``prompt`` is what LLM calls one; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
-    vLLM's field, not only for the echo. ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of
-    prompt and answer do.
+    vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
+    ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
     """
 
     kind: Literal["chat", "completion"]
@@ -68,6 +69,7 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    constraint_field: str = "structured_outputs"
     include_reasoning: bool = True
     return_token_ids: bool = False
 
@@ -84,8 +86,13 @@ def parse_chat(body: Any) -> Call:
     names = {"logprobs": "top_logprobs"}
     if chat.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    field, constraint = structured.structured_outputs(chat)
     params = _params(
-        chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
+        chat,
+        names,
+        max_tokens=_chat_max_tokens(chat),
+        logprobs=chat.top_logprobs if chat.logprobs else None,
+        structured_outputs=constraint,
     )
     return Call(
         "chat",
@@ -94,6 +101,7 @@ def parse_chat(body: Any) -> Call:
         params,
         echo=chat.echo,
         prompt_logprobs=chat.prompt_logprobs is not None,
+        constraint_field=field,
         include_reasoning=chat.include_reasoning,
         return_token_ids=chat.return_token_ids,
     )
@@ -104,7 +112,15 @@ def parse_completion(body: Any) -> Call:
     completion = typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
-    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
+    field, constraint = structured.structured_outputs(completion)
+    params = _params(
+        completion,
+        {},
+        max_tokens=max_tokens,
+        logprobs=completion.logprobs,
+        prompt_logprobs=scored,
+        structured_outputs=constraint,
+    )
     return Call(
         "completion",
         completion.model,
@@ -112,6 +128,7 @@ def parse_completion(body: Any) -> Call:
         params,
         echo=completion.echo,
         prompt_logprobs=completion.prompt_logprobs is not None,
+        constraint_field=field,
         return_token_ids=completion.return_token_ids,
     )
 
@@ -135,6 +152,8 @@ def check_model(model: str | None, served: Collection[str]) -> None:
 
 def refusal(call: Call, error: RequestError | ParameterError | TemplateError) -> APIError:
     """What ``LLM.submit`` had against a request, in the words of its body."""
+    if isinstance(error, ParameterError) and error.field.startswith("structured_outputs"):
+        return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
@@ -157,7 +176,8 @@ def _conversation(chat: ChatBody) -> dict[str, Any]:
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    others = ("model", *structured.FIELDS, *chosen)
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
