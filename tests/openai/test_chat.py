@@ -109,6 +109,14 @@ def test_what_is_wrong_is_refused_by_name(fields: dict[str, Any], param: str) ->
     assert (caught.value.status, caught.value.param) == (400, param)
 
 
+def test_thoughts_may_be_limited() -> None:
+    assert chat(thinking_token_budget=5).params.thinking_token_budget == 5
+    for wrong in (-1, 1.5, "x"):
+        with pytest.raises(APIError) as caught:
+            chat(thinking_token_budget=wrong)
+        assert caught.value.param == "thinking_token_budget"
+
+
 def test_an_answer_with_calls(tokenizer: Tokenizer) -> None:
     choice = choice_of(tokenizer, f"<think>\nhm\n</think>\n\n{CALL_TEXT}")
     assert choice["finish_reason"] == "tool_calls"

@@ -92,6 +92,7 @@ def parse_chat(body: Any) -> Call:
         names,
         max_tokens=_chat_max_tokens(chat),
         logprobs=chat.top_logprobs if chat.logprobs else None,
+        thinking_token_budget=chat.thinking_token_budget,
         structured_outputs=constraint,
     )
     return Call(

@@ -107,6 +107,7 @@ class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     add_special_tokens: bool = False
+    thinking_token_budget: int | None = None
     include_reasoning: bool = True
     echo: bool = False
     return_token_ids: bool = False
