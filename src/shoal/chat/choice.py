@@ -126,21 +126,16 @@ def strict_tag(
 
 def named_call(reader: Reader, name: str) -> Parsing[None]:
     """A reply that is the arguments of a call."""
-    if not (yield from reader.spaces()):
-        return
-    yield CallStart(name)
-    if (yield from json_arguments(reader)):
-        yield CallEnd()
-    yield from reader.until(())
+    if (yield from reader.spaces()):
+        yield CallStart(name)
+        if (yield from json_arguments(reader)):
+            yield CallEnd()
 
 
 def required_calls(reader: Reader) -> Parsing[None]:
-    """A reply that is a list of calls."""
-    start = reader.at
+    """A reply that is a list of calls. One that breaks off before the name of its function is known is none, and no content either."""
     yield from reader.spaces()
-    if not (yield from json_calls(reader, any_name)):
-        reader.at = start
-    yield from reader.until(())
+    yield from json_calls(reader, any_name)
 
 
 def _checked_tool(given: Any, place: str) -> Tool:
