@@ -534,4 +534,4 @@ def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
 
 
 def _say_compiled(kernel: str) -> None:
-    say(f"compiled {kernel} for this machine (kept for later runs)")
+    say(f"compiled {kernel} for this machine")
