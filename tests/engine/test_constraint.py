@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -312,3 +313,23 @@ def test_rows_that_sleep_have_no_mask_but_no_end_token_either() -> None:
     result = run(engine, [request])["r"]
     assert result.end == ("length", None)
     assert not {END, NAN_TOKEN}.intersection(result.token_ids)
+
+
+def mask_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "shoal-mask"]
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_an_engine_that_is_closed_or_dropped_leaves_no_threads(closed: bool) -> None:
+    before = set(mask_threads())
+    engine = toy_engine()
+    run(engine, [constrained("r", Steps(((10,), (11,))))])
+    own = [thread for thread in mask_threads() if thread not in before]
+    assert own
+    if closed:
+        engine.close()
+    del engine
+    gc.collect()
+    for thread in own:
+        thread.join(10)
+        assert not thread.is_alive()
