@@ -125,10 +125,18 @@ def test_after_so_many_tokens_the_end_mark_is_forced(
         advance(found, THINK)
     advance(found, *b"z" * budget)
     assert allowed(found) == {CLOSE}
+    assert not found.is_accepting, "no stop token of the request's own may come instead"
     with pytest.raises(ConstraintError, match="forced"):
         found.copy().advance(ord("z"))
     advance(found, CLOSE)
     assert allowed(found) == (ALL if word is None else {ord("a")})
+
+
+def test_a_reply_may_be_nothing_where_the_constraint_allows_it(tokenizer: Tokenizer) -> None:
+    found = constraint(tokenizer, word=b"")
+    assert (allowed(found), found.is_accepting) == ({THINK, EOS}, True)
+    advance(found, THINK)
+    assert not found.is_accepting
 
 
 def test_a_limit_alone_leaves_everything_else_free(tokenizer: Tokenizer) -> None:

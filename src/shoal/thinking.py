@@ -95,7 +95,9 @@ class ThinkingConstraint:
     @property
     def is_accepting(self) -> bool:
         """Whether the output may end here: with a constraint, not before that says so."""
-        return self._inner is None or (self._stage is _Stage.ANSWERING and self._inner.is_accepting)
+        if self._stage is _Stage.ENDING or (self._stage is _Stage.BEGINNING and self._place):
+            return False
+        return self._inner is None or (self._stage is not _Stage.THINKING and self._inner.is_accepting)
 
     @property
     def is_complete(self) -> bool:

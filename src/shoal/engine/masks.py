@@ -35,9 +35,9 @@ class MaskFiller:
         self._shares: list[_Share] = []  # what is being filled
 
     def start(self, sequences: list[Sequence]) -> None:
-        """Begin with the masks of those ``sequences`` that have a constraint which is awake."""
+        """Begin with the masks of those ``sequences`` that have a constraint."""
         self._finish()  # of a step that was interrupted
-        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None and not seq.asleep]
+        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None]
         if constrained:
             self._share_out(constrained)
 
