@@ -60,5 +60,5 @@ GENERIC = ToolFormat(
     parse,
     hermes.write,
     hermes.HERMES.example,
-    tuple({*_MARKS, *(mark for form in (hermes.HERMES, mistral.MISTRAL, pythonic.PYTHONIC) for mark in form.marks)}),
+    (*_MARKS, *_AROUND_JSON.values(), mistral.ID_MARK, mistral.ARGUMENTS_MARK, pythonic.END),
 )
