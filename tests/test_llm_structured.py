@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shoal import LLM, SamplingParams, StructuredOutputsParams
 from shoal.errors import ParameterError, RequestError
@@ -113,6 +114,42 @@ def test_batch_equals_solo_with_constrained_rows_among_others(path: Path, flags:
         assert one.outputs[0].token_ids == other.outputs[0].token_ids
         assert one.outputs[0].finish_reason == other.outputs[0].finish_reason
     assert (preemptions > 0) == bool(flags)
+
+
+_constraints = st.sampled_from(
+    [
+        None,
+        CHOICES,
+        StructuredOutputsParams(json=PERSON),
+        StructuredOutputsParams(regex="[a-z]{3,12}( [0-9]+)?"),
+        StructuredOutputsParams(grammar='root ::= "(" root ")" | [ab]+'),
+        StructuredOutputsParams(json_object=True),
+    ]
+)
+_params = st.builds(
+    lambda constraint, few, **fields: params(constraint, max_tokens=few + 4, min_tokens=few, **fields),
+    _constraints,
+    st.integers(0, 20),
+    temperature=st.sampled_from([0.0, 0.7, 1.5]),
+    top_k=st.sampled_from([0, 1, 40]),
+    top_p=st.sampled_from([0.3, 1.0]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    ignore_eos=st.booleans(),
+    stop_token_ids=st.lists(st.integers(ord("a"), ord("z")), max_size=2),
+    logprobs=st.sampled_from([None, 2]),
+    seed=st.integers(0, 99),
+)
+
+
+@given(many=st.lists(_params, min_size=2, max_size=8))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+def test_batch_equals_solo_with_any_parameters(llm: LLM, many: list[SamplingParams]) -> None:
+    prompts = [f"{'abc'[i % 3]} prompt that goes on for more than a page, number {i}" for i in range(len(many))]
+    together = llm.generate(prompts, many)
+    for prompt, one, output in zip(prompts, many, together, strict=True):
+        (alone,) = llm.generate([prompt], one)
+        assert alone.outputs == output.outputs
+        assert alone.error == output.error
 
 
 def test_logprobs_are_of_the_raw_logits(llm: LLM) -> None:

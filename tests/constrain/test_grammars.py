@@ -82,6 +82,18 @@ def const(value: str) -> dict[str, str]:
             ["SELECT", "SELECT * FROM T"],
         ),
         (params(grammar='start: "[" %json {"type": "integer"} "]"'), ["[12]"], ["[a]"]),
+        (
+            params(grammar='start: "%json {" x // %json {"not": 1}\nx: /%json [{]/ %json {"type": "null"}'),
+            ["%json {%json {null"],
+            ["%json {null"],
+        ),
+        (
+            params(
+                grammar='start: a\na: "x" %json {"type": "array", "items": {"type": "null"}, "uniqueItems": false} "y"'
+            ),
+            ["x[null, null]y", "x[]y"],
+            ["x[   null]y", "x[1]y"],
+        ),
         (params(json=SCHEMA), ['{"a": 1, "b": [1, 2]}', '{"a":1,"b":[]}'], ['{"a":1}', "[]"]),
         (params(json=json.dumps(SCHEMA)), ['{"a":1,"b":[],"c":null}'], ['{"a":1.5,"b":[]}']),
         (params(json=SCHEMA, disable_additional_properties=True), ['{"a":1,"b":[]}'], ['{"a":1,"b":[],"c":null}']),
@@ -139,6 +151,8 @@ def test_what_is_allowed(
         (params(grammar='start: <nothing> "a"'), "unknown special token"),
         (params(grammar='start: ""'), "allows no text"),
         (params(grammar='start: %json {"type": "array", "uniqueItems": true}'), "uniqueItems"),
+        (params(grammar='start: %json {"x-guidance": {"lenient": true}}'), "x-guidance at #"),
+        (params(grammar="start: %json {"), "json"),
         (params(json="{"), "not valid JSON"),
         (params(json="[1]"), "an object, true or false"),
         (params(json="[" * 100_000), "nested"),

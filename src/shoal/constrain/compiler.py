@@ -9,6 +9,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from shoal.child_process import ChildFailure, ChildProcess
+from shoal.constrain.lark import with_prepared_schemas
 from shoal.constrain.schema import explained, parse_schema, prepare_schema
 from shoal.errors import ParameterError
 from shoal.params import StructuredOutputsParams
@@ -73,7 +74,7 @@ class ConstraintCompiler:
 
     def _spec(self, params: StructuredOutputsParams) -> tuple[Spec, dict[str, Any]]:
         """What to compile, and the schema it comes from, if it does."""
-        from shoal.constrain.grammar import Spec
+        from shoal.constrain.grammar import Spec, is_lark
 
         _refuse_long(params)
         options: dict[str, Any] = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
@@ -89,7 +90,11 @@ class ConstraintCompiler:
             return self._tag_spec(params.structural_tag, options, closed), {}
         if params.choice is not None:
             return Spec("choice", json.dumps(params.choice), {}), {}
-        return Spec(params.kind, params.regex or params.grammar or "", {}), {}
+        if params.grammar is not None:
+            lark = is_lark(params.grammar)
+            text = with_prepared_schemas(params.grammar, options, closed) if lark else params.grammar
+            return Spec("lark" if lark else "gbnf", text, {}), {}
+        return Spec("regex", params.regex or "", {}), {}
 
     def _tag_spec(self, given: str | dict[str, Any], options: dict[str, Any], closed: bool) -> Spec:
         from shoal.constrain.grammar import Spec

@@ -25,8 +25,7 @@ LIMITS = LLParserLimits(
 
 
 class Spec(NamedTuple):
-    """What is to be compiled. ``kind``: json, regex, choice (a JSON list), grammar (Lark or GBNF) or lark; ``options`` are those of
-    llguidance for JSON."""
+    """What is to be compiled. ``kind``: json, regex, choice (a JSON list), lark or gbnf; ``options``: llguidance's for JSON."""
 
     kind: str
     text: str
@@ -63,11 +62,16 @@ def grammar_text(spec: Spec) -> str:
     return LLMatcher.grammar_from_lark(_lark(spec))
 
 
+def is_lark(text: str) -> bool:
+    """Whether a grammar is Lark; otherwise it should be GBNF."""
+    return bool(is_lark_syntax(text))
+
+
 def _lark(spec: Spec) -> str:
     if spec.kind == "choice":  # one terminal: alternatives of a rule would be tried side by side
         choices = (json.dumps(choice, ensure_ascii=False) for choice in json.loads(spec.text))
         return "start: CHOICE\nCHOICE: " + " | ".join(choices)
-    if spec.kind == "lark" or is_lark_syntax(spec.text):
+    if spec.kind == "lark":
         return spec.text
     try:
         return gbnf_to_lark(_plain_escapes(spec.text))

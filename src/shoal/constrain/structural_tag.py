@@ -14,7 +14,7 @@ from typing import Any
 
 from llguidance import regex_to_lark
 
-from shoal.constrain.schema import parse_schema, prepare_schema
+from shoal.constrain.lark import schema_expression
 from shoal.errors import ParameterError
 from shoal.text.tokenizer import Tokenizer
 
@@ -61,7 +61,9 @@ class _Writer:
         self._kinds: dict[str, Callable[[Mapping[str, Any], str, int], str]] = {
             "any_text": lambda form, place, depth: "ANY_TEXT",
             "const_string": lambda form, place, depth: self._literal(_part(form, "value", str, place)),
-            "json_schema": lambda form, place, depth: self._schema(_part(form, "json_schema", (dict, bool), place)),
+            "json_schema": lambda form, place, depth: schema_expression(
+                _part(form, "json_schema", (dict, bool), place), self._options, self._closed
+            ),
             "regex": lambda form, place, depth: f"/{regex_to_lark(_part(form, 'pattern', str, place))}/",
             "or": self._or,
             "sequence": self._sequence,
@@ -148,10 +150,6 @@ class _Writer:
             return f"ANY_TEXT {self._literal(text)}"
         rest = "".join(f" {self._piece(piece)}" for piece in pieces[1:])
         return self._rule(f"ANY_TEXT {json.dumps(first)}", "[lazy]") + rest
-
-    def _schema(self, schema: dict[str, Any] | bool) -> str:
-        prepared = prepare_schema(parse_schema(schema), close_objects=self._closed)
-        return f"%json {json.dumps({'x-guidance': dict(self._options), **prepared})}"
 
     def _literal(self, text: str) -> str:
         return " ".join(map(self._piece, self._pieces(text)))
