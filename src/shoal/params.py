@@ -22,7 +22,7 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_SECONDS = 1e9
 
 # How replies are read; vLLM's names where it has them. "none": not at all.
-TOOL_CALL_PARSERS = ("hermes", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
+TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
 REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
 
 # What vLLM calls some of them.

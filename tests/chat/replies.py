@@ -9,7 +9,12 @@ from shoal.chat.formats import REASONING_FORMATS, TOOL_FORMATS
 from shoal.chat.reply import Delta, Reply, ReplyFormat, ReplyStream
 from shoal.chat.tools.base import Tools
 
-TOOLS: Tools = {"get_weather": ("city", "unit"), "now": (), "run": ("code", "options"), "save": ("note",)}
+TOOLS: Tools = {
+    "get_weather": {"city": {"type": "string"}, "unit": {}},
+    "now": {},
+    "run": {"code": {"type": "string"}, "options": {"type": "object"}},
+    "save": {"note": {"type": ["string", "null"]}, "flag": {"type": "boolean"}},
+}
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ def test_tools_are_read() -> None:
     parameters = {"type": "object", "properties": {"b": {}, "a": {}}}
     first, second = checked_tools([tool("f", description="d", parameters=parameters, strict=True), tool("g.h-1/x:y")])
     assert (first.name, first.description, first.parameters, first.strict) == ("f", "d", parameters, True)
-    assert first.parameter_names == ("b", "a")
-    assert (second.parameters, second.strict, second.parameter_names) == (None, False, ())
+    assert list(first.parameter_schemas) == ["b", "a"]
+    assert (second.parameters, second.strict, second.parameter_schemas) == (None, False, {})
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ def test_how_a_reply_is_to_be_read(qwen: Chat, chatml: Chat) -> None:
     reply = chatml.encode(tools=[WEATHER], parallel_tool_calls=False).reply
     assert reply is not None
     assert (reply.tool_format, reply.reasoning) == (chatml.encoder.tool_format, None)
-    assert reply.tools == {"get_weather": ("city",)}
+    assert reply.tools == {"get_weather": {"city": {"type": "string"}}}
     assert (reply.most_calls, reply.choice) == (1, ToolChoice())
     assert reply.key != getattr(chatml.encode(tools=[WEATHER]).reply, "key", reply.key)
 

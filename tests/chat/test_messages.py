@@ -120,7 +120,7 @@ def test_a_template_without_words_for_calls_gets_them_as_text(form: str) -> None
     )
     plain = plain_messages(messages, TOOL_FORMATS[form])
     assert [message["role"] for message in plain] == ["user", "assistant", "user", "user"]
-    read = ReplyFormat(tool_format=TOOL_FORMATS[form], tools={"get_weather": ("city",)}).parse(plain[1]["content"])
+    read = ReplyFormat(tool_format=TOOL_FORMATS[form], tools={"get_weather": {"city": {}}}).parse(plain[1]["content"])
     assert [(tool.name, tool.arguments) for tool in read.tool_calls] == [("get_weather", '{"city": "Paris"}')]
     assert plain[2]["content"] == (
         "<tool_response>\nrain\n</tool_response>\n<tool_response>\nwind\n</tool_response>\nThanks"

@@ -84,7 +84,7 @@ def test_arguments_of_strict_tools_follow_their_schema(
 def _read(name: str, text: str) -> list[Tool]:
     from shoal.chat.reply import ReplyFormat
 
-    tools = {tool.name: tool.parameter_names for tool in TOOLS}
+    tools = {tool.name: tool.parameter_schemas for tool in TOOLS}
     reply = ReplyFormat(tool_format=TOOL_FORMATS[name], tools=tools).parse(text)
     return [next(tool for tool in TOOLS if tool.name == call.name) for call in reply.tool_calls]
 

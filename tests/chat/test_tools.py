@@ -71,6 +71,9 @@ HERMES = [
     ),
     Case('<tool_call>{"name": "get_wea', content='<tool_call>{"name": "get_wea'),
     Case("I <tool", content="I <tool"),
+    Case('<tool_call>{"name": "now"}\n</tool_c', [("now", "{}")]),
+    Case('<tool_call>{"name": "now"}\n<', [("now", "{}")]),
+    Case('<tool_call>{"name": "now"}\n<b>', [("now", "{}")], content="<b>"),
     # Brackets that do not belong together end a call where it is.
     Case(
         '<tool_call>{"name": "save", "arguments": {"note": [1}}</tool_call>',
@@ -162,6 +165,7 @@ PYTHONIC = [
     Case("[save(note='\\d')]", [("save", '{"note": "\\\\d"}')]),
     Case("[save(note='', x=-1, y=unquoted words)]", [("save", '{"note": "", "x": -1, "y": "unquoted words"}')]),
     Case("[get_weather('Paris', 'C', 3)]", [("get_weather", '{"city": "Paris", "unit": "C", "argument3": 3}')]),
+    Case("```tool_code\nnow()\n``", [("now", "{}")]),
     Case("[get_weather(city='Paris',", [("get_weather", PARIS[:-1])], whole=False),
     Case("[get_weather(city='Par", [("get_weather", "")], whole=False),
     Case("[save(note='x", [("save", "")], whole=False),
@@ -198,6 +202,35 @@ HARMONY = [
     Case("No channel.", content="No channel."),
 ]
 
+QWEN3_CODER = [
+    Case(
+        "I look.\n<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>\n",
+        [("get_weather", PARIS)],
+        content="I look.",
+    ),
+    Case("<tool_call><function=now></function></tool_call>", [("now", "{}")]),
+    Case("<function=now>\n</function>\n<function=now></function>", [("now", "{}"), ("now", "{}")]),
+    Case(
+        '<tool_call><function=run><parameter=code>\na < b\n\n"c"\n</parameter>'
+        '<parameter=options>{"x": [1]}</parameter></function></tool_call>',
+        [("run", '{"code": "a < b\\n\\n\\"c\\"", "options": {"x": [1]}}')],
+    ),
+    Case(
+        "<tool_call><function=save><parameter=note>12</parameter><parameter=flag>True</parameter></function></tool_call>",
+        [("save", '{"note": "12", "flag": true}')],
+    ),
+    Case("<function=save><parameter=note>null</parameter></function>", [("save", '{"note": null}')]),
+    Case("<function=get_weather><parameter=unit>1</parameter></function>", [("get_weather", '{"unit": 1}')]),
+    Case("<function=f><parameter=\u00fc>\u00e9</parameter></function>", [("f", '{"\u00fc": "\u00e9"}')]),
+    Case('<tool_call>{"name": "now"}</tool_call>', [("now", "{}")]),
+    Case("<function=get_weather><parameter=city>Paris</parameter><param", [("get_weather", PARIS[:-1])], whole=False),
+    Case("<function=get_weather><parameter=city>Par", [("get_weather", "")], whole=False),
+    Case("<tool_call><function=get_w", content="<tool_call><function=get_w"),
+    Case("<tool_call><function=>", content="<tool_call><function=>"),
+    Case("<function=a b>", content="<function=a b>"),
+    Case("A <tool_call> alone", content="A <tool_call> alone"),
+]
+
 GENERIC = [
     *(case for case in HERMES if not case.text.startswith("{")),
     *LLAMA3,
@@ -209,7 +242,14 @@ GENERIC = [
     Case('<|tool_call|>[{"name": "now"}]<|/tool_call|>', [("now", "{}")]),
 ]
 
-TABLES = {"hermes": HERMES, "llama3_json": LLAMA3, "mistral": MISTRAL, "pythonic": PYTHONIC, "generic": GENERIC}
+TABLES = {
+    "hermes": HERMES,
+    "qwen3_coder": QWEN3_CODER,
+    "llama3_json": LLAMA3,
+    "mistral": MISTRAL,
+    "pythonic": PYTHONIC,
+    "generic": GENERIC,
+}
 
 
 def test_every_parser_has_a_table() -> None:
@@ -251,6 +291,14 @@ def test_any_arguments_in_json_come_back(
     reply = streamed(form(name), pieces_of(text, places))
     assert [(call.name, call.arguments) for call in reply.tool_calls] == [("run", written)] * 2
     assert (reply.content, reply.calls_whole) == ("", True)
+
+
+@given(arguments=st.dictionaries(identifiers, st.text("ab<>/=\n\u00e9 1"), max_size=4), places=cuts)
+def test_any_texts_between_tags_come_back(arguments: dict[str, str], places: list[int]) -> None:
+    text = TOOL_FORMATS["qwen3_coder"].write([Call("run", arguments)])
+    schemas = {name: {"type": "string"} for name in arguments}
+    reply = streamed(form("qwen3_coder", offered={"run": schemas}), pieces_of(text, places))
+    assert [(call.name, json.loads(call.arguments)) for call in reply.tool_calls] == [("run", arguments)]
 
 
 @given(arguments=st.dictionaries(identifiers, json_values, max_size=4), places=cuts)

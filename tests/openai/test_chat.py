@@ -22,7 +22,7 @@ from tests.chat.templates import write_tokenizer
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "default": None}}}
 NAMED = {"type": "function", "function": {"name": "f"}}
-FORMAT = ReplyFormat(REASONING_FORMATS["think"], TOOL_FORMATS["hermes"], tools={"f": ("x",)}, key="k")
+FORMAT = ReplyFormat(REASONING_FORMATS["think"], TOOL_FORMATS["hermes"], tools={"f": {"x": {}}}, key="k")
 CALL_TEXT = '<tool_call>{"name": "f", "arguments": {"x": "\u00e9}"}}</tool_call>'
 
 

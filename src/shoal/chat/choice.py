@@ -33,10 +33,10 @@ class Tool:
         return _NO_PARAMETERS if self.parameters is None else self.parameters
 
     @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """Its parameters in order."""
+    def parameter_schemas(self) -> Mapping[str, Any]:
+        """Its parameters in order, each with its schema."""
         properties = self.schema.get("properties")
-        return tuple(properties) if isinstance(properties, Mapping) else ()
+        return properties if isinstance(properties, Mapping) else {}
 
 
 @dataclass(frozen=True, slots=True)

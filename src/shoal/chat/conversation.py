@@ -151,7 +151,7 @@ class ConversationEncoder:
             tool_format=self.tool_format,
             opened=reasoning is not None and begun.rfind(reasoning.start) > begun.rfind(reasoning.end),
             closed=reasoning is not None and begun.rfind(reasoning.end) > begun.rfind(reasoning.start),
-            tools={tool.name: tool.parameter_names for tool in tools},
+            tools={tool.name: tool.parameter_schemas for tool in tools},
             choice=choice,
             most_calls=conversation.most_calls,
             key=secrets.token_hex(8),

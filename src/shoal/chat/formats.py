@@ -14,9 +14,10 @@ from shoal.chat.tools.hermes import HERMES
 from shoal.chat.tools.llama3 import LLAMA3
 from shoal.chat.tools.mistral import MISTRAL
 from shoal.chat.tools.pythonic import PYTHONIC
+from shoal.chat.tools.qwen3_coder import QWEN3_CODER
 
 TOOL_FORMATS: Mapping[str, ToolFormat] = MappingProxyType(
-    {form.name: form for form in (HERMES, LLAMA3, MISTRAL, PYTHONIC, CHANNEL_CALLS, GENERIC)}
+    {form.name: form for form in (HERMES, QWEN3_CODER, LLAMA3, MISTRAL, PYTHONIC, CHANNEL_CALLS, GENERIC)}
 )
 REASONING_FORMATS: Mapping[str, ReasoningFormat] = MappingProxyType({form.name: form for form in _REASONING})
 
@@ -30,6 +31,7 @@ _TOOL_SIGNS: tuple[tuple[tuple[str, ...], ToolFormat], ...] = (
     (("tool_code",), PYTHONIC),
     (("<|python_tag|>",), LLAMA3),
     (("<|start_header_id|>", '"parameters"'), LLAMA3),
+    (("<function=", "<parameter="), QWEN3_CODER),
     (("<tool_call>", "<function="), GENERIC),
     (("<tool_call>", "<arg_key>"), GENERIC),
     (("<tool_call>",), HERMES),

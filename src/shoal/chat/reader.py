@@ -42,6 +42,15 @@ class Reader:
                 return False
             yield None
 
+    def closing(self, mark: str) -> Reading[None]:
+        """Go past white space and an end mark, if it is there, or what there is of it where the text breaks off."""
+        start = self.at
+        yield from self.spaces()
+        if (yield from self.literal(mark)):
+            return
+        broken_off = self.ended and mark.startswith(self.text[self.at :])
+        self.at = len(self.text) if broken_off else start
+
     def run(self, belongs: Callable[[str], bool]) -> Reading[str]:
         """The characters up to the first one that does not belong."""
         start = self.at

@@ -62,7 +62,7 @@ class ReplyFormat:
     """How the reply to one request is to be read.
 
     ``opened``: the prompt ends inside the model's reasoning; ``closed``: behind it, so that none will follow.
-    ``tools``: those that may be called, each with the names of its
+    ``tools``: those that may be called, each with its
     parameters; without any, calls are text. ``choice`` "required": the reply is a list of calls; "named": it is the
     arguments of one. ``most_calls``: those behind are dropped. ``key`` makes ids of calls unique;
     ``short_ids`` have nine characters, as templates of Mistral want them.

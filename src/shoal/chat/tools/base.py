@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, TypeAlias
 from shoal.chat.events import Parsing
 from shoal.chat.reader import Reader
 
-# The tools of a request by name, each with the names of its parameters in order.
-Tools: TypeAlias = Mapping[str, tuple[str, ...]]
+# The tools of a request by name, each with its parameters in order and the schemas of these.
+Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 class Call(NamedTuple):

@@ -41,10 +41,7 @@ def _fenced_calls(reader: Reader, tools: Tools) -> Parsing[bool]:
     if not found:
         reader.at = start
         return False
-    end = reader.at
-    yield from reader.spaces()
-    if not (yield from reader.literal(_FENCE)):
-        reader.at = end
+    yield from reader.closing(_FENCE)
     return True
 
 

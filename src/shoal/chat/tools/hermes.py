@@ -27,10 +27,7 @@ def call_behind(reader: Reader, mark: str, end_mark: str) -> Parsing[None]:
         yield Said(mark)
         reader.at = start
         return
-    end = reader.at
-    yield from reader.spaces()
-    if not (yield from reader.literal(end_mark)):
-        reader.at = end
+    yield from reader.closing(end_mark)
 
 
 def write(calls: Sequence[Call]) -> str:

@@ -44,10 +44,7 @@ def call_behind(reader: Reader, tools: Tools, mark: str) -> Parsing[None]:
         yield Said(mark)
         reader.at = start
         return
-    end = reader.at
-    yield from reader.spaces()
-    if not (yield from reader.literal(BLOCK_END if mark == BLOCK else END)):
-        reader.at = end
+    yield from reader.closing(BLOCK_END if mark == BLOCK else END)
 
 
 def _calls(reader: Reader, tools: Tools) -> Parsing[bool]:
@@ -75,7 +72,7 @@ def _call(reader: Reader, tools: Tools) -> Parsing[bool]:
     if name not in tools or not (yield from reader.literal("(")):
         return False
     yield CallStart(name)
-    if (yield from _arguments(reader, tools[name])):
+    if (yield from _arguments(reader, tuple(tools[name]))):
         yield CallEnd()
     if printed:
         yield from reader.spaces()
