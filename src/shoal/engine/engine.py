@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.engine.kv_group import PageGroup
+from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, plan_memory
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
@@ -100,6 +101,7 @@ class Engine:
             groups, _scheduler_limits(plan, config), prefix_caching=config.enable_prefix_caching
         )
         limits = _step_limits(plan, config)
+        self._masks = MaskFiller(self._vocab_size, limits.max_seqs)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
         runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
         self._compute: tuple[ModelRunner, Sampler] | None = (
@@ -183,6 +185,7 @@ class Engine:
             self.abort(request_id)
         self._sequences.clear()
         self._outputs.clear()
+        self._masks.close()
         self._compute = None
 
     def _end_overdue(self, now: float) -> None:
@@ -224,8 +227,12 @@ class Engine:
     def _result(self, batch: StepBatch) -> StepResult:
         assert self._compute is not None, "a closed engine has no sequences"
         runner, sampler = self._compute
-        runner.forward(batch)
-        tokens, logprobs = sampler.sample(batch.sampling)
+        self._masks.start(batch.sampling)
+        try:
+            runner.forward(batch)
+        finally:
+            masks = self._masks.wait(batch.sampling)
+        tokens, logprobs = sampler.sample(batch.sampling, masks)
         logits = [runner.logits(seq) for seq in batch.scoring]
         return StepResult(tokens, logprobs, logits, sampler.score(batch.prompts))
 
