@@ -35,9 +35,13 @@ class Vocabulary:
             start += length
         return cls(tokens, packed["special"], packed["ends"])
 
-    def tokenizer(self, encode: Callable[[str], list[int]] | None = None) -> LLTokenizer:
+    def tokenizer(self, encode: Callable[[str], list[int]]) -> LLTokenizer:
         """llguidance's tokenizer. ``encode`` gives the ids of text that continues another, as the model is used to see it."""
         return LLTokenizer(TokenizerWrapper(_Encoder(self, encode)), eos_token=list(self.ends))
+
+    def plain_tokenizer(self) -> LLTokenizer:
+        """One that is ready sooner: masks take longer, and forced text comes in tokens of any kind."""
+        return LLTokenizer(TokenizerWrapper(_Encoder(self, None)), eos_token=list(self.ends), slices=[])
 
 
 class _Encoder:

@@ -26,7 +26,7 @@ def main() -> None:
     """Take in the vocabulary, then answer ``{"kind", "text", "options"}`` with ``{}`` or ``{"error"}`` until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _limit_memory()
-    tokenizer = Vocabulary.unpacked(json.loads(sys.stdin.buffer.readline())).tokenizer()
+    tokenizer = Vocabulary.unpacked(json.loads(sys.stdin.buffer.readline())).plain_tokenizer()
     _send("ready")
     threading.stack_size(_STACK)
     answering = threading.Thread(target=_answer_all, args=(tokenizer,))
