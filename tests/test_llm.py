@@ -443,3 +443,38 @@ def test_an_abort_is_that_of_all_samples(llm: LLM) -> None:
     assert llm.abort(name)
     assert not llm.has_work or llm.step() == []
     assert llm.engine.stats().running == 0
+
+
+# --- priorities
+
+
+@pytest.fixture
+def narrow(path: Path) -> Iterator[LLM]:
+    """One sequence at a time."""
+    with LLM(path, device="reference", max_num_seqs=1) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize(("priority", "order"), [(0, "0123"), ([3, 1, 2, 1], "1320")])
+def test_the_lowest_priority_number_comes_first(narrow: LLM, priority: int | list[int], order: str) -> None:
+    ends = [output.request_id for output in narrow.stream(list("abcd"), GREEDY, priority=priority) if output.finished]
+    assert "".join(ends) == order
+
+
+def test_one_request_may_have_a_priority(narrow: LLM) -> None:
+    for name, priority in (("later", 5), ("sooner", -5)):
+        narrow.submit("x", GREEDY, request_id=name, priority=priority)
+    ends = []
+    while narrow.has_work:
+        ends += [output.request_id for output in narrow.step() if output.finished]
+    assert ends == ["sooner", "later"]
+
+
+@pytest.mark.parametrize("priority", [[1], [1, 2, 3], [1, "2"], 0.5, True, 2**63])
+def test_wrong_priorities_are_refused(llm: LLM, priority: Any) -> None:
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.generate(["a", "b"], GREEDY, priority=priority)
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.generate(iter(["a", "b"]), GREEDY, priority=priority)
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.submit("a", GREEDY, priority=priority)

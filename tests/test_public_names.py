@@ -56,7 +56,7 @@ def test_errors() -> None:
 def test_the_methods_of_llm_and_what_they_take() -> None:
     methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
     assert public(shoal.LLM) >= methods
-    limits = ["timeout", "queue_timeout"]
+    limits = ["priority", "timeout", "queue_timeout"]
     takes = {name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:] for name in methods - {"has_work"}}
     assert takes["generate"][:3] == ["prompts", "sampling_params", "use_tqdm"]
     assert takes["chat"][:3] == ["messages", "sampling_params", "use_tqdm"]

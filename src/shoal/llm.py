@@ -32,23 +32,36 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, check_seconds
+from shoal.params import EngineConfig, SamplingParams, check_priority, check_seconds
 from shoal.progress import Bar
-from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.prompts import (
+    Message,
+    Params,
+    Priority,
+    Prompt,
+    PromptEncoder,
+    paired,
+    paired_lazily,
+    paired_priorities,
+    token_ids,
+)
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
+_Asked = tuple[Prompt, SamplingParams, "_Limits"]
+
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class _Limits(NamedTuple):
-    """What time a request has, in seconds (see ``Request``)."""
+    """What time a request has, in seconds, and its priority (see ``Request``)."""
 
     timeout: float | None
     queue_timeout: float | None
+    priority: int = 0
 
 
 class LLM:
@@ -125,6 +138,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -136,6 +150,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -146,6 +161,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -153,27 +169,28 @@ class LLM:
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
         ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from its start until it has ended, and until it
-        begins to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served
+        begins to run; past them it ends with finish_reason "timeout" and the text so far. ``priority``: one for all, or one for
+        each; those of the lowest number are admitted first. A prompt that cannot be served
         gives an output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where
-        the numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+        the numbers of prompts and parameters or priorities differ, and for a time limit that is not a positive number.
 
         Prompts that are not in a sequence, but come from an iterator, are taken from it when the engine has room, and the
         outputs are yielded one by one: memory does not grow with their number. Then parameters behind those of the last
-        prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
+        prompt are left alone, and one priority is for all. Closing the generator aborts what is not finished, and so does an error of
+        the iterator.
         """
         limits = _limits(timeout, queue_timeout)
         if not isinstance(prompts, (str, Mapping, Sequence)):
-            return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
-        return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
+            limits = limits._replace(priority=check_priority(priority))
+            requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
+            return self._answers(requests, use_tqdm)
+        return self._all_answers(_requests(prompts, sampling_params, priority, limits), use_tqdm)
 
-    def _all_answers(
-        self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
-    ) -> list[RequestOutput]:
+    def _all_answers(self, requests: list[_Asked], show: bool) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             with _counting(len(started), show) as count:
                 waiting = {item for item in started if isinstance(item, Generation)}
                 count(len(started) - len(waiting))
@@ -185,9 +202,9 @@ class LLM:
             self._drop(started)
         return [_output(item) for item in started]
 
-    def _answers(self, pairs: Iterator[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool) -> Outputs:
+    def _answers(self, requests: Iterator[_Asked], show: bool) -> Outputs:
         sink: list[Generation] = []
-        starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
+        starting = (self._start(*request, sink) for request in requests)
         window: deque[Generation | RequestOutput] = deque()
         try:
             answered = 0
@@ -209,6 +226,7 @@ class LLM:
         use_tqdm: bool = True,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -221,6 +239,7 @@ class LLM:
         use_tqdm: bool = True,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -232,6 +251,7 @@ class LLM:
         use_tqdm: bool = True,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -244,12 +264,12 @@ class LLM:
         def prompt(conversation: Any) -> Prompt:
             return {"messages": conversation, "chat_template_kwargs": chat_template_kwargs or {}}
 
-        limits = {"timeout": timeout, "queue_timeout": queue_timeout}
+        scheduling: dict[str, Any] = {"priority": priority, "timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
-            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **limits)
+            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **scheduling)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate(
-            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **limits
+            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **scheduling
         )
 
     def stream(
@@ -257,6 +277,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Iterator[RequestOutput]:
@@ -265,14 +286,13 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
+        return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
 
-    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
@@ -323,14 +343,16 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
-        """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
+        """Put one request in line and return its id; ``step`` reports on it. Priority and time limits as in ``generate``.
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits, number = _limits(timeout, queue_timeout), next(self._numbers)
+        limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
+        number = next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
 
@@ -420,6 +442,13 @@ def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
+
+
+def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: _Limits) -> list[_Asked]:
+    """Each prompt with all that is its own. Raises as ``paired``."""
+    pairs = paired(prompts, params)
+    priorities = paired_priorities(len(pairs), priority)
+    return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:

@@ -112,6 +112,8 @@ class EngineConfig:
     f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
     ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
     prompts have in common at their beginning, in full pages, is computed once; it changes no result.
+    ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
+    and they go on later, with the same result.
     """
 
     max_model_len: int | None = None
@@ -125,6 +127,7 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
+    preempt_for_priority: bool = False
 
     def __post_init__(self) -> None:
         if self.max_model_len is not None:
@@ -140,14 +143,21 @@ class EngineConfig:
         if self.threads is not None:
             _integer("threads", self.threads, 1, 1024)
         _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
+        for name in ("enable_prefix_caching", "preempt_for_priority"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
 
 
 def check_seconds(field: str, value: Any) -> None:
     """A time limit: seconds, or None for no limit. Raises ParameterError that names the field."""
     if value is not None:
         _number(field, value, 0.0, MAX_SECONDS, low_open=True)
+
+
+def check_priority(value: Any) -> int:
+    """The priority of a request: the lowest number comes first. Raises ParameterError for anything but an integer."""
+    _integer("priority", value, -(2**63), _INT64_MAX)
+    return int(value)
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)

@@ -11,12 +11,13 @@ import numpy as np
 
 from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, check_priority
 from shoal.text.chat import ChatTemplate
 from shoal.text.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
+Priority = int | Sequence[int]  # one for all prompts, or one for each
 Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts, or one for each
 
 
@@ -120,6 +121,14 @@ def paired_lazily(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[P
         if item is None:
             raise ParameterError("sampling_params", f"{number} items", "one, or as many as there are prompts")
         yield prompt, _checked(item)
+
+
+def paired_priorities(count: int, priority: Priority) -> list[int]:
+    """A priority for each of ``count`` prompts. Raises ParameterError where the numbers differ, and for one that is no integer."""
+    each = list(priority) if isinstance(priority, Sequence) else [priority] * count
+    if len(each) != count:
+        raise ParameterError("priority", f"{len(each)} items", f"one, or as many as there are prompts ({count})")
+    return [check_priority(item) for item in each]
 
 
 def token_ids(ids: Any) -> list[int]:

@@ -66,7 +66,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "chat_template": str(template),
     }
     arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-    arguments.append("--no-enable-prefix-caching")
+    arguments += ["--no-enable-prefix-caching", "--preempt-for-priority"]
     assert config(*arguments) == EngineConfig(
         max_model_len=2048,
         max_num_seqs=8,
@@ -78,9 +78,10 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         seed=-7,
         chat_template=template,
         enable_prefix_caching=False,
+        preempt_for_priority=True,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching"}
+    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
     assert offered - {"model_argument", "model_flag"} <= {field.name for field in fields(EngineConfig)}
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.memory_plan import MemoryPlan, plan_memory
@@ -29,6 +30,8 @@ __all__ = [
     "Request",
     "TokenLogprobs",
 ]
+
+_SLACK = 64
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +59,7 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        preempt_for_priority=config.preempt_for_priority,
     )
 
 
@@ -92,7 +96,10 @@ class Engine:
         self._vocab_size = model.config.vocab_size
         self._sequences: dict[str, list[Sequence]] = {}  # all samples, until their last Output has been handed out
         self._outputs: list[Output] = []  # that the next return of ``step`` hands out
-        self._next_deadline = math.inf  # nobody's time is up before
+        self._deadlines: list[
+            tuple[float, int, Sequence]
+        ] = []  # a heap, with the number of the entry; for whole requests
+        self._num_deadlines = 0
         self._steps = 0
         self._broken: str | None = None
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
@@ -128,7 +135,7 @@ class Engine:
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
         seq = self._scheduler.add(request, self._clock())
         self._sequences[request.request_id] = [seq, *seq.siblings]
-        self._next_deadline = min(self._next_deadline, seq.deadline)
+        self._watch(seq)
 
     def abort(self, request_id: str, sample: int | None = None) -> bool:
         """End a request, or one sample of it that has begun, and free its pages at once. The next ``step`` reports it as finished
@@ -149,7 +156,7 @@ class Engine:
         alone end, with finish_reason "error". A step that is interrupted (KeyboardInterrupt) is computed by the next call.
         Requests whose time is up end before it, with finish_reason "timeout".
         """
-        if self._next_deadline < math.inf:
+        if self._deadlines:
             self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
         if batch.sequences:
@@ -185,13 +192,28 @@ class Engine:
         self._outputs.clear()
         self._compute = None
 
+    def _watch(self, seq: Sequence) -> None:
+        """See to the end of a request, named by its first sample, when its time is up."""
+        if seq.deadline < math.inf:
+            self._num_deadlines += 1
+            heappush(self._deadlines, (seq.deadline, self._num_deadlines, seq))
+        if len(self._deadlines) > 2 * len(self._sequences) + _SLACK:  # most requests end in time
+            self._deadlines = [entry for entry in self._deadlines if self._is_known(entry[2])]
+            heapify(self._deadlines)
+
+    def _is_known(self, seq: Sequence) -> bool:
+        """Whether this is the first sample of a request that has not ended."""
+        return self._sequences.get(seq.request.request_id, [None])[0] is seq
+
     def _end_overdue(self, now: float) -> None:
-        if now < self._next_deadline:
-            return
-        alive = [seq for samples in self._sequences.values() for seq in _alive(samples)]
-        overdue = [seq for seq in alive if seq.deadline <= now]
-        self._next_deadline = min((seq.deadline for seq in alive if seq.deadline > now), default=math.inf)
-        self._end(overdue, now, "timeout")
+        while self._deadlines and self._deadlines[0][0] <= now:
+            seq = heappop(self._deadlines)[2]
+            if not self._is_known(seq):
+                continue
+            if seq.deadline <= now:
+                self._end(_alive(self._sequences[seq.request.request_id]), now, "timeout")
+            else:  # it has begun to run since
+                self._watch(seq)
 
     def _end(self, sequences: list[Sequence], now: float, reason: FinishReason) -> None:
         for seq in sequences:

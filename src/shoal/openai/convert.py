@@ -37,7 +37,7 @@ from shoal.openai.schema import (
     TopLogprob,
     Usage,
 )
-from shoal.params import SamplingParams
+from shoal.params import SamplingParams, check_priority
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
@@ -84,7 +84,6 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "prediction": (),
     "presence_penalty": (0,),
-    "priority": (0,),
     "reasoning_effort": (),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
@@ -109,7 +108,7 @@ class Call:
 
     ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
-    vLLM's field, not only for the echo.
+    vLLM's field, not only for the echo. ``priority``: the lowest number comes first.
     """
 
     kind: Literal["chat", "completion"]
@@ -118,6 +117,7 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    priority: int = 0
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -138,7 +138,9 @@ def parse_chat(body: Any) -> Call:
         chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
     )
     shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown)
+    return Call(
+        "chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown, priority=_priority(chat.priority)
+    )
 
 
 def parse_completion(body: Any) -> Call:
@@ -148,7 +150,8 @@ def parse_completion(body: Any) -> Call:
     scored = _prompt_logprobs_needed(completion)
     params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion.prompt), params, completion.echo, shown)
+    prompt, priority = _prompt(completion.prompt), _priority(completion.priority)
+    return Call("completion", completion.model, prompt, params, completion.echo, shown, priority)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -244,12 +247,20 @@ def _type_error(message: str) -> APIError:
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    others = {"model", "priority", *chosen}
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
         name = names.get(error.field, error.field)
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+def _priority(priority: int) -> int:
+    try:
+        return check_priority(priority)
+    except ParameterError as error:
+        raise APIError(str(error), "priority") from None
 
 
 def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
