@@ -113,7 +113,8 @@ class EngineConfig:
     ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
     prompts have in common at their beginning, in full pages, is computed once; it changes no result.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
-    and they go on later, with the same result.
+    and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
+    milliseconds as long as other requests get a token from it; it changes no result.
     """
 
     max_model_len: int | None = None
@@ -128,6 +129,7 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
     preempt_for_priority: bool = False
+    target_step_ms: float | None = None
 
     def __post_init__(self) -> None:
         if self.max_model_len is not None:
@@ -143,6 +145,8 @@ class EngineConfig:
         if self.threads is not None:
             _integer("threads", self.threads, 1, 1024)
         _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        if self.target_step_ms is not None:
+            _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
         for name in ("enable_prefix_caching", "preempt_for_priority"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")

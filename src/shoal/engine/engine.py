@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.memory_plan import MemoryPlan, plan_memory
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
@@ -103,8 +104,12 @@ class Engine:
         self._steps = 0
         self._broken: str | None = None
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
+        self._pacer = None if config.target_step_ms is None else StepPacer(config.target_step_ms / 1000)
         self._scheduler = Scheduler(
-            groups, _scheduler_limits(plan, config), prefix_caching=config.enable_prefix_caching
+            groups,
+            _scheduler_limits(plan, config),
+            prefix_caching=config.enable_prefix_caching,
+            pacer=self._pacer,
         )
         limits = _step_limits(plan, config)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
@@ -160,7 +165,7 @@ class Engine:
             self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
         if batch.sequences:
-            self._run(batch)
+            self._run(batch) if self._pacer is None else self._run_timed(batch, self._pacer)
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             if output.finished:
@@ -234,6 +239,11 @@ class Engine:
         if isinstance(result, Exception) and len(batch.sequences) > 1:
             self._broken = _text(result)  # until a part of it succeeds
         self._settle(batch, result)
+
+    def _run_timed(self, batch: StepBatch, pacer: StepPacer) -> None:
+        start = self._clock()
+        self._run(batch)
+        pacer.record(batch.num_rows - len(batch.sequences), self._clock() - start)
 
     def _settle(self, batch: StepBatch, result: StepResult | Exception) -> None:
         """Commit what could be computed. Compute by halves what could not, down to the requests that fail alone."""

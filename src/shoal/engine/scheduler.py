@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.engine.waiting import WaitingQueue
@@ -118,12 +119,21 @@ class Scheduler:
     out, the last in this order loses its own. With ``preempt_for_priority`` a request that has no slot or no pages takes those of
     requests with a higher number, the last one's first.
 
+    ``pacer`` limits what prompts add to a step beside sequences that decode. It makes no difference to a token how a prompt is cut.
+
     A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
     are given back as soon as no token that it still has to compute sees them. With ``prefix_caching`` full pages are registered
     when their step is committed, and a sequence begins after the longest prefix that others have left there.
     """
 
-    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits, *, prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        groups: Row[PageGroup],
+        limits: SchedulerLimits,
+        *,
+        prefix_caching: bool,
+        pacer: StepPacer | None = None,
+    ) -> None:
         self.groups = groups
         self.limits = limits
         self._prefix_caching = prefix_caching
@@ -136,6 +146,8 @@ class Scheduler:
         self.copies: list[PageCopy] = []  # to be made before the next step is computed
         self.counters = Counters()
         self._arrivals = 0
+        self._pacer = pacer
+        self._further = 0  # rows that prompts may yet add to this step
 
     def add(self, request: Request, now: float) -> Sequence:
         """Put a request in line: its first sample, which has the others for ``siblings``. Raises RequestError, with both numbers, if it
@@ -259,15 +271,30 @@ class Scheduler:
     def _shares(self) -> tuple[list[int], int]:
         """How many rows each of those that run gets, as far as they go; how many pages of each group all together lack for them."""
         left, size, short, counts = self.limits.max_num_batched_tokens, self._page_size, 0, []
+        self._further = self._most_further()
         for seq in self.running:
             if not left:
                 break
-            count = min(len(seq.token_ids) - seq.num_computed, left)
-            left -= count
+            lack = len(seq.token_ids) - seq.num_computed
+            count = 1 if lack == 1 else self._chunk(lack, left)
+            left = left - count if count == lack else 0
             counts.append(count)
             if seq.num_computed + count > size * len(seq.pages[0]):
                 short += self._short(seq, count)
         return counts, short
+
+    def _chunk(self, lack: int, left: int) -> int:
+        """How many of the rows that a sequence lacks it gets."""
+        count = min(lack, left, 1 + self._further)
+        self._further -= count - 1
+        return count
+
+    def _most_further(self) -> int:
+        """How many rows prompts may add to a step; nobody has to wait for it unless he decodes."""
+        most = self.limits.max_num_batched_tokens
+        if self._pacer is None or not any(seq.num_computed == len(seq.token_ids) - 1 for seq in self.running):
+            return most
+        return min(most, self._pacer.further_rows)
 
     def _last(self) -> Sequence:
         """Of those that run the one that has to make way first."""
@@ -275,15 +302,15 @@ class Scheduler:
 
     def _admit_waiting(self, batch: StepBatch) -> None:
         """In the order of the line: the first one that does not fit holds up the rest."""
-        budget = self.limits.max_num_batched_tokens
-        while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
+        budget, most = self.limits.max_num_batched_tokens, self.limits.max_num_seqs
+        while self.waiting and len(self.running) < most and batch.num_rows < budget and self._further:
             seq = self.waiting.first
             keys = self._keys_to_share(seq)
             if not self._has_room(seq, keys):
                 return
             self.waiting.pop()
             self._start(seq, keys)
-            count = min(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
+            count = self._chunk(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
             self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
 
