@@ -97,18 +97,18 @@ class LLM:
         on_compile: Callable[[str], None] | None = None,
         **flags: Any,
     ) -> None:
-        self.config = _config(config, flags)
+        config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
         self._numbers = itertools.count()
-        self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
+        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                longest = max_model_len(ModelConfig.from_gguf(file), self.config)
-                self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                longest = max_model_len(ModelConfig.from_gguf(file), config)
+                self._prompts = PromptEncoder.from_gguf(file, config, longest)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, self.config)
+            self.engine = Engine(loaded, self._backend, config)
         except BaseException:
             self._backend.close()
             raise
@@ -122,6 +122,31 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def config(self) -> EngineConfig:
+        """How the engine is sized now."""
+        return self.engine.config
+
+    def resize(
+        self,
+        *,
+        max_num_seqs: int | None = None,
+        kv_cache_memory: int | str | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """Change the sizes of the engine, those that are given, while the model stays loaded and requests are under way.
+
+        KV memory is given back before the new is taken. Requests that run are preempted and go on with the same result; one
+        that can no longer fit at all ends with an ``error``. Raises ParameterError for a wrong size, MemoryLimitError with both
+        numbers for more memory than there is: then nothing has changed.
+        """
+        sizes = {
+            "max_num_seqs": max_num_seqs,
+            "kv_cache_memory": kv_cache_memory,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+        self._dispatcher.resize({name: size for name, size in sizes.items() if size is not None})
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""

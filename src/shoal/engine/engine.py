@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from traceback import clear_frames
 
 from shoal.engine.kv_group import PageGroup
-from shoal.engine.memory_plan import MemoryPlan, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
 from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
@@ -55,6 +56,10 @@ class EngineStats:
     broken: str | None
 
 
+def _page_groups(plan: MemoryPlan) -> list[PageGroup]:
+    return [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
+
+
 def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=plan.max_model_len,
@@ -89,9 +94,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
     ) -> None:
-        self.memory_plan = plan = plan_memory(model.config, model.nbytes, config, backend)
-        self.max_model_len = plan.max_model_len
-        self.num_pages = plan.num_pages
+        plan = plan_memory(model.config, model.nbytes, config, backend)
+        self._model, self._backend = model, backend
         self._clock = clock
         self._check_every_step = check_every_step
         self._vocab_size = model.config.vocab_size
@@ -103,21 +107,26 @@ class Engine:
         self._num_deadlines = 0
         self._steps = 0
         self._broken: str | None = None
-        groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
         self._pacer = None if config.target_step_ms is None else StepPacer(config.target_step_ms / 1000)
         self._scheduler = Scheduler(
-            groups,
+            _page_groups(plan),
             _scheduler_limits(plan, config),
             prefix_caching=config.enable_prefix_caching,
             pacer=self._pacer,
         )
+        self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
+        self._adopt(plan, config)
+
+    def _bound(self, plan: MemoryPlan, config: EngineConfig) -> tuple[ModelRunner, Sampler]:
+        """KV memory and buffers, and what computes with them."""
         limits = _step_limits(plan, config)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
-        runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
-        self._compute: tuple[ModelRunner, Sampler] | None = (
-            runner,
-            Sampler(runner.network, self._vocab_size, MAX_N * limits.max_seqs),
-        )
+        runner = ModelRunner(self._model, self._backend, caches, config.kv_cache_dtype, limits)
+        return runner, Sampler(runner.network, self._vocab_size, MAX_N * limits.max_seqs)
+
+    def _adopt(self, plan: MemoryPlan, config: EngineConfig) -> None:
+        self.memory_plan, self.config = plan, config
+        self.max_model_len, self.num_pages = plan.max_model_len, plan.num_pages
 
     @property
     def has_work(self) -> bool:
@@ -173,6 +182,52 @@ class Engine:
         self._check()
         return outputs
 
+    def resize(self, config: EngineConfig) -> None:
+        """Go on with the sizes of ``config``, which differs from the one before in nothing else. The weights stay; KV memory is given
+        back and taken anew, so that those that run are preempted, and what the prefix cache held is lost.
+
+        A request that can never fit into the new size ends, with an error; no other result changes. Raises as ``plan_memory``, and
+        nothing has changed then. Whatever is raised because the memory cannot be had after all, the engine goes on with the old size.
+        """
+        if self._compute is None:
+            raise EngineError("the engine is closed")
+        if config == self.config:
+            return
+        plan = plan_memory(self._model.config, self._model.nbytes, config, self._backend, self._owned_memory())
+        self._scheduler.preempt_all()
+        self._compute = None  # the old pages go before the new ones come
+        try:
+            self._compute = self._bound(plan, config)
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # which may hold a part of the new memory
+            self._restore()
+            raise
+        self._adopt(plan, config)
+        self._resize_scheduler()
+
+    def _restore(self) -> None:
+        """The pages of before, all free. Without them nothing can be computed any more."""
+        try:
+            self._compute = self._bound(self.memory_plan, self.config)
+        except BaseException as error:
+            alive = [seq for samples in self._sequences.values() for seq in _alive(samples)]
+            self._end(alive, self._clock(), "error", _text(error))
+            raise EngineError(f"the engine could not go on with its old size either: {_text(error)}") from error
+        self._resize_scheduler()
+
+    def _resize_scheduler(self) -> None:
+        plan = self.memory_plan
+        limits = _scheduler_limits(plan, self.config)
+        self._outputs += self._scheduler.resize(_page_groups(plan), limits, self._clock())
+        self._check()
+
+    def _owned_memory(self) -> OwnedMemory:
+        filled = sum(
+            group.pool.num_filled * planned.page_bytes
+            for group, planned in zip(self._scheduler.groups, self.memory_plan.groups, strict=True)
+        )
+        return OwnedMemory(self.memory_plan.kv_bytes, filled)
+
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
         scheduler = self._scheduler
@@ -220,10 +275,11 @@ class Engine:
             else:  # it has begun to run since
                 self._watch(seq)
 
-    def _end(self, sequences: list[Sequence], now: float, reason: FinishReason) -> None:
+    def _end(self, sequences: list[Sequence], now: float, reason: FinishReason, error: str | None = None) -> None:
         for seq in sequences:
             if seq.status is not Status.FINISHED:  # one that waits for another ends with it
-                self._outputs += self._scheduler.abort(seq, now, reason)
+                ended = self._scheduler.abort(seq, now, reason)
+                self._outputs += [output._replace(error=error) for output in ended]
 
     def _forget(self, request_id: str) -> None:
         """Let go of a request of which a sample has ended, if that was the last."""
@@ -283,5 +339,5 @@ def _alive(samples: list[Sequence]) -> list[Sequence]:
     return [seq for seq in samples if seq.status is not Status.FINISHED]
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -134,13 +134,8 @@ class Scheduler:
         prefix_caching: bool,
         pacer: StepPacer | None = None,
     ) -> None:
-        self.groups = groups
-        self.limits = limits
+        self._take(groups, limits)
         self._prefix_caching = prefix_caching
-        self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
-        self._page_size = groups[0].use.page_size
-        self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
-        self._most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.copies: list[PageCopy] = []  # to be made before the next step is computed
@@ -148,6 +143,14 @@ class Scheduler:
         self._arrivals = 0
         self._pacer = pacer
         self._further = 0  # rows that prompts may yet add to this step
+
+    def _take(self, groups: Row[PageGroup], limits: SchedulerLimits) -> None:
+        self.groups = groups
+        self.limits = limits
+        self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
+        self._page_size = groups[0].use.page_size
+        self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
+        self._most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
 
     def add(self, request: Request, now: float) -> Sequence:
         """Put a request in line: its first sample, which has the others for ``siblings``. Raises RequestError, with both numbers, if it
@@ -168,6 +171,30 @@ class Scheduler:
             Output(one.request.request_id, one.metrics, finished=True, finish_reason=reason, sample=one.sample)
             for one in self._retire_all(seq, now)
         ]
+
+    def preempt_all(self) -> None:
+        """Between two steps: let everyone who runs lose his pages."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.copies = []
+
+    def resize(self, groups: Row[PageGroup], limits: SchedulerLimits, now: float) -> list[Output]:
+        """Go on with other pages and limits; nobody may be running. What can never fit into them ends, with an error; an answer that
+        may be as long as there is room ends where there is none left. None becomes longer than it could have been before."""
+        assert not self.running, "preempt_all comes first"
+        self._take(groups, limits)
+        in_line = sorted(self.waiting, key=lambda seq: seq.order)
+        return [output for seq in in_line for output in self._fit(seq, now)]
+
+    def _fit(self, seq: Sequence, now: float) -> list[Output]:
+        try:
+            max_len = min(seq.max_len, self._max_len(seq.request))
+        except RequestError as error:
+            return self._fail(seq, str(error), now)
+        for one in (seq, *seq.siblings):
+            one.max_len = max_len
+        full = seq.request.generates and seq.num_tokens >= max_len
+        return self.abort(seq, now, "length") if full else []
 
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
