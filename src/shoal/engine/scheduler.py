@@ -240,8 +240,9 @@ class Scheduler:
                 assert len(pages) <= group.use.most_pages(seq.num_tokens)
         # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
         assert len(self.running) <= self._most_running
-        assert not any(seq.pages for seq in self.waiting)
-        assert len(list(self.waiting)) == len(self.waiting)
+        waiting = list(self.waiting)
+        assert len(waiting) == len(self.waiting)
+        assert not any(seq.pages for seq in waiting)
         for seq in self.running:
             assert seq.status is Status.RUNNING
             assert seq.num_computed < seq.num_tokens <= seq.max_len
