@@ -98,6 +98,16 @@ def test_rows_that_decode_come_before_a_prompt() -> None:
         assert [output.request_id for output in outputs][:2] == ["a", "b"]
 
 
+def test_a_pace_is_for_all_prompts_of_a_step_together_and_only_beside_those_that_decode() -> None:
+    scheduler = make(budget=40, pacer=FixedPacer(12))
+    scheduler.add(request("a", 20, 50), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 20)]
+    for name in "bcd":
+        scheduler.add(request(name, 9, 50), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 1), ("b", 9), ("c", 5)]
+    assert shares(step(scheduler)[0]) == [("a", 1), ("b", 1), ("c", 4), ("d", 9)]
+
+
 def test_more_sequences_than_rows_never_stand_still() -> None:
     scheduler = make(budget=2, seqs=8)
     for name in "abcd":
