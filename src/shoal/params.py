@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class SamplingParams:
 
     ``n`` answers to one prompt, which is computed once; each draws random numbers of its own, and the first is the one that ``n`` 1
     would give.
-    ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off. ``max_tokens`` None means up to
+    ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off; ``top_p`` 0 keeps only the likeliest token.
+    Whole numbers may be given as floats (4.0) and as NumPy's. ``max_tokens`` None means up to
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
@@ -74,21 +76,18 @@ class SamplingParams:
             value = getattr(self, name)
             if value not in off:
                 raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
-        _integer("n", self.n, 1, MAX_N)
+        _whole(self, "n", 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 1e4)
-        _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _number("top_p", self.top_p, 0.0, 1.0)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _INT64_MAX - 1)
-        _integer("min_tokens", self.min_tokens, 0, _INT64_MAX - 1)
+        _whole(self, "top_k", -1, 2**31 - 1)
+        _whole(self, "min_tokens", 0, _INT64_MAX - 1)
+        _whole(self, "max_tokens", 1 if self.prompt_logprobs is None else 0, _INT64_MAX - 1, optional=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
-        if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        _whole(self, "seed", -(2**63), 2**64 - 1, optional=True)
+        _whole(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
+        _whole(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
@@ -109,9 +108,10 @@ class EngineConfig:
     ``max_num_seqs``: sequences running at once. ``max_num_batched_tokens``: rows of one step, so also the
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
     need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
-    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
-    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
-    prompts have in common at their beginning, in full pages, is computed once; it changes no result.
+    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each
+    usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
+    without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
+    it changes no result.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
     and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
     milliseconds as long as other requests get a token from it; it changes no result.
@@ -132,19 +132,17 @@ class EngineConfig:
     target_step_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_model_len is not None:
-            _integer("max_model_len", self.max_model_len, 1, 2**31 - 1)
-        _integer("max_num_seqs", self.max_num_seqs, 1, 65536)
-        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 65536)
+        _whole(self, "max_model_len", 1, 2**31 - 1, optional=True)
+        _whole(self, "max_num_seqs", 1, 65536)
+        _whole(self, "max_num_batched_tokens", 1, 65536)
         if self.kv_cache_memory is not None:
             size = parse_size("kv_cache_memory", self.kv_cache_memory)
             _integer("kv_cache_memory", size, 1, 2**50)
             object.__setattr__(self, "kv_cache_memory", size)
         _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32", "q8_0"))
         _choice("device", self.device, ("auto", "cpu", "reference"))
-        if self.threads is not None:
-            _integer("threads", self.threads, 1, 1024)
-        _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _whole(self, "threads", 1, 1024, optional=True)
+        _whole(self, "seed", -(2**63), 2**64 - 1)
         if self.target_step_ms is not None:
             _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
         for name in ("enable_prefix_caching", "preempt_for_priority"):
@@ -160,8 +158,7 @@ def check_seconds(field: str, value: Any) -> None:
 
 def check_priority(value: Any) -> int:
     """The priority of a request: the lowest number comes first. Raises ParameterError for anything but an integer."""
-    _integer("priority", value, -(2**63), _INT64_MAX)
-    return int(value)
+    return _integer("priority", value, -(2**63), _INT64_MAX)
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
@@ -179,9 +176,18 @@ def parse_size(field: str, value: int | str) -> int:
     return int(float(number) * base ** "kmgt".find(unit.lower()) * base) if unit else int(float(number))
 
 
-def _integer(field: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _whole(owner: SamplingParams | EngineConfig, field: str, low: int, high: int, *, optional: bool = False) -> None:
+    """Make a field an integer of the range, unless it is ``optional`` and None."""
+    value = getattr(owner, field)
+    if value is not None or not optional:
+        object.__setattr__(owner, field, _integer(field, value, low, high))
+
+
+def _integer(field: str, value: Any, low: int, high: int) -> int:
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or not low <= value <= high:
         raise ParameterError(field, value, f"an integer from {low} to {high}")
+    return int(value)
 
 
 def _number(field: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
@@ -207,9 +213,7 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = tuple(value or ())
+    ids = () if value is None else tuple(value)
     if len(ids) > MAX_STOP_TOKEN_IDS:
         raise ParameterError("stop_token_ids", f"{len(ids)} ids", f"at most {MAX_STOP_TOKEN_IDS} ids")
-    for token in ids:
-        _integer("stop_token_ids", token, 0, 2**31 - 1)
-    return ids
+    return tuple(_integer("stop_token_ids", token, 0, 2**31 - 1) for token in ids)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shoal.engine import memory_plan
 from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError, MemoryLimitError
 from shoal.kernels.base import AttentionShape, KVGroup
+from shoal.machine_limits import MemoryRoom
 from shoal.params import SamplingParams
 from tests.engine.toy import (
     PAGE_BYTES,
@@ -155,12 +156,12 @@ def test_more_than_there_is_is_refused_with_both_numbers_and_nothing_has_changed
     engine = toy_engine(pages=100, longest=512)
     results = begun(engine, [greedy("r", range(20), 12)], 3)
     before = engine.stats(), engine.config, engine.memory_plan
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=PAGE_BYTES * 200))
-    with pytest.raises(MemoryLimitError, match=f"{PAGE_BYTES * 1000} bytes are needed, {PAGE_BYTES * 202} bytes are"):
+    monkeypatch.setattr(memory_plan, "memory_room", lambda: MemoryRoom(PAGE_BYTES * 200, PAGE_BYTES * 400))
+    with pytest.raises(MemoryLimitError, match=f"{PAGE_BYTES * 1000} bytes are needed, {PAGE_BYTES * 202} bytes of"):
         resize(engine, pages=1000)
     assert (engine.stats(), engine.config, engine.memory_plan) == before
     resize(engine, pages=202)  # two of the old ones hold something, and will be free
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(memory_plan, "memory_room", lambda: MemoryRoom(0, PAGE_BYTES * 400))
     resize(engine, pages=150)  # less than there was can always be had
     monkeypatch.undo()
     drain(engine, results)

@@ -51,7 +51,7 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         "Milliseconds that a step should take while requests decode: prompts are cut to fit.",
         "no target",
     ),
-    "threads": (integer, "Threads that compute.", "the usable cores"),
+    "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
     "chat_template": (

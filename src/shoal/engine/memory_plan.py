@@ -6,11 +6,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
-import psutil
-
 from shoal.engine.kv_group import PageUse
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.kernels.base import PAGE_SIZE, Backend
+from shoal.machine_limits import memory_room
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
 
@@ -85,8 +84,8 @@ def plan_memory(
     ``owned`` already.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
-    sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
-    bytes, ParameterError for a ``max_model_len`` that the model does not have.
+    sequence, if that is more) and 40 % of the memory available, to a container if it has less. Raises MemoryLimitError with
+    needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = max_model_len(model, config)
     layer_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
@@ -159,20 +158,21 @@ class _Sizes:
 
 def _kv_budget(config: EngineConfig, sizes: _Sizes, owned: OwnedMemory) -> int:
     """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
-    available = psutil.virtual_memory().available + owned.filled
+    room = memory_room()
+    room = replace(room, available=room.available + owned.filled)
     seq_bytes, of_use = sizes.num_bytes(sizes.seq_level), sizes.num_bytes(sizes.seq_level * config.max_num_seqs)
     if config.kv_cache_memory is None:
-        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(available * DEFAULT_KV_SHARE))
+        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(room.available * DEFAULT_KV_SHARE))
         if budget < seq_bytes:
             raise MemoryLimitError(
-                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {available} bytes of memory are"
-                f" available, of which {budget} may be used: lower max_model_len or set kv_cache_memory"
+                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {room}, of which {budget} may be"
+                " used: lower max_model_len or set kv_cache_memory"
             )
         return budget
     budget, page_bytes = parse_size("kv_cache_memory", config.kv_cache_memory), sizes.num_bytes(1)
     if budget < page_bytes:
         raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
     needed = min(budget, of_use)
-    if needed > max(available, owned.total):
-        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {available} bytes are available")
+    if needed > max(room.available, owned.total):
+        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {room}")
     return needed

@@ -85,18 +85,11 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int = 0
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message of a conversation. ``content`` is a text or a list of parts."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
-    name: str | None = None
-
-
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """A body of /v1/chat/completions. Without a limit the answer may fill the context."""
+    """A body of /v1/chat/completions. Without a limit the answer may fill the context. ``messages``: see ``shoal.openai.messages``."""
 
-    messages: list[Message]
+    messages: list[Any]
+    add_special_tokens: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
@@ -106,10 +99,13 @@ class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """A body of /v1/completions. ``prompt``: a text, a list of token ids, or a list with one of those.
 
     ``echo`` puts the prompt before the answer, in the text and in its log-probabilities. With it, or with
-    ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated.
+    ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated. ``add_special_tokens`` (BOS) and ``parse_special`` (spelled
+    control tokens become these tokens) are for a text.
     """
 
     prompt: str | list[Any]
+    add_special_tokens: bool = True
+    parse_special: bool = False
     logprobs: int | None = None
     echo: bool = False
 
