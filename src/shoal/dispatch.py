@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError
@@ -77,6 +78,11 @@ class Dispatcher:
         for item in items:
             if not item.finished:
                 self.abort(item.request_id)
+
+    def resize(self, sizes: Mapping[str, Any]) -> None:
+        """Give the engine other sizes: fields of EngineConfig. Raises ParameterError for a wrong one, else as ``Engine.resize``."""
+        with self._own_turn():
+            self._engine.resize(replace(self._engine.config, **sizes))
 
     def close(self) -> None:
         """Abort everything, let go of the KV memory, refuse what comes later."""

@@ -35,9 +35,20 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams, check_seconds
+from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams, check_priority, check_seconds
 from shoal.progress import Bar
-from shoal.prompts import Encoded, Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.prompts import (
+    Encoded,
+    Message,
+    Params,
+    Priority,
+    Prompt,
+    PromptEncoder,
+    paired,
+    paired_lazily,
+    paired_priorities,
+    token_ids,
+)
 from shoal.streams import say
 from shoal.thinking import ThinkingConstraint, ThinkingMarks
 
@@ -46,14 +57,17 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
+_Asked = tuple[Prompt, SamplingParams, "_Limits"]
+
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class _Limits(NamedTuple):
-    """What time a request has, in seconds (see ``Request``)."""
+    """What time a request has, in seconds, and its priority (see ``Request``)."""
 
     timeout: float | None
     queue_timeout: float | None
+    priority: int = 0
 
 
 class LLM:
@@ -92,18 +106,18 @@ class LLM:
         on_compile: Callable[[str], None] | None = None,
         **flags: Any,
     ) -> None:
-        self.config = _config(config, flags)
+        config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
         self._numbers = itertools.count()
-        self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
+        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                longest = max_model_len(ModelConfig.from_gguf(file), self.config)
-                self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                longest = max_model_len(ModelConfig.from_gguf(file), config)
+                self._prompts = PromptEncoder.from_gguf(file, config, longest)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, self.config)
+            self.engine = Engine(loaded, self._backend, config)
         except BaseException:
             self._backend.close()
             raise
@@ -118,6 +132,31 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def config(self) -> EngineConfig:
+        """How the engine is sized now."""
+        return self.engine.config
+
+    def resize(
+        self,
+        *,
+        max_num_seqs: int | None = None,
+        kv_cache_memory: int | str | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """Change the sizes of the engine, those that are given, while the model stays loaded and requests are under way.
+
+        KV memory is given back before the new is taken. Requests that run are preempted and go on with the same result; one
+        that can no longer fit at all ends with an ``error``. Raises ParameterError for a wrong size, MemoryLimitError with both
+        numbers for more memory than there is: then nothing has changed.
+        """
+        sizes = {
+            "max_num_seqs": max_num_seqs,
+            "kv_cache_memory": kv_cache_memory,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+        self._dispatcher.resize({name: size for name, size in sizes.items() if size is not None})
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
@@ -136,6 +175,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -147,6 +187,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -157,6 +198,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -164,27 +206,28 @@ class LLM:
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
         ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from its start until it has ended, and until it
-        begins to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served
+        begins to run; past them it ends with finish_reason "timeout" and the text so far. ``priority``: one for all, or one for
+        each; those of the lowest number are admitted first. A prompt that cannot be served
         gives an output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where
-        the numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+        the numbers of prompts and parameters or priorities differ, and for a time limit that is not a positive number.
 
         Prompts that are not in a sequence, but come from an iterator, are taken from it when the engine has room, and the
         outputs are yielded one by one: memory does not grow with their number. Then parameters behind those of the last
-        prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
+        prompt are left alone, and one priority is for all. Closing the generator aborts what is not finished, and so does an error of
+        the iterator.
         """
         limits = _limits(timeout, queue_timeout)
         if not isinstance(prompts, (str, Mapping, Sequence)):
-            return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
-        return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
+            limits = limits._replace(priority=check_priority(priority))
+            requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
+            return self._answers(requests, use_tqdm)
+        return self._all_answers(_requests(prompts, sampling_params, priority, limits), use_tqdm)
 
-    def _all_answers(
-        self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
-    ) -> list[RequestOutput]:
+    def _all_answers(self, requests: list[_Asked], show: bool) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             with _counting(len(started), show) as count:
                 waiting = {item for item in started if isinstance(item, Generation)}
                 count(len(started) - len(waiting))
@@ -196,9 +239,9 @@ class LLM:
             self._drop(started)
         return [_output(item) for item in started]
 
-    def _answers(self, pairs: Iterator[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool) -> Outputs:
+    def _answers(self, requests: Iterator[_Asked], show: bool) -> Outputs:
         sink: list[Generation] = []
-        starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
+        starting = (self._start(*request, sink) for request in requests)
         window: deque[Generation | RequestOutput] = deque()
         try:
             answered = 0
@@ -227,6 +270,7 @@ class LLM:
         tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -246,6 +290,7 @@ class LLM:
         tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -264,6 +309,7 @@ class LLM:
         tool_choice: str | Mapping[str, Any] | None = None,
         parallel_tool_calls: bool | None = None,
         reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -296,12 +342,12 @@ class LLM:
         def prompt(conversation: Any) -> Prompt:
             return {"messages": conversation, **options}
 
-        limits = {"timeout": timeout, "queue_timeout": queue_timeout}
+        scheduling: dict[str, Any] = {"priority": priority, "timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
-            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **limits)
+            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **scheduling)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate(
-            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **limits
+            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **scheduling
         )
 
     def stream(
@@ -309,6 +355,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Iterator[RequestOutput]:
@@ -317,14 +364,13 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
+        return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
 
-    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
@@ -375,14 +421,16 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
-        """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
+        """Put one request in line and return its id; ``step`` reports on it. Priority and time limits as in ``generate``.
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits, number = _limits(timeout, queue_timeout), next(self._numbers)
+        limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
+        number = next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
 
@@ -506,6 +554,13 @@ def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
+
+
+def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: _Limits) -> list[_Asked]:
+    """Each prompt with all that is its own. Raises as ``paired``."""
+    pairs = paired(prompts, params)
+    priorities = paired_priorities(len(pairs), priority)
+    return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:

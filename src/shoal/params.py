@@ -205,6 +205,9 @@ class EngineConfig:
     it changes no result.
     ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
     ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
+    ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
+    and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
+    milliseconds as long as other requests get a token from it; it changes no result.
     """
 
     max_model_len: int | None = None
@@ -221,6 +224,8 @@ class EngineConfig:
     chat_template_kwargs: Mapping[str, Any] | None = None
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
+    preempt_for_priority: bool = False
+    target_step_ms: float | None = None
 
     def __post_init__(self) -> None:
         _whole(self, "max_model_len", 1, 2**31 - 1, optional=True)
@@ -234,8 +239,11 @@ class EngineConfig:
         _choice("device", self.device, ("auto", "cpu", "reference"))
         _whole(self, "threads", 1, 1024, optional=True)
         _whole(self, "seed", -(2**63), 2**64 - 1)
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
+        if self.target_step_ms is not None:
+            _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
+        for name in ("enable_prefix_caching", "preempt_for_priority"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
         if self.chat_template_kwargs is not None:
             object.__setattr__(self, "chat_template_kwargs", template_kwargs(self.chat_template_kwargs))
         for name, known in (("tool_call_parser", TOOL_CALL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):
@@ -256,6 +264,11 @@ def check_seconds(field: str, value: Any) -> None:
     """A time limit: seconds, or None for no limit. Raises ParameterError that names the field."""
     if value is not None:
         _number(field, value, 0.0, MAX_SECONDS, low_open=True)
+
+
+def check_priority(value: Any) -> int:
+    """The priority of a request: the lowest number comes first. Raises ParameterError for anything but an integer."""
+    return _integer("priority", value, -(2**63), _INT64_MAX)
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)

@@ -17,13 +17,14 @@ from shoal.chat.conversation import Conversation, ConversationEncoder
 from shoal.chat.reply import ReplyFormat
 from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, check_priority
 from shoal.text.chat import ChatTemplate
 from shoal.text.given import given_message
 from shoal.text.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
+Priority = int | Sequence[int]  # one for all prompts, or one for each
 Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts, or one for each
 
 # How a text becomes ids; with their defaults, which are vLLM's and llama.cpp's.
@@ -182,6 +183,14 @@ def given_template(given: str | Path | None) -> str | None:
         raise ParameterError(
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
+
+
+def paired_priorities(count: int, priority: Priority) -> list[int]:
+    """A priority for each of ``count`` prompts. Raises ParameterError where the numbers differ, and for one that is no integer."""
+    each = list(priority) if isinstance(priority, Sequence) else [priority] * count
+    if len(each) != count:
+        raise ParameterError("priority", f"{len(each)} items", f"one, or as many as there are prompts ({count})")
+    return [check_priority(item) for item in each]
 
 
 def token_ids(ids: Any) -> list[int]:

@@ -60,6 +60,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "max_num_batched_tokens": "256",
         "kv_cache_memory": "1GiB",
         "kv_cache_dtype": "f32",
+        "target_step_ms": "50",
         "threads": "2",
         "device": "reference",
         "seed": "-7",
@@ -69,13 +70,14 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "reasoning_parser": "none",
     }
     arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-    arguments.append("--no-enable-prefix-caching")
+    arguments += ["--no-enable-prefix-caching", "--preempt-for-priority"]
     assert config(*arguments) == EngineConfig(
         max_model_len=2048,
         max_num_seqs=8,
         max_num_batched_tokens=256,
         kv_cache_memory=2**30,
         kv_cache_dtype="f32",
+        target_step_ms=50,
         threads=2,
         device="reference",
         seed=-7,
@@ -84,9 +86,10 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         tool_call_parser="mistral",
         reasoning_parser="none",
         enable_prefix_caching=False,
+        preempt_for_priority=True,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching"}
+    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
     assert offered - {"model_argument", "model_flag"} <= {field.name for field in fields(EngineConfig)}
 
 

@@ -203,6 +203,8 @@ def toy_engine(
     longest: int = 512,
     windows: tuple[int, ...] = (0,),
     prefix_caching: bool = True,
+    preempt_for_priority: bool = False,
+    target_step_ms: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
     """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step."""
@@ -212,6 +214,8 @@ def toy_engine(
         max_num_batched_tokens=budget,
         kv_cache_memory=pages * PAGE_BYTES,
         enable_prefix_caching=prefix_caching,
+        preempt_for_priority=preempt_for_priority,
+        target_step_ms=target_step_ms,
     )
     backend = backend or ToyBackend(windows=windows)
     return Engine(toy_model(windows=windows), backend, config, clock=clock, check_every_step=True)

@@ -55,7 +55,9 @@ class FakeLLM:
             stats=lambda: SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
         )
 
-    def submit(self, prompt: Any, params: SamplingParams, *, request_id: str, timeout: float | None) -> str:
+    def submit(
+        self, prompt: Any, params: SamplingParams, *, request_id: str, priority: int, timeout: float | None
+    ) -> str:
         text = prompt if isinstance(prompt, str) else prompt["messages"][-1]["content"]
         if text.startswith("long"):
             raise RequestError("the prompt has 9 tokens; max_model_len is 8", "prompt_token_ids")

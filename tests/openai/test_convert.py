@@ -304,6 +304,18 @@ def test_all_samples_are_choices_and_count(call: Call) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 7, 9)
 
 
+@pytest.mark.parametrize("build", [chat, completion])
+def test_a_priority_is_taken_over(build: Any) -> None:
+    assert (build().priority, build(priority=-3).priority) == (0, -3)
+
+
+@pytest.mark.parametrize("value", [2**63, 0.5, True, "1"])
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+def test_a_priority_out_of_range_is_refused(parse: Any, value: Any) -> None:
+    body = {"messages": USER} if parse is parse_chat else {"prompt": "hi"}
+    assert refused(parse, {**body, "priority": value}).param == "priority"
+
+
 LOGPROBS = [
     {1: Logprob(-0.5, 1, "He"), 4: Logprob(-1.0, 2, "!")},
     {2: Logprob(-3.0, 9, "?"), 4: Logprob(-0.25, 1, "!"), 1: Logprob(-1.5, 2, "He")},

@@ -61,7 +61,7 @@ def test_every_field_of_openai_is_known() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "lack"),
     [
-        ("best_of", 4, "not searched"),
+        ("best_of", 4, "ranked"),
         ("suffix", "x", "filled in"),
         ("presence_penalty", 0.5, "punished"),
         ("frequency_penalty", -1, "punished"),
@@ -149,7 +149,8 @@ WHOLE: dict[str, Any] = {
     "logprobs": 5,
     "prompt_logprobs": 3,
     "prompt": [1, 2, 3],
-    "n": 1,
+    "n": 3,
+    "priority": -2,
 }
 
 
@@ -169,7 +170,9 @@ def test_whole_numbers_of_a_chat_may_be_written_as_floats() -> None:
 
 
 @pytest.mark.parametrize("value", [4.5, 1e30, -1e30, 1e308])
-@pytest.mark.parametrize("field", ["max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs"])
+@pytest.mark.parametrize(
+    "field", ["max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs", "n", "priority"]
+)
 def test_a_number_that_is_no_integer_or_out_of_range_is_refused_by_name(field: str, value: float) -> None:
     error = refused(parse_completion, **{field: value})
     assert error.param == field

@@ -57,6 +57,12 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         None,
     ),
     "enable_prefix_caching": (bool, "Compute once what prompts begin with in common.", None),
+    "preempt_for_priority": (bool, "A request of higher priority takes the place of running ones of lower.", None),
+    "target_step_ms": (
+        float,
+        "Milliseconds that a step should take while requests decode: prompts are cut to fit.",
+        "no target",
+    ),
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),

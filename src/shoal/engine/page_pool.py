@@ -40,6 +40,11 @@ class PagePool:
         """Pages that can be allocated now."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_filled(self) -> int:
+        """Pages that are in use, or hold something that can be found."""
+        return self.num_pages - len(self._free)
+
     def __contains__(self, key: bytes) -> bool:
         """Whether there is a page to share under ``key``."""
         page = self._pages.get(key)

@@ -6,14 +6,15 @@ There is no prefill and no decode phase: each sequence's ``num_computed`` catche
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.engine.waiting import WaitingQueue
 from shoal.errors import ConstraintError, RequestError
 from shoal.params import MAX_N
 
@@ -25,6 +26,7 @@ class SchedulerLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    preempt_for_priority: bool = False
 
 
 class PageCopy(NamedTuple):
@@ -113,32 +115,54 @@ class Scheduler:
     lack. So those that decode always come before the one that is still in its prompt, and no prompt, however long,
     delays their next token.
 
+    Requests are admitted by priority, the lowest number first, and in the order of arrival where it is the same. Where pages run
+    out, the last in this order loses its own. With ``preempt_for_priority`` a request that has no slot or no pages takes those of
+    requests with a higher number, the last one's first.
+
+    ``pacer`` limits what prompts add to a step beside sequences that decode. It makes no difference to a token how a prompt is cut.
+
     A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
     are given back as soon as no token that it still has to compute sees them. With ``prefix_caching`` full pages are registered
     when their step is committed, and a sequence begins after the longest prefix that others have left there.
     """
 
-    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits, *, prefix_caching: bool) -> None:
-        self.groups = groups
-        self.limits = limits
+    def __init__(
+        self,
+        groups: Row[PageGroup],
+        limits: SchedulerLimits,
+        *,
+        prefix_caching: bool,
+        pacer: StepPacer | None = None,
+    ) -> None:
+        self._take(groups, limits)
         self._prefix_caching = prefix_caching
-        self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
-        self._page_size = groups[0].use.page_size
-        self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.copies: list[PageCopy] = []  # to be made before the next step is computed
         self.counters = Counters()
+        self._arrivals = 0
+        self._pacer = pacer
+        self._further = 0  # rows that prompts may yet add to this step
+
+    def _take(self, groups: Row[PageGroup], limits: SchedulerLimits) -> None:
+        self.groups = groups
+        self.limits = limits
+        self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
+        self._page_size = groups[0].use.page_size
+        self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
+        self._most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
 
     def add(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the line: its first sample, which has the others for ``siblings``. Raises RequestError, with both
-        numbers, if it can never fit."""
+        """Put a request in line: its first sample, which has the others for ``siblings``. Raises RequestError, with both numbers, if it
+        can never fit."""
         max_len, metrics = self._max_len(request), Metrics(now)
-        seq = Sequence(request, max_len, metrics)
-        seq.siblings = tuple(
-            Sequence(request, max_len, metrics, sample, status=Status.HELD) for sample in range(1, request.params.n)
+        self._arrivals += 1
+        seq, *others = (
+            Sequence(request, max_len, metrics, sample, (request.priority, self._arrivals, sample), status=Status.HELD)
+            for sample in range(request.params.n)
         )
-        self.waiting.append(seq)
+        seq.siblings = tuple(others)
+        self.waiting.push(seq)
         return seq
 
     def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> list[Output]:
@@ -148,9 +172,35 @@ class Scheduler:
             for one in self._retire_all(seq, now)
         ]
 
+    def preempt_all(self) -> None:
+        """Between two steps: let everyone who runs lose his pages."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.copies = []
+
+    def resize(self, groups: Row[PageGroup], limits: SchedulerLimits, now: float) -> list[Output]:
+        """Go on with other pages and limits; nobody may be running. What can never fit into them ends, with an error; an answer that
+        may be as long as there is room ends where there is none left. None becomes longer than it could have been before."""
+        assert not self.running, "preempt_all comes first"
+        self._take(groups, limits)
+        in_line = sorted(self.waiting, key=lambda seq: seq.order)
+        return [output for seq in in_line for output in self._fit(seq, now)]
+
+    def _fit(self, seq: Sequence, now: float) -> list[Output]:
+        try:
+            max_len = min(seq.max_len, self._max_len(seq.request))
+        except RequestError as error:
+            return self._fail(seq, str(error), now)
+        for one in (seq, *seq.siblings):
+            one.max_len = max_len
+        full = seq.request.generates and seq.num_tokens >= max_len
+        return self.abort(seq, now, "length") if full else []
+
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
         batch = StepBatch()
+        if self.limits.preempt_for_priority:
+            self._make_way()
         self._continue_running(batch)
         self._admit_waiting(batch)
         assert batch.sequences or not (self.running or self.waiting), "work is left and nothing can run"
@@ -189,8 +239,10 @@ class Scheduler:
             for seq, pages in zip(self.running, held, strict=True):
                 assert len(pages) <= group.use.most_pages(seq.num_tokens)
         # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
-        assert len(self.running) <= min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        assert all(seq.status is Status.WAITING and not seq.pages for seq in self.waiting)
+        assert len(self.running) <= self._most_running
+        waiting = list(self.waiting)
+        assert len(waiting) == len(self.waiting)
+        assert not any(seq.pages for seq in waiting)
         for seq in self.running:
             assert seq.status is Status.RUNNING
             assert seq.num_computed < seq.num_tokens <= seq.max_len
@@ -220,31 +272,79 @@ class Scheduler:
             return min(self.limits.max_model_len, prompt + max_tokens)
         return min(self.limits.max_model_len, max(self._most_tokens, prompt) + 1)
 
-    def _continue_running(self, batch: StepBatch) -> None:
-        budget = self.limits.max_num_batched_tokens
-        index = 0
-        while index < len(self.running) and batch.num_rows < budget:
-            seq = self.running[index]
-            count = min(len(seq.token_ids) - seq.num_computed, budget - batch.num_rows)
-            if not self._reserve(seq, count):
+    def _make_way(self) -> None:
+        """Preempt sequences of a lower priority until the first in line can start, or none is left."""
+        while self.waiting and self.running and not self._can_start(self.waiting.first):
+            last = self._last()
+            if last.request.priority <= self.waiting.first.request.priority:
                 return
+            self._preempt(last)
+
+    def _can_start(self, seq: Sequence) -> bool:
+        return len(self.running) < self._most_running and self._has_room(seq, self._keys_to_share(seq))
+
+    def _continue_running(self, batch: StepBatch) -> None:
+        """Rows for those that run, in their order, and pages for the rows, at the cost of the last in line where there are not
+        enough."""
+        counts, short = self._shares()
+        while short and any(short > group.pool.num_free for group in self.groups):
+            assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
+            self._preempt(self._last())
+            counts, short = self._shares()
+        for seq, count in zip(self.running, counts, strict=False):  # the last ones may get none
+            if short:
+                self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
-            index += 1
+
+    def _shares(self) -> tuple[list[int], int]:
+        """How many rows each of those that run gets, as far as they go; how many pages of each group all together lack for them."""
+        left, size, short, counts = self.limits.max_num_batched_tokens, self._page_size, 0, []
+        self._further = self._most_further()
+        for seq in self.running:
+            if not left:
+                break
+            lack = len(seq.token_ids) - seq.num_computed
+            count = 1 if lack == 1 else self._chunk(lack, left)
+            left = left - count if count == lack else 0
+            counts.append(count)
+            if seq.num_computed + count > size * len(seq.pages[0]):
+                short += self._short(seq, count)
+        return counts, short
+
+    def _chunk(self, lack: int, left: int) -> int:
+        """How many of the rows that a sequence lacks it gets."""
+        count = min(lack, left, 1 + self._further)
+        self._further -= count - 1
+        return count
+
+    def _most_further(self) -> int:
+        """How many rows prompts may add to a step; nobody has to wait for it unless he decodes."""
+        most = self.limits.max_num_batched_tokens
+        if self._pacer is None or not any(seq.num_computed == len(seq.token_ids) - 1 for seq in self.running):
+            return most
+        return min(most, self._pacer.further_rows)
+
+    def _last(self) -> Sequence:
+        """Of those that run the one that has to make way first."""
+        return max(self.running, key=lambda seq: seq.order)
 
     def _admit_waiting(self, batch: StepBatch) -> None:
-        """First come, first served: the first one that does not fit holds up the rest."""
-        budget = self.limits.max_num_batched_tokens
-        while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
-            seq = self.waiting[0]
+        """In the order of the line: the first one that does not fit holds up the rest."""
+        budget, most = self.limits.max_num_batched_tokens, self.limits.max_num_seqs
+        while self.waiting and len(self.running) < most and batch.num_rows < budget and self._further:
+            seq = self.waiting.first
             keys = self._keys_to_share(seq)
-            # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
-            if not all(group.has_room(seq.num_tokens, keys) for group in self.groups):
+            if not self._has_room(seq, keys):
                 return
-            self.waiting.popleft()
+            self.waiting.pop()
             self._start(seq, keys)
-            count = min(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
+            count = self._chunk(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
             self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
+
+    def _has_room(self, seq: Sequence, keys: list[bytes]) -> bool:
+        """Room for all it has, not only for its first chunk: else it would be preempted half way, again and again."""
+        return all(group.has_room(seq.num_tokens, keys) for group in self.groups)
 
     def _keys_to_share(self, seq: Sequence) -> list[bytes]:
         """The longest prefix that ``seq`` need not compute: not its last token, nor positions whose logits are wanted."""
@@ -262,19 +362,6 @@ class Scheduler:
         seq.num_computed = len(keys) * self._page_size
         if not seq.metrics.num_preemptions and seq.metrics.first_token_time is None:
             seq.metrics.num_cached = seq.num_computed
-
-    def _reserve(self, seq: Sequence, count: int) -> bool:
-        """Pages for ``count`` more tokens, at the cost of the last admitted if need be; False if that was ``seq``."""
-        short = self._short(seq, count)
-        if not short:
-            return True
-        while any(short > group.pool.num_free for group in self.groups):
-            last = self.running[-1]
-            self._preempt(last)
-            if last is seq:
-                return False
-        self._extend(seq, short)
-        return True
 
     def _short(self, seq: Sequence, count: int) -> int:
         """Pages that it lacks for ``count`` more tokens; a dropped step may have left more than enough."""
@@ -304,15 +391,13 @@ class Scheduler:
                     group.pool.release(seq.pages[index][gone:passed])
 
     def _preempt(self, seq: Sequence) -> None:
-        """Send the last of those that run back to the head of the line; its tokens stay and are computed again."""
-        assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
-        self.running.pop()
+        """Send one of those that run back to its place in line; its tokens stay and are computed again."""
+        self.running.remove(seq)
         self._release(seq)
-        seq.status = Status.WAITING
         seq.num_computed = 0
         seq.metrics.num_preemptions += 1
         self.counters.preemptions += 1
-        self.waiting.appendleft(seq)
+        self.waiting.push(seq)
 
     def _fork(self, seq: Sequence) -> None:
         """Let the other samples of a request go on from the prompt that ``seq`` has computed. Where there is no room for one it waits,
@@ -320,15 +405,13 @@ class Scheduler:
         siblings, seq.siblings = [one for one in seq.siblings if one.status is Status.HELD], ()
         if seq.status is Status.FINISHED or not siblings:
             return
-        most = min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        count = min(len(siblings), max(0, most - len(self.running)), self._copies_that_fit(seq))
+        count = min(len(siblings), max(0, self._most_running - len(self.running)), self._copies_that_fit(seq))
         place = self.running.index(seq) + 1  # before a prompt that is not complete
         self.running[place:place] = siblings[:count]
         for sibling in siblings[:count]:
             self._share_pages(seq, sibling)
-        for sibling in reversed(siblings[count:]):
-            sibling.status = Status.WAITING
-            self.waiting.appendleft(sibling)
+        for sibling in siblings[count:]:
+            self.waiting.push(sibling)
 
     def _copies_that_fit(self, seq: Sequence) -> int:
         """How many times its last page can be copied, unless that is full."""
@@ -437,8 +520,10 @@ class Scheduler:
         return ended
 
     def _retire(self, seq: Sequence, now: float) -> None:
-        if seq.status is not Status.HELD:
-            (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
+        if seq.status is Status.RUNNING:
+            self.running.remove(seq)
+        elif seq.status is Status.WAITING:
+            self.waiting.drop(seq)
         self._release(seq)
         seq.status = Status.FINISHED
         seq.metrics.finished_time = now

@@ -14,6 +14,7 @@ from shoal.engine.page_pool import Origin
 from shoal.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+Order = tuple[int, int, int]  # who comes first: priority, number of arrival, sample
 Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
@@ -26,6 +27,7 @@ class Request:
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
     ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy.
+    Those of a lower ``priority`` number come first.
     """
 
     request_id: str
@@ -38,6 +40,7 @@ class Request:
     timeout: float | None = None
     queue_timeout: float | None = None
     constraint: Constraint | None = None
+    priority: int = 0
 
     @property
     def generates(self) -> bool:
@@ -123,6 +126,7 @@ class Sequence:
     max_len: int  # prompt and output together never exceed this
     metrics: Metrics
     sample: int = 0  # of its request's samples
+    order: Order = (0, 0, 0)
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)

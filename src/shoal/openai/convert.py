@@ -39,7 +39,7 @@ from shoal.openai.schema import (
     TopLogprob,
     Usage,
 )
-from shoal.params import SamplingParams
+from shoal.params import SamplingParams, check_priority
 from shoal.prompts import TEXT_OPTIONS
 from shoal.text.given import is_given
 
@@ -61,6 +61,7 @@ class Call:
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
     vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
+    ``priority``: the lowest number comes first.
     """
 
     kind: Literal["chat", "completion"]
@@ -72,6 +73,7 @@ class Call:
     constraint_field: str = "structured_outputs"
     include_reasoning: bool = True
     return_token_ids: bool = False
+    priority: int = 0
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -105,6 +107,7 @@ def parse_chat(body: Any) -> Call:
         constraint_field=field,
         include_reasoning=chat.include_reasoning,
         return_token_ids=chat.return_token_ids,
+        priority=_priority(chat.priority),
     )
 
 
@@ -131,6 +134,7 @@ def parse_completion(body: Any) -> Call:
         prompt_logprobs=completion.prompt_logprobs is not None,
         constraint_field=field,
         return_token_ids=completion.return_token_ids,
+        priority=_priority(completion.priority),
     )
 
 
@@ -177,13 +181,20 @@ def _conversation(chat: ChatBody) -> dict[str, Any]:
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    others = ("model", *structured.FIELDS, *chosen)
+    others = {"model", "priority", *structured.FIELDS, *chosen}
     shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
         name = names.get(error.field, error.field)
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+def _priority(priority: int) -> int:
+    try:
+        return check_priority(priority)
+    except ParameterError as error:
+        raise APIError(str(error), "priority") from None
 
 
 def _prompt_logprobs_needed(body: CompletionBody) -> int | None:

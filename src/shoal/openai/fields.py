@@ -52,7 +52,7 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "function_call": ({}, "none", "auto"),
         "functions": ([],),
     },
-    "answers are drawn one by one, not searched": {
+    "answers cannot be ranked or searched for yet": {
         "best_of": (1,),
         "length_penalty": (1,),
         "use_beam_search": (False,),
@@ -88,7 +88,6 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
     "answers are as long as max_tokens lets them be": {"verbosity": ("medium",)},
     "models answer from what they know and are told": {"web_search_options": ({},)},
     "nothing is moderated": {"moderation": ({},)},
-    "rows run in the order of the file": {"priority": (0,)},
     "requests are known by their custom_id": {"request_id": ()},
     "the answer's text and logprobs are all that is reported": {
         "return_tokens_as_token_ids": (False,),

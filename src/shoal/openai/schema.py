@@ -65,7 +65,8 @@ def parse_json(data: bytes) -> Any:
 
 
 class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. Meaning and ranges are those of SamplingParams; the last four are read by ``openai.structured``."""
+    """What both endpoints take. Meaning and ranges are those of SamplingParams; requests of a lower ``priority`` number come first; the
+    last four are read by ``openai.structured``."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -82,6 +83,7 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
     n: int = 1
+    priority: int = 0
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     grammar: str | None = None
