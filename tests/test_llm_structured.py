@@ -80,6 +80,17 @@ def test_greedy_and_sampled_rows_alike(llm: LLM) -> None:
         assert set(texts(llm, CHOICES, 2, **fields)) <= set(CHOICES.choice or ())
 
 
+def test_each_of_n_samples_follows_the_constraint(llm: LLM) -> None:
+    person = StructuredOutputsParams(json=PERSON)
+    (many,) = llm.generate(["hi"], params(person, n=4))
+    (one,) = llm.generate(["hi"], params(person))
+    assert many.outputs[0] == one.outputs[0]
+    assert len({answer.text for answer in many.outputs}) > 1
+    for answer in many.outputs:
+        assert answer.finish_reason == "stop"
+        validate(answer.text, PERSON)
+
+
 def test_max_tokens_cuts_are_length(llm: LLM) -> None:
     (output,) = llm.generate(["x"], params(CHOICES, max_tokens=3))
     answer = output.outputs[0]

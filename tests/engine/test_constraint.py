@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,47 +16,8 @@ from shoal.engine.engine import Request
 from shoal.engine.sequence import Metrics, Sequence
 from shoal.errors import ConstraintError
 from shoal.params import SamplingParams
+from tests.engine.steps import END, Steps
 from tests.engine.toy import VOCAB, mixed_requests, run, solo, tokens, toy_engine
-
-END = 2
-WORDS = -(-VOCAB // 32)
-
-
-@dataclass
-class Steps:
-    """Allows one set of tokens after the other. ``accepting``: after how many tokens the output may end."""
-
-    sets: tuple[tuple[int, ...], ...]
-    accepting: frozenset[int] = frozenset()
-    place: int = 0
-    filled: list[int] = field(default_factory=list)
-
-    def fill_mask(self, row: Mask) -> None:
-        self.filled.append(self.place)
-        allowed = set(self.sets[self.place]) if self.place < len(self.sets) else set()
-        row[:] = mask_of(allowed | ({END} if self.is_accepting else set()))
-
-    def advance(self, token: int) -> None:
-        if token not in self.sets[self.place]:
-            raise ConstraintError(f"token {token} is not allowed")
-        self.place += 1
-
-    @property
-    def is_accepting(self) -> bool:
-        return self.is_complete or self.place in self.accepting
-
-    @property
-    def is_complete(self) -> bool:
-        return self.place == len(self.sets)
-
-    def copy(self) -> Constraint:
-        return replace(self, filled=[])
-
-
-def mask_of(allowed: set[int]) -> Mask:
-    bits = np.zeros(32 * WORDS, np.uint8)
-    bits[sorted(allowed)] = 1
-    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def bits_of(row: Mask) -> set[int]:
@@ -70,7 +31,7 @@ def constrained(name: str, constraint: Constraint, **fields: Any) -> Request:
         (5, 6, 7),
         params,
         eos_ids=frozenset((END,)),
-        seed=hash(name) % 1000,
+        seed=sum(name.encode()),
         constraint=constraint,
     )
 

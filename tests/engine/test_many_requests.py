@@ -11,6 +11,7 @@ import pytest
 from shoal.engine.engine import Engine, Request
 from shoal.kernels.base import StepInput
 from shoal.params import SamplingParams
+from tests.engine.steps import Steps
 from tests.engine.toy import PAGE_BYTES, Result, ToyBackend, collect, samples, solo, toy_engine
 
 POOL = 8
@@ -32,17 +33,26 @@ def drawn(number: int, rng: Random) -> Request:
         logprobs=rng.choice([None, None, 2]),
         prompt_logprobs=1 if scored else None,
     )
+    ends = frozenset({5}) if rng.random() < 0.3 else frozenset[int]()
     return Request(
         f"r{number}",
         prompt,
         params,
-        eos_ids=frozenset({5}) if rng.random() < 0.3 else frozenset(),
+        eos_ids=ends,
         seed=number,
         priority=rng.choice([0, 0, 1, -1]),
         timeout=rng.choice([None] * 8 + [10.0, 100.0]),
         queue_timeout=rng.choice([None] * 8 + [5.0, 50.0]),
         want_logits=False,
+        constraint=_constraint(rng) if ends and rng.random() < 0.5 else None,
     )
+
+
+def _constraint(rng: Random) -> Steps:
+    """A few tokens to choose among at each of some places; a tenth breaks a limit on the way."""
+    sets = tuple(tuple(rng.sample(range(61), rng.randrange(1, 9))) for _ in range(rng.randrange(1, 12)))
+    broken_at = rng.randrange(12) if rng.random() < 0.1 else None
+    return Steps(sets, frozenset(rng.sample(range(1, 12), 2)), end=5, broken_at=broken_at)
 
 
 def run_all(engine: Engine, requests: list[Request], rng: Random, results: dict[str, Result], *, resized: bool) -> None:
