@@ -60,6 +60,7 @@ class MaskFiller:
         if not self._rows:
             self._rows = list(np.zeros(self._shape, np.uint32))
         assert len(constrained) <= len(self._rows), "a row is left without a mask"
+        assert len(constrained) <= len(self._rows), "a step has no more sequences than that"
         todo = [(seq, constraint, row) for (seq, constraint), row in zip(constrained, self._rows, strict=False)]
         count = min(self._crew.size, len(todo))
         self._shares = [_Share(todo[first::count]) for first in range(count)]
