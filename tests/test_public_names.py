@@ -23,6 +23,7 @@ def test_names_of_modules() -> None:
         "RequestOutput",
         "SamplingParams",
         "ShoalError",
+        "StructuredOutputsParams",
         "Tokenizer",
         "jobs",
     ]
@@ -47,6 +48,7 @@ def test_errors() -> None:
         "ModelNotFoundError",
         "MemoryLimitError",
         "TemplateError",
+        "ConstraintError",
         "JobError",
         "NotMeasuredError",
         "EngineError",
@@ -99,6 +101,18 @@ def test_fields() -> None:
         "logit_bias",
         "bad_words",
         "allowed_token_ids",
+        "structured_outputs",
+    }
+    assert fields(shoal.StructuredOutputsParams) == {
+        "json",
+        "regex",
+        "choice",
+        "grammar",
+        "json_object",
+        "structural_tag",
+        "disable_any_whitespace",
+        "disable_additional_properties",
+        "whitespace_pattern",
     }
     assert fields(shoal.EngineConfig) >= {
         "max_model_len",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import EngineConfig, SamplingParams
+    from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams
     from shoal.text.tokenizer import Tokenizer
 
 
@@ -21,6 +21,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "ShoalError",
+    "StructuredOutputsParams",
     "Tokenizer",
     "jobs",
 ]
@@ -32,6 +33,7 @@ _HOME = {
     "RequestOutput": "shoal.llm",
     "SamplingParams": "shoal.params",
     "ShoalError": "shoal.errors",
+    "StructuredOutputsParams": "shoal.params",
     "Tokenizer": "shoal.text.tokenizer",
     "jobs": "shoal",
 }

@@ -24,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
+from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError
@@ -118,6 +120,7 @@ class LLM:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
         self._dispatcher = Dispatcher(self.engine)
 
     def __enter__(self) -> LLM:
@@ -157,6 +160,8 @@ class LLM:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
         self._dispatcher.close()
         self._prompts.close()
+        if self._constraints is not None:
+            self._constraints.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -426,10 +431,19 @@ class LLM:
         ids, text = self._prompts.encode(prompt)
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
+        constraint = self._constraint(params)
         generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
+        request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        """What the request's text may be, compiled by the thread that submits it: no step waits for that."""
+        if params.structured_outputs is None:
+            return None
+        if self._constraints is None:
+            raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
+        return self._constraints.compile(params.structured_outputs)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"

@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heappush
 from traceback import clear_frames
 
 from shoal.engine.kv_group import PageGroup
+from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
 from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
@@ -114,6 +115,7 @@ class Engine:
             prefix_caching=config.enable_prefix_caching,
             pacer=self._pacer,
         )
+        self._masks = MaskFiller(self._vocab_size)
         self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
         self._adopt(plan, config)
 
@@ -250,6 +252,7 @@ class Engine:
             self.abort(request_id)
         self._sequences.clear()
         self._outputs.clear()
+        self._masks.close()
         self._compute = None
 
     def _watch(self, seq: Sequence) -> None:
@@ -325,8 +328,12 @@ class Engine:
         if self._scheduler.copies:
             runner.copy_pages(self._scheduler.copies)
             self._scheduler.copies = []
-        runner.forward(batch)
-        tokens, logprobs = sampler.sample(batch.sampling)
+        self._masks.start(batch.sampling)
+        try:
+            runner.forward(batch)
+        finally:
+            masks = self._masks.wait(batch.sampling)
+        tokens, logprobs = sampler.sample(batch.sampling, masks)
         logits = [runner.logits(seq) for seq in batch.scoring]
         return StepResult(tokens, logprobs, logits, sampler.score(batch.prompts))
 

@@ -15,7 +15,7 @@ from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.engine.waiting import WaitingQueue
-from shoal.errors import RequestError
+from shoal.errors import ConstraintError, RequestError
 from shoal.params import MAX_N
 
 
@@ -412,6 +412,8 @@ class Scheduler:
             self._share_pages(seq, sibling)
         for sibling in siblings[count:]:
             self.waiting.push(sibling)
+        for sibling in siblings:  # should the first one fail, the next has them
+            sibling.prompt_logprobs = seq.prompt_logprobs
 
     def _copies_that_fit(self, seq: Sequence) -> int:
         """How many times its last page can be copied, unless that is full."""
@@ -432,6 +434,9 @@ class Scheduler:
 
     def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
         """A sampled token joins its sequence, or ends it."""
+        if seq.constraint_error is not None:
+            (output,) = self._fail(seq, seq.constraint_error, now)
+            return output
         if token < 0:
             error = f"the logits at position {len(seq.token_ids) - 1} hold NaN or leave no token to choose"
             (output,) = self._fail_unsound(seq, error, now)
@@ -450,10 +455,16 @@ class Scheduler:
         seq.token_ids.append(token)
         self.counters.generation_tokens += 1
         reported = None if logprobs is None else (logprobs,)
-        if len(seq.token_ids) < seq.max_len:
+        try:
+            complete = seq.constraint is not None and seq.follow(token)
+        except ConstraintError as error:
+            (output,) = self._fail(seq, str(error), now)
+            return output
+        if len(seq.token_ids) < seq.max_len and not complete:
             return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt, sample=seq.sample)
         self._retire(seq, now)
-        return Output(name, seq.metrics, (token,), reported, True, "length", prompt_logprobs=prompt, sample=seq.sample)
+        why: FinishReason = "stop" if complete else "length"
+        return Output(name, seq.metrics, (token,), reported, True, why, prompt_logprobs=prompt, sample=seq.sample)
 
     def _take_prompts(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Log-probabilities of prompt tokens join their sequences; NaN among them ends the sequence."""

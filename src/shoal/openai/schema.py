@@ -65,7 +65,8 @@ def parse_json(data: bytes) -> Any:
 
 
 class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. Meaning and ranges are those of SamplingParams; requests of a lower ``priority`` number come first."""
+    """What both endpoints take. Meaning and ranges are those of SamplingParams; ``response_format`` to ``json_schema`` are read by
+    ``openai.structured``. Requests of a lower ``priority`` number come first."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -81,6 +82,10 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
     n: int = 1
     priority: int = 0
 
