@@ -31,11 +31,13 @@ RANKS = {
     "text": 2,
     "kernels": 2,
     "models": 3,
+    "chat": 3,
     "constrain": 3,
     "engine": 4,
     "outputs": 5,
     "prompts": 5,
     "dispatch": 5,
+    "thinking": 5,
     "llm": 5,
     "openai": 6,
     "jobs": 7,
@@ -53,6 +55,7 @@ SAME_RANK = {
     ("llm", "dispatch"),
     ("llm", "outputs"),
     ("llm", "prompts"),
+    ("llm", "thinking"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

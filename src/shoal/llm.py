@@ -35,9 +35,10 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, check_priority, check_seconds
+from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams, check_priority, check_seconds
 from shoal.progress import Bar
 from shoal.prompts import (
+    Encoded,
     Message,
     Params,
     Priority,
@@ -49,6 +50,7 @@ from shoal.prompts import (
     token_ids,
 )
 from shoal.streams import say
+from shoal.thinking import ThinkingConstraint, ThinkingMarks
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
@@ -79,8 +81,8 @@ class LLM:
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
     (default: they are listed on stderr).
 
-    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with the chat template's own arguments
-    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other, and BOS is added where the
+    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
+    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
     model asks for it; ``{"prompt": text, "parse_special": True, "add_special_tokens": False}`` is for one that a chat template has
     been applied to already. (In messages control tokens are never parsed, and BOS is the template's unless ``"add_special_tokens"``.)
     The first text that spells control tokens in vain, or gets two BOS, is said by ``logging``.
@@ -260,7 +262,14 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
@@ -273,7 +282,14 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
@@ -285,21 +301,46 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
         priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
-        A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
-        ``strftime_now`` there is a datetime to tell it instead.
+        A message is ``{"role": ..., "content": ...}``, also with ``tool_calls`` and of role "tool", as OpenAI has them; what the
+        chat template takes besides goes into ``chat_template_kwargs``. A template that asks for the date is told that of this
+        call, for all conversations; ``strftime_now`` there is a datetime to tell it instead.
+
+        ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``reasoning_effort`` are OpenAI's. The calls and the reasoning are
+        found in ``outputs[0].reply``; ``outputs[0].text`` is all that the model wrote. ``continue_final_message`` goes on with the
+        last message; otherwise a new one is begun, unless ``add_generation_prompt`` is False. ``chat_template`` is given to LLM,
+        not here.
         """
-        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
+        if chat_template is not None:
+            raise ParameterError("chat_template", chat_template, "given to LLM, not with a request")
+        template_kwargs = chat_template_kwargs
+        if template_kwargs is None or isinstance(template_kwargs, Mapping):
+            template_kwargs = {"strftime_now": datetime.now(), **(template_kwargs or {})}
+        options = {
+            "chat_template_kwargs": template_kwargs,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "reasoning_effort": reasoning_effort,
+        }
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
+            return {"messages": conversation, **options}
 
         scheduling: dict[str, Any] = {"priority": priority, "timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
@@ -428,22 +469,36 @@ class LLM:
         number: int,
         request_id: str,
     ) -> Generation:
-        ids, text = self._prompts.encode(prompt)
+        encoded = self._prompts.encode(prompt)
+        ids = encoded.ids
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        constraint = self._constraint(params)
-        generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
+        constraint = self._constraint(params, encoded)
+        generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
         request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
 
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        """What the request's text may be, compiled by the thread that submits it: no step waits for that."""
-        if params.structured_outputs is None:
+    def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
+        """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""
+        asked, budget = _asked(params, encoded), params.thinking_token_budget
+        reply = encoded.reply
+        if budget is not None and (reply is None or reply.reasoning is None):
+            problem = "no reasoning is told apart from answers here"
+            raise RequestError(f"thinking_token_budget: {problem}", "thinking_token_budget")
+        if asked is None and budget is None:
             return None
-        if self._constraints is None:
+        if self._constraints is None or self.tokenizer is None:
             raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
-        return self._constraints.compile(params.structured_outputs)
+        try:
+            constraint = None if asked is None else self._constraints.compile(asked)
+        except ParameterError as error:
+            if asked is params.structured_outputs:
+                raise
+            raise RequestError(f"tools: their schemas cannot be enforced: {error}", "tools") from None
+        if reply is None or reply.reasoning is None:
+            return constraint
+        return ThinkingConstraint(ThinkingMarks.of(reply.reasoning, self.tokenizer), reply, constraint, budget)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"
@@ -464,6 +519,17 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
+
+
+def _asked(params: SamplingParams, encoded: Encoded) -> StructuredOutputsParams | None:
+    """What the text may be: as the request says, or as its tools need it."""
+    if encoded.constraint is None:
+        return params.structured_outputs
+    if params.structured_outputs is None:
+        return StructuredOutputsParams(**encoded.constraint)
+    if encoded.reply is not None and encoded.reply.choice.forces:
+        raise RequestError("tool_choice: a forced call cannot follow structured_outputs too", "tool_choice")
+    return params.structured_outputs
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.chat.reply import Reply, ReplyFormat
+from shoal.chat.thinking import ThinkingGate
 from shoal.engine.engine import Metrics, Output, TokenLogprobs
 from shoal.params import SamplingParams
 from shoal.text.tokenizer import StreamDecoder, Tokenizer
@@ -28,7 +30,8 @@ class CompletionOutput:
 
     ``logprobs``: for each of ``token_ids`` the chosen token first, then the best ones; None if not asked for, as is
     ``cumulative_logprob``. ``finish_reason``: "stop", "length", "abort", "timeout" or "error"; None while it goes on.
-    ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it.
+    ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it. The text of an answer in a chat holds the marks
+    of its reasoning and tool calls; ``reply`` takes it apart.
     """
 
     index: int
@@ -38,6 +41,12 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reply_format: ReplyFormat | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reply(self) -> Reply:
+        """The text in its channels: content, reasoning, tool calls. Outside of a chat all of it is content."""
+        return Reply(self.text) if self.reply_format is None else self.reply_format.parse(self.text)
 
     def finished(self) -> bool:
         """Whether nothing will be added."""
@@ -141,6 +150,7 @@ class Answer:
     index: int
     params: SamplingParams
     tokenizer: Tokenizer | None
+    reply: ReplyFormat | None = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
@@ -150,10 +160,14 @@ class Answer:
     error: str | None = None
     _decoder: StreamDecoder | None = field(init=False)
     _stops: StopFinder = field(init=False)
+    _thinking: ThinkingGate | None = None  # while stop strings sleep
 
     def __post_init__(self) -> None:
-        params, tokenizer = self.params, self.tokenizer
-        self._decoder = tokenizer.stream(skip_special=params.skip_special_tokens) if tokenizer else None
+        params, tokenizer, reply = self.params, self.tokenizer, self.reply
+        shown = reply.marks if reply else ()
+        self._decoder = tokenizer.stream(params.skip_special_tokens, shown) if tokenizer else None
+        if reply and reply.reasoning and params.stop:
+            self._thinking = ThinkingGate(reply.reasoning, reply.opened)
         self._stops = StopFinder(tuple(params.stop or ()), include=params.include_stop_str_in_output)
 
     @property
@@ -185,10 +199,16 @@ class Answer:
             logprobs=self.logprobs.copy() if with_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            reply_format=self.reply,
         )
 
     def _show(self, piece: str) -> None:
-        """Add text. Stop strings are looked for after the first ``min_tokens`` tokens."""
+        """Add text. Stop strings are looked for after the first ``min_tokens`` tokens, and when the model has thought."""
+        if self._thinking is not None:
+            thought, piece = self._thinking.push(piece)
+            self.text += thought
+            if self._thinking.open:
+                self._thinking = None
         if len(self.token_ids) > self.params.min_tokens:
             piece = self._stops.push(piece)
         self.text += piece
@@ -202,6 +222,8 @@ class Answer:
     def _finish(self, output: Output) -> None:
         if self._decoder is not None:
             self._show(self._decoder.flush())
+        if self._thinking is not None:
+            self.text += self._stops.push(self._thinking.flush())
         self.text += self._stops.flush()
         self.error = output.error
         if self._stops.found is not None:
@@ -215,6 +237,7 @@ class Generation:
     """One request on its way: takes the engine's Outputs, gives RequestOutputs.
 
     ``sink`` is the list of the caller that waits for it: the generation puts itself there whenever it has changed.
+    ``reply``: how the text of a chat is to be read.
     """
 
     request_id: str
@@ -223,13 +246,19 @@ class Generation:
     params: SamplingParams
     tokenizer: Tokenizer | None
     sink: list[Any]
+    reply: ReplyFormat | None = None
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: Metrics | None = None
     answers: list[Answer] = field(init=False)
     finished: bool = False  # nothing will be added, whatever the engine still says
 
     def __post_init__(self) -> None:
-        self.answers = [Answer(index, self.params, self.tokenizer) for index in range(self.params.n)]
+        self.answers = [
+            Answer(
+                index, self.params, self.tokenizer, self.reply and replace(self.reply, key=f"{self.reply.key}.{index}")
+            )
+            for index in range(self.params.n)
+        ]
 
     @property
     def aborted(self) -> bool:

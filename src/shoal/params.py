@@ -6,6 +6,7 @@ Both are frozen and validated when they are made, so that nothing below has to c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -19,6 +20,22 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_SECONDS = 1e9
+
+# How replies are read; vLLM's names where it has them. "none": not at all.
+TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
+REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
+
+# What vLLM calls some of them.
+_PARSER_ALIASES = {
+    "tool_call_parser": {
+        "openai": "harmony",
+        "llama4_pythonic": "pythonic",
+        "granite": "generic",
+        "phi4_mini_json": "generic",
+    },
+    "reasoning_parser": dict.fromkeys(("deepseek_r1", "qwen3", "glm45"), "think") | {"openai_gptoss": "harmony"},
+}
+
 _INT64_MAX = 2**63 - 1
 
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
@@ -112,7 +129,7 @@ class SamplingParams:
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
     prompt is scored and nothing is generated. ``structured_outputs``: what the text may be; with ``ignore_eos`` it ends where nothing
-    more may follow.
+    more may follow. After ``thinking_token_budget`` tokens of thought, in a chat, the answer begins.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -139,6 +156,7 @@ class SamplingParams:
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, off in _NOT_YET.items():
@@ -157,6 +175,7 @@ class SamplingParams:
         _whole(self, "seed", -(2**63), 2**64 - 1, optional=True)
         _whole(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
         _whole(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+        _whole(self, "thinking_token_budget", 0, _INT64_MAX - 1, optional=True)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
@@ -184,6 +203,8 @@ class EngineConfig:
     usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
     without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
     it changes no result.
+    ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
+    ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
     and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
     milliseconds as long as other requests get a token from it; it changes no result.
@@ -200,6 +221,9 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     preempt_for_priority: bool = False
     target_step_ms: float | None = None
 
@@ -220,6 +244,20 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "preempt_for_priority"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
+        if self.chat_template_kwargs is not None:
+            object.__setattr__(self, "chat_template_kwargs", template_kwargs(self.chat_template_kwargs))
+        for name, known in (("tool_call_parser", TOOL_CALL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):
+            object.__setattr__(self, name, _parser(name, getattr(self, name), known))
+
+
+def template_kwargs(value: Any) -> Mapping[str, Any]:
+    """What goes to a chat template beside the messages: an object, that does not bring a template. Raises ParameterError."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ParameterError("chat_template_kwargs", value, "an object")
+    for name in ("chat_template", "messages", "tokenize"):
+        if name in value:
+            raise ParameterError("chat_template_kwargs", value, f"given without {name!r}")
+    return value
 
 
 def check_seconds(field: str, value: Any) -> None:
@@ -272,6 +310,14 @@ def _number(field: str, value: Any, low: float, high: float, *, low_open: bool =
 def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(field, value, "one of " + ", ".join(allowed))
+
+
+def _parser(field: str, value: Any, known: tuple[str, ...]) -> str | None:
+    if value is None:
+        return None
+    name = _PARSER_ALIASES[field].get(value, value) if isinstance(value, str) else value
+    _choice(field, name, known)
+    return str(name)
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:

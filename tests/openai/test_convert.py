@@ -107,10 +107,9 @@ def test_log_probabilities_of_the_prompt(fields: dict[str, Any], prompt_logprobs
     assert (call.echo, call.prompt_logprobs) == (fields.get("echo", False), shown)
 
 
-def test_a_chat_has_log_probabilities_of_the_prompt_and_no_echo() -> None:
+def test_a_chat_has_log_probabilities_of_the_prompt() -> None:
     call = chat(prompt_logprobs=4)
     assert (call.params.prompt_logprobs, call.prompt_logprobs) == (4, True)
-    assert refused(parse_chat, {"messages": USER, "echo": True}).param == "echo"
 
 
 @pytest.mark.parametrize(

@@ -115,16 +115,17 @@ class Engine:
             prefix_caching=config.enable_prefix_caching,
             pacer=self._pacer,
         )
-        self._masks = MaskFiller(self._vocab_size)
         self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
         self._adopt(plan, config)
 
     def _bound(self, plan: MemoryPlan, config: EngineConfig) -> tuple[ModelRunner, Sampler]:
         """KV memory and buffers, and what computes with them."""
         limits = _step_limits(plan, config)
+        most = MAX_N * limits.max_seqs  # all samples of a prompt get their first token in one step
+        self._masks = MaskFiller(self._vocab_size, most)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
         runner = ModelRunner(self._model, self._backend, caches, config.kv_cache_dtype, limits)
-        return runner, Sampler(runner.network, self._vocab_size, MAX_N * limits.max_seqs)
+        return runner, Sampler(runner.network, self._vocab_size, most)
 
     def _adopt(self, plan: MemoryPlan, config: EngineConfig) -> None:
         self.memory_plan, self.config = plan, config

@@ -28,16 +28,16 @@ class MaskFiller:
     its sequence. The thread that still works on such a mask is left to itself, and others take its place.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self._words = -(-vocab_size // 32)
+    def __init__(self, vocab_size: int, max_seqs: int) -> None:
+        self._shape = (max_seqs, -(-vocab_size // 32))
         self._rows: list[Mask] = []
         self._crew: _Crew | None = None
         self._shares: list[_Share] = []  # what is being filled
 
     def start(self, sequences: list[Sequence]) -> None:
-        """Begin with the masks of those ``sequences`` that have a constraint which is awake."""
+        """Begin with the masks of those ``sequences`` that have a constraint."""
         self._finish()  # of a step that was interrupted
-        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None and not seq.asleep]
+        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None]
         if constrained:
             self._share_out(constrained)
 
@@ -57,9 +57,9 @@ class MaskFiller:
     def _share_out(self, constrained: list[tuple[Sequence, Constraint]]) -> None:
         if self._crew is None or self._crew.pid != os.getpid():  # a fork leaves the threads behind
             self._crew = _Crew()
-        lack = len(constrained) - len(self._rows)
-        if lack > 0:
-            self._rows.extend(np.zeros((lack, self._words), np.uint32))
+        if not self._rows:
+            self._rows = list(np.zeros(self._shape, np.uint32))
+        assert len(constrained) <= len(self._rows), "a row is left without a mask"
         todo = [(seq, constraint, row) for (seq, constraint), row in zip(constrained, self._rows, strict=False)]
         count = min(self._crew.size, len(todo))
         self._shares = [_Share(todo[first::count]) for first in range(count)]

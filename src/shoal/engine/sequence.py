@@ -26,9 +26,7 @@ class Request:
     have the keys ``sample``, ``sample + 1`` and so on. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
-    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy. It
-    sleeps until the tokens ``constraint_after`` (the mark that ends thinking, say) have been generated, if there are any; until
-    then the output may not end.
+    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy.
     Those of a lower ``priority`` number come first.
     """
 
@@ -42,7 +40,6 @@ class Request:
     timeout: float | None = None
     queue_timeout: float | None = None
     constraint: Constraint | None = None
-    constraint_after: tuple[int, ...] | None = None
     priority: int = 0
 
     @property
@@ -121,7 +118,7 @@ class Sequence:
     the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
     The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
-    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is; ``asleep``: it does not apply yet;
+    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is;
     ``constraint_error``: why it had no mask for the step being computed.
     """
 
@@ -136,7 +133,6 @@ class Sequence:
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
     num_to_score: int = field(init=False)
     constraint: Constraint | None = field(init=False)
-    asleep: bool = field(init=False)
     constraint_error: str | None = None
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
@@ -155,7 +151,6 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         constraint = self.request.constraint
         self.constraint = None if constraint is None else constraint.copy()
-        self.asleep = constraint is not None and bool(self.request.constraint_after)
         ignore_eos = params.ignore_eos and constraint is None  # where nothing but an end token is left, it ends
         self.eos_ids = frozenset() if ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
@@ -188,16 +183,12 @@ class Sequence:
 
     @property
     def must_not_stop(self) -> bool:
-        """Whether the next token may be none of ``stop_ids``; a constraint that is awake says that in its mask."""
-        return self.is_too_short if self.constraint is None else self.asleep
+        """Whether the next token may be none of ``stop_ids``; a constraint says that in its mask."""
+        return self.constraint is None and self.is_too_short
 
     def follow(self, token: int) -> bool:
         """Let the constraint take in a token that has been appended; whether the output is complete. Raises ConstraintError."""
         assert self.constraint is not None
-        if self.asleep:
-            mark = self.request.constraint_after or ()
-            self.asleep = tuple(self.token_ids[max(self.num_prompt, len(self.token_ids) - len(mark)) :]) != mark
-            return False
         self.constraint.advance(token)
         return self.constraint.is_complete
 
