@@ -235,7 +235,7 @@ def test_a_row_draws_the_same_in_any_batch(backend: CPUBackend, parameters: dict
     logits, how = _logits(64, 5000), _how(64, **parameters)  # type: ignore[arg-type]
     together = _sample(backend, logits, how)
     for i in (0, 5, 63):
-        one = SampleRows(*(getattr(how, f)[i : i + 1] for f in SampleRows.__slots__))
+        one = SampleRows(*(getattr(how, f)[i : i + 1] for f in SampleRows.__slots__[:8]))
         assert _sample(backend, logits[i : i + 1], one) == [together[i]]
 
 
