@@ -29,7 +29,7 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cpu import attention, sample
+from shoal.kernels.cpu import attention, sample, sample_row, sample_steps
 from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.ops import CPUOps
@@ -145,6 +145,7 @@ class _Bound:
         self._choose(rows)
         self._sampler.set(how)
         self._pool.run(self._head_and_sample)
+        self._sampler.report(how)
         return self._sampler.tokens[: len(rows)].copy()
 
     def _choose(self, rows: IntArray) -> None:
@@ -176,8 +177,14 @@ class _Sampler:
         self._banned_start = np.zeros(LOGIT_ROWS + 1, np.int32)
         self._banned = np.zeros(1, np.int32)
         self._banned_address = np.array([address_of(self._banned)], np.int64)
+        self._mask = np.zeros(LOGIT_ROWS, np.int64)
+        self._samplers_start = np.zeros(LOGIT_ROWS + 1, np.int32)
+        self._samplers_address = np.zeros(1, np.int64)
+        self._surprise = np.zeros(LOGIT_ROWS, np.float32)
+        self._masked = self._sampled = False  # whether any row of the last call had a mask, or samplers
+        self._held: list[object] = []  # what the addresses point to
         vocab = logits.shape[1]
-        scratch = -(-sample.scratch_bytes(vocab) // LINE) * LINE
+        scratch = -(-sample_row.scratch_bytes(vocab) // LINE) * LINE
         self._scratch = np.zeros(backend.threads * scratch + LINE, np.uint8)
         self._count = np.array([backend.threads], np.int64)
         self._args = np.array(
@@ -196,6 +203,12 @@ class _Sampler:
                 address_of(self._position),
                 address_of(self._banned_start),
                 address_of(self._banned_address),
+                address_of(self._mask),
+                address_of(self._samplers_start),
+                address_of(self._samplers_address),
+                0,  # the samplers' kernels are compiled when a row has some
+                0,
+                address_of(self._surprise),
                 address_of(self.tokens),
                 address_of(self._scratch),
                 scratch,
@@ -216,6 +229,31 @@ class _Sampler:
             self._banned_address[0] = address_of(self._banned)
         else:
             self._banned_start[:] = 0
+        if self._masked or self._sampled or how.mask is not None or how.samplers is not None:
+            self._set_special(how)
+
+    def _set_special(self, how: SampleRows) -> None:
+        """Take over masks and samplers, or the lack of them."""
+        n, self._held = len(how.temperature), []
+        self._masked, self._sampled = how.mask is not None, how.samplers is not None
+        self._mask[:n] = 0
+        if how.mask is not None:
+            masks = [None if mask is None else np.ascontiguousarray(mask) for mask in how.mask]
+            self._mask[:n] = [0 if mask is None else address_of(mask) for mask in masks]
+            self._held.append(masks)
+        self._samplers_start[: n + 1] = 0
+        if how.samplers is not None:
+            self._args[sample_row.ADJUST // 8] = sample_steps.adjust_row.address
+            self._args[sample_row.MEASURE // 8] = sample_steps.measure_row.address
+            records = sample_steps.Records(how.samplers)
+            self._held.append(records)
+            self._samplers_start[: n + 1] = records.starts
+            self._samplers_address[0] = address_of(records.records)
+
+    def report(self, how: SampleRows) -> None:
+        """Hand over what was found besides the tokens."""
+        if how.surprise is not None:
+            how.surprise[:] = self._surprise[: len(how.surprise)]
 
     def program(self) -> NDArray[np.int64]:
         """One operation: thread by thread, so that each has scratch memory of its own."""

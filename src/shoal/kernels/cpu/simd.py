@@ -196,6 +196,18 @@ def load_u8(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 
 
 @_operation(types.int64)
+def load_u16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
+    """The uint16 at an address."""
+    return b.zext(_load(b, address, _I16), _I64)
+
+
+@_operation(types.float64)
+def load_f64(b: Builder, _: Any, address: ir.Value) -> ir.Value:
+    """The float64 at an address."""
+    return _load(b, address, ir.DoubleType())
+
+
+@_operation(types.int64)
 def load_u32(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """The uint32 at an address."""
     return b.zext(_load(b, address, _I32), _I64)
@@ -830,6 +842,18 @@ def lanes_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
 def keep_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
     """x where it is at least ``least``, otherwise 0."""
     return b.select(b.fcmp_ordered(">=", x, _splat(b, _as_f32(b, least), 16)), x, _const(0.0, _F32X16))
+
+
+@_operation(f32x16)
+def keep_where(b: Builder, _: Any, x: ir.Value, y: ir.Value, least: ir.Value) -> ir.Value:
+    """x where y is at least ``least``, otherwise 0."""
+    return b.select(b.fcmp_ordered(">=", y, _splat(b, _as_f32(b, least), 16)), x, _const(0.0, _F32X16))
+
+
+@_operation(f32x16)
+def keep_bits(b: Builder, _: Any, x: ir.Value, lanes: ir.Value, other: ir.Value) -> ir.Value:
+    """x in the lanes whose bit is set, ``other`` (a float32) in the rest."""
+    return b.select(b.bitcast(b.trunc(lanes, _I16), _vector(_I1, 16)), x, _splat(b, _as_f32(b, other), 16))
 
 
 @_operation(f32x16)
