@@ -29,6 +29,7 @@ RANKS = {
     "engine": 4,
     "outputs": 5,
     "prompts": 5,
+    "words": 5,
     "dispatch": 5,
     "llm": 5,
     "openai": 6,
@@ -46,6 +47,7 @@ SAME_RANK = {
     ("llm", "dispatch"),
     ("llm", "outputs"),
     ("llm", "prompts"),
+    ("llm", "words"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

@@ -35,6 +35,7 @@ from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, 
 from shoal.params import EngineConfig, SamplingParams, check_seconds
 from shoal.progress import Bar
 from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.words import WordFinder
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
@@ -100,6 +101,7 @@ class LLM:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._words = WordFinder(self.tokenizer, self.vocab_size)
         self._dispatcher = Dispatcher(self.engine)
 
     def __enter__(self) -> LLM:
@@ -373,7 +375,8 @@ class LLM:
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
         generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
+        words = self._words.find(params)
+        request = Request(request_id, tuple(ids), params, eos_ids, seed, words=words, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
 

@@ -194,7 +194,7 @@ class Generation:
 
     def snapshot(self) -> RequestOutput:
         """How far it is: an output of its own, that later steps do not change."""
-        with_logprobs = self.params.logprobs is not None
+        with_logprobs = self.params.reports_logprobs
         answer = CompletionOutput(
             index=0,
             text=self.text,
@@ -239,11 +239,13 @@ class Generation:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
     def _place(self, found: TokenLogprobs) -> dict[int, Logprob]:
-        """The chosen or given token first, then the best ones that are not it."""
+        """The chosen or given token first, then the best ones that are not it, then those asked for by id."""
         entry = {found.token_id: self._logprob(found.token_id, found.logprob, found.rank)}
         for rank, (token, logprob) in enumerate(found.top, start=1):
             if token != found.token_id:
                 entry[token] = self._logprob(token, logprob, rank)
+        for token, logprob, rank in found.asked:
+            entry.setdefault(token, self._logprob(token, logprob, rank))
         return entry
 
     def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:

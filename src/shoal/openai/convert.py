@@ -64,15 +64,12 @@ IGNORED = frozenset(
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,),
     "add_special_tokens": (True,),
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guided_choice": (),
@@ -80,14 +77,11 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_json": (),
     "guided_regex": (),
     "length_penalty": (1,),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "n": (1,),
     "prediction": (),
-    "presence_penalty": (0,),
     "priority": (0,),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "stream": (False,),
     "stream_options": (),
@@ -181,6 +175,9 @@ def _typed(body: Any, kind: type[_Body]) -> _Body:
     if not isinstance(body, dict):
         raise APIError("the body must be a JSON object")
     given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
+    if {"repeat_penalty", "repetition_penalty"} <= given.keys():
+        reason = "is llama.cpp's name of repetition_penalty; give one of them"
+        raise APIError(f"repeat_penalty: {reason}", "repeat_penalty")
     unsupported = _UNSUPPORTED.keys() - set(kind.__struct_fields__)
     _refuse_unsupported({name: value for name, value in given.items() if name in unsupported})
     _refuse_unsendable(given)
@@ -257,7 +254,9 @@ def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
     """As vLLM: an echoed prompt has as many log-probabilities as the answer, unless the body says how many."""
     if body.prompt_logprobs is not None or not body.echo:
         return body.prompt_logprobs
-    return 0 if body.logprobs is None and body.max_tokens == 0 else body.logprobs
+    if body.logprobs is None and (body.max_tokens == 0 or body.logprob_token_ids):
+        return 0
+    return body.logprobs
 
 
 def _chat_max_tokens(chat: ChatBody) -> int | None:
@@ -320,7 +319,7 @@ def answer(
     reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
     created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
     if call.kind == "chat":
-        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, tokenizer)
+        chat_logprobs = _chat_logprobs(given, call.params, tokenizer)
         choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
         return ChatCompletion(
             f"chatcmpl-{response_id}", created, model, [choice], usage, prompt_logprobs=prompt_logprobs
@@ -357,7 +356,7 @@ def _prompt_text(output: RequestOutput, params: SamplingParams, tokenizer: Token
     return tokenizer.decode(known, skip_special=params.skip_special_tokens)
 
 
-def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> ChatLogprobs | None:
+def _chat_logprobs(given: CompletionOutput, params: SamplingParams, tokenizer: Tokenizer) -> ChatLogprobs | None:
     if given.logprobs is None:
         return None
 
@@ -366,8 +365,10 @@ def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> Cha
         return TopLogprob(data.decode("utf-8", "replace"), _finite(found.logprob), list(data))
 
     content = []
+    k, asked = params.logprobs or 0, params.logprob_token_ids or ()
     for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
-        best = sorted(candidates.items(), key=lambda item: item[1].rank)[:k]
+        ranked = sorted(candidates.items(), key=lambda item: item[1].rank)
+        best = [item for place, item in enumerate(ranked) if place < k or item[0] in asked]
         own = entry(chosen, candidates[chosen])
         content.append(TokenLogprob(own.token, own.logprob, own.bytes, [entry(*item) for item in best]))
     return ChatLogprobs(content)
@@ -375,7 +376,7 @@ def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> Cha
 
 def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: Tokenizer) -> TextLogprobs | None:
     """Log-probabilities of the answer, after those of the tokens of ``prompt`` if that is echoed."""
-    given, k = output.outputs[0], call.params.logprobs or 0
+    given = output.outputs[0]
     if given.logprobs is None:
         return None
     echoed: list[int] = []
@@ -392,13 +393,15 @@ def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: To
     for token, place in zip(ids, places, strict=True):
         logprobs.tokens.append(_spelled(token, tokenizer))
         logprobs.token_logprobs.append(None if place is None else _finite(place[token].logprob))
-        logprobs.top_logprobs.append(None if place is None else _best(place, token, k, tokenizer))
+        logprobs.top_logprobs.append(None if place is None else _best(place, token, call.params, tokenizer))
     return logprobs
 
 
-def _best(place: dict[int, Logprob], token: int, k: int, tokenizer: Tokenizer) -> dict[str, float]:
-    """The token at a place, and the ``k`` likeliest there; vLLM's field may have asked for more."""
-    shown = {other: found for other, found in place.items() if other == token or found.rank <= k}
+def _best(place: dict[int, Logprob], token: int, params: SamplingParams, tokenizer: Tokenizer) -> dict[str, float]:
+    """The token at a place, the ``logprobs`` likeliest there and those of ``logprob_token_ids``; ``prompt_logprobs`` may have asked for
+    more."""
+    k, asked = params.logprobs or 0, (token, *(params.logprob_token_ids or ()))
+    shown = {other: found for other, found in place.items() if found.rank <= k or other in asked}
     return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
 
 
