@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.beam import BeamSearch, BeamSearchOutput
 from shoal.dispatch import Dispatcher
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
@@ -32,7 +33,7 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, check_seconds
+from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, check_seconds
 from shoal.progress import Bar
 from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
 from shoal.words import WordFinder
@@ -284,6 +285,49 @@ class LLM:
                     yield output
         finally:
             self._drop(started)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, timeout: float | None = None
+    ) -> list[BeamSearchOutput]:
+        """The likeliest texts for each prompt; the outputs are in their order.
+
+        What beams have in common is computed once, as long as ``enable_prefix_caching`` is on. A prompt that cannot be served
+        gives an output with ``error``. ``timeout``: seconds for each token. Raises RequestError for an empty list.
+        """
+        searches = [self._beam_search(prompt, params) for prompt, _ in paired(prompts, None)]
+        while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
+            wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
+            ids = [{"prompt_token_ids": tokens} for tokens, _ in wanted]
+            answers = iter(self.generate(ids, [step for _, step in wanted], use_tqdm=False, timeout=timeout))
+            for search in asking:
+                found = [next(answers) for _ in search.beams]
+                broken = next((answer for answer in found if not answer.outputs[0].logprobs), None)
+                if broken is None:
+                    search.take([answer.outputs[0].logprobs[0] for answer in found if answer.outputs[0].logprobs])
+                else:
+                    why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
+                    searches[searches.index(search)] = BeamSearchOutput([], why)
+        return [self._beams_found(item) for item in searches]
+
+    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
+        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
+        try:
+            return BeamSearch(self.encode(prompt), params, eos_ids, self.engine.max_model_len)
+        except (RequestError, TemplateError) as error:
+            return BeamSearchOutput([], str(error))
+
+    def _beams_found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
+        if isinstance(item, BeamSearchOutput):
+            return item
+        found = item.best()
+        for sequence in found if self.tokenizer else ():
+            sequence.text = self._decoded(sequence.tokens)
+        return BeamSearchOutput(found)
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text of ids. Models may have more rows than tokens: those have none."""
+        assert self.tokenizer is not None
+        return self.tokenizer.decode([token for token in ids if token < self.tokenizer.vocab_size], skip_special=True)
 
     @overload
     def logits(self, ids: Sequence[int]) -> Logits: ...

@@ -205,6 +205,34 @@ _NUMBERS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class BeamSearchParams:
+    """How ``LLM.beam_search`` looks for the likeliest texts. Names and defaults are vLLM's.
+
+    After each token the ``beam_width`` best beginnings are kept, for at most ``max_tokens`` tokens. A text scores its
+    log-probability / (its length, prompt included) ^ ``length_penalty``. Ends of generation end a text, unless ``ignore_eos``, and are
+    part of its tokens with ``include_stop_str_in_output``. With a ``temperature`` a token drawn at it joins the candidates.
+
+    Raises ParameterError that names the field, its value and the allowed range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        _integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
+        _integer("max_tokens", self.max_tokens, 1, _INT64_MAX - 1)
+        _number("temperature", self.temperature, 0.0, 1e4)
+        _number("length_penalty", self.length_penalty, -100.0, 100.0)
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """How an engine is sized. Sizes in bytes may be given as text ("512MiB", "4k"); None means "choose".
