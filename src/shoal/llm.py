@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, cast, overload
@@ -36,6 +37,7 @@ from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, 
 from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, check_seconds
 from shoal.progress import Bar
 from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.streams import say
 from shoal.words import WordFinder
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -65,7 +67,10 @@ class LLM:
     (default: they are listed on stderr).
 
     A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with the chat template's own arguments
-    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other.
+    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other, and BOS is added where the
+    model asks for it; ``{"prompt": text, "parse_special": True, "add_special_tokens": False}`` is for one that a chat template has
+    been applied to already. (In messages control tokens are never parsed, and BOS is the template's unless ``"add_special_tokens"``.)
+    The first text that spells control tokens in vain, or gets two BOS, is said by ``logging``.
 
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.
@@ -241,11 +246,13 @@ class LLM:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
         A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``.
+        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
+        ``strftime_now`` there is a datetime to tell it instead.
         """
+        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": chat_template_kwargs or {}}
+            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
 
         limits = {"timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
@@ -490,9 +497,9 @@ def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
         tokens += new_tokens
         bar.update(finished, total, tokens, time.monotonic() - start)
 
-    with Bar("requests", total, show=show) as bar:
+    with Bar("requests", total, stream=sys.stderr, show=show) as bar:
         yield count
 
 
 def _say_compiled(kernel: str) -> None:
-    print(f"shoal: compiled {kernel} for this machine (kept for later runs)", file=sys.stderr)
+    say(f"compiled {kernel} for this machine (kept for later runs)")

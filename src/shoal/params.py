@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ DRY_BREAKERS = ("\n", ":", '"', "*")
 class SamplingParams:
     """How the tokens of one request are chosen, and when it ends. Names and defaults are vLLM's.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off. ``max_tokens`` None means up to
+    ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off; ``top_p`` 0 keeps only the likeliest token.
+    Whole numbers may be given as floats (4.0) and as NumPy's. ``max_tokens`` None means up to
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
@@ -110,19 +112,16 @@ class SamplingParams:
             if value not in off:
                 raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
         _number("temperature", self.temperature, 0.0, 1e4)
-        _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        _number("top_p", self.top_p, 0.0, 1.0)
         _number("min_p", self.min_p, 0.0, 1.0)
-        _integer("top_k", self.top_k, -1, 2**31 - 1)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, _INT64_MAX - 1)
-        _integer("min_tokens", self.min_tokens, 0, _INT64_MAX - 1)
+        _whole(self, "top_k", -1, 2**31 - 1)
+        _whole(self, "min_tokens", 0, _INT64_MAX - 1)
+        _whole(self, "max_tokens", 1 if self.prompt_logprobs is None else 0, _INT64_MAX - 1, optional=True)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ParameterError("min_tokens", self.min_tokens, f"at most max_tokens ({self.max_tokens})")
-        if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        for name in ("logprobs", "prompt_logprobs"):
-            if getattr(self, name) is not None:
-                _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
+        _whole(self, "seed", -(2**63), 2**64 - 1, optional=True)
+        _whole(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
+        _whole(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
@@ -143,16 +142,16 @@ class SamplingParams:
         for name, low, high in _NUMBERS:
             _number(name, getattr(self, name), low, high)
         for name, least in (("min_keep", 0), ("dry_allowed_length", 0), ("dry_penalty_last_n", -1)):
-            _integer(name, getattr(self, name), least, 2**31 - 1)
-        if self.repeat_last_n is not None:
-            _integer("repeat_last_n", self.repeat_last_n, -1, 2**31 - 1)
-        _integer("mirostat", self.mirostat, 0, 2)
+            _whole(self, name, least, 2**31 - 1)
+        _whole(self, "repeat_last_n", -1, 2**31 - 1, optional=True)
+        _whole(self, "mirostat", 0, 2)
         object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
-        for name in ("allowed_token_ids", "logprob_token_ids"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _token_ids(name, getattr(self, name)))
-        if self.allowed_token_ids is not None and not self.allowed_token_ids:
-            raise ParameterError("allowed_token_ids", [], "at least 1 id, or None for all")
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise ParameterError("allowed_token_ids", [], "at least 1 id, or None for all")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        object.__setattr__(self, "logprob_token_ids", _token_ids("logprob_token_ids", self.logprob_token_ids))
         bad_words = _words("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_STOP_LENGTH)
         object.__setattr__(self, "bad_words", bad_words)
         breakers = _words("dry_sequence_breakers", self.dry_sequence_breakers, MAX_BREAKERS, MAX_BREAKER_LENGTH)
@@ -224,8 +223,8 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
 
     def __post_init__(self) -> None:
-        _integer("beam_width", self.beam_width, 1, MAX_LOGPROBS // 2)
-        _integer("max_tokens", self.max_tokens, 1, _INT64_MAX - 1)
+        _whole(self, "beam_width", 1, MAX_LOGPROBS // 2)
+        _whole(self, "max_tokens", 1, _INT64_MAX - 1)
         _number("temperature", self.temperature, 0.0, 1e4)
         _number("length_penalty", self.length_penalty, -100.0, 100.0)
         for name in ("ignore_eos", "include_stop_str_in_output"):
@@ -241,9 +240,10 @@ class EngineConfig:
     ``max_num_seqs``: sequences running at once. ``max_num_batched_tokens``: rows of one step, so also the
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
     need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
-    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each usable core.
-    ``device``: auto, cpu or reference. ``seed``: where seeds of requests without one come from. ``enable_prefix_caching``: what
-    prompts have in common at their beginning, in full pages, is computed once; it changes no result.
+    f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each
+    usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
+    without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
+    it changes no result.
     """
 
     max_model_len: int | None = None
@@ -259,19 +259,17 @@ class EngineConfig:
     chat_template: str | Path | None = None
 
     def __post_init__(self) -> None:
-        if self.max_model_len is not None:
-            _integer("max_model_len", self.max_model_len, 1, 2**31 - 1)
-        _integer("max_num_seqs", self.max_num_seqs, 1, 65536)
-        _integer("max_num_batched_tokens", self.max_num_batched_tokens, 1, 65536)
+        _whole(self, "max_model_len", 1, 2**31 - 1, optional=True)
+        _whole(self, "max_num_seqs", 1, 65536)
+        _whole(self, "max_num_batched_tokens", 1, 65536)
         if self.kv_cache_memory is not None:
             size = parse_size("kv_cache_memory", self.kv_cache_memory)
             _integer("kv_cache_memory", size, 1, 2**50)
             object.__setattr__(self, "kv_cache_memory", size)
         _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32", "q8_0"))
         _choice("device", self.device, ("auto", "cpu", "reference"))
-        if self.threads is not None:
-            _integer("threads", self.threads, 1, 1024)
-        _integer("seed", self.seed, -(2**63), 2**64 - 1)
+        _whole(self, "threads", 1, 1024, optional=True)
+        _whole(self, "seed", -(2**63), 2**64 - 1)
         if not isinstance(self.enable_prefix_caching, bool):
             raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
 
@@ -297,9 +295,20 @@ def parse_size(field: str, value: int | str) -> int:
     return int(float(number) * base ** "kmgt".find(unit.lower()) * base) if unit else int(float(number))
 
 
-def _integer(field: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def _whole(
+    owner: SamplingParams | BeamSearchParams | EngineConfig, field: str, low: int, high: int, *, optional: bool = False
+) -> None:
+    """Make a field an integer of the range, unless it is ``optional`` and None."""
+    value = getattr(owner, field)
+    if value is not None or not optional:
+        object.__setattr__(owner, field, _integer(field, value, low, high))
+
+
+def _integer(field: str, value: Any, low: int, high: int) -> int:
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or not low <= value <= high:
         raise ParameterError(field, value, f"an integer from {low} to {high}")
+    return int(value)
 
 
 def _number(field: str, value: Any, low: float, high: float, *, low_open: bool = False) -> None:
@@ -325,9 +334,10 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
 
 
 def _items(field: str, value: Any) -> tuple[Any, ...]:
-    if value is not None and not isinstance(value, (str, list, tuple)):
-        raise ParameterError(field, value, "a list")
-    return tuple(value or ())
+    try:
+        return () if value is None else tuple(value)
+    except TypeError:
+        raise ParameterError(field, value, "a list") from None
 
 
 def _token_ids(field: str, value: Any) -> tuple[int, ...]:
@@ -335,9 +345,7 @@ def _token_ids(field: str, value: Any) -> tuple[int, ...]:
     most = MAX_ALLOWED_IDS if field == "allowed_token_ids" else MAX_TOKEN_IDS
     if len(ids) > most:
         raise ParameterError(field, f"{len(ids)} ids", f"at most {most} ids")
-    for token in ids:
-        _integer(field, token, 0, 2**31 - 1)
-    return ids
+    return tuple(_integer(field, token, 0, 2**31 - 1) for token in ids)
 
 
 def _bias(value: Any) -> dict[int, float] | None:
@@ -351,9 +359,8 @@ def _bias(value: Any) -> dict[int, float] | None:
     bias: dict[int, float] = {}
     for key, number in value.items():
         token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 12 else key
-        _integer("logit_bias", token, 0, 2**31 - 1)
         _number("logit_bias", number, -100.0, 100.0)
-        bias[token] = float(number)
+        bias[_integer("logit_bias", token, 0, 2**31 - 1)] = float(number)
     return bias
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+import sys
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from shoal.streams import Forgiving
 
 _BELOW_ONE = 1e-9
 
@@ -13,13 +16,14 @@ _BELOW_ONE = 1e-9
 class Bar:
     """How many of ``total`` things are done (None: nobody knows how many there are), tokens a second, time left.
 
-    A context manager. Shown on ``stream`` (None: stderr) where that is a terminal; ``kept``: also when it has ended.
+    A context manager. Shown on ``stream`` (None: nowhere) where that is a terminal; ``kept``: also when it has ended. What is printed
+    to stdout meanwhile goes there, and only where that is a terminal through rich, which keeps it apart from the bar.
     """
 
     def __init__(
-        self, things: str, total: int | None, *, stream: TextIO | None = None, show: bool = True, kept: bool = False
+        self, things: str, total: int | None, *, stream: TextIO | None, show: bool = True, kept: bool = False
     ) -> None:
-        console = Console(stderr=True) if stream is None else Console(file=stream)
+        console = Console(file=cast(TextIO, Forgiving(stream)))
         self.shown = show and console.is_terminal
         self._progress = Progress(
             TextColumn("{task.fields[done]} " + things),
@@ -30,6 +34,7 @@ class Bar:
             console=console,
             transient=not kept,
             disable=not self.shown,
+            redirect_stdout=Forgiving(sys.stdout).isatty(),
         )
         self._task = self._progress.add_task("", total=total, done="0", note="", rate=0.0)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +16,17 @@ from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.params import EngineConfig, SamplingParams
 from shoal.text.chat import ChatTemplate
+from shoal.text.given import given_message
 from shoal.text.tokenizer import Tokenizer
 
-Prompt = str | Mapping[str, Any]  # text, {"prompt_token_ids": [...]} or {"messages": [...]}
+Prompt = str | Mapping[str, Any]  # text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
 Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts, or one for each
+
+# How a text becomes ids; with their defaults, which are vLLM's and llama.cpp's.
+TEXT_OPTIONS: Mapping[str, bool] = MappingProxyType({"add_special_tokens": True, "parse_special": False})
+
+_LOG = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
@@ -31,7 +40,8 @@ class PromptEncoder:
     """What turns the prompts of one model into ids. May be used from several threads.
 
     ``tokenizer`` is None where ``skip_tokenizer_init`` left it out, ``chat_template`` where the model has none. What cannot fit into
-    ``max_model_len`` tokens is refused before it is encoded.
+    ``max_model_len`` tokens is refused before it is encoded. The first prompt that does not mean what its author seems to think (it
+    spells control tokens and does not parse them, it begins with two BOS) gets a warning in the log.
     """
 
     def __init__(
@@ -41,6 +51,7 @@ class PromptEncoder:
         self.chat_template = chat_template
         self._path = path
         self._max_model_len = max_model_len
+        self._warned = False
 
     @classmethod
     def from_gguf(cls, file: GGUFFile, config: EngineConfig, max_model_len: int) -> PromptEncoder:
@@ -57,8 +68,11 @@ class PromptEncoder:
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            return Encoded(self._encode_chat(prompt["messages"], prompt.get("chat_template_kwargs") or {}), None)
-        expected = 'a text, {"prompt_token_ids": [...]} or {"messages": [...]}'
+            add_special = _flag(prompt, "add_special_tokens", default=False)  # the template has them
+            return Encoded(self._encode_chat(prompt["messages"], _template_options(prompt), add_special), None)
+        if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
+            return Encoded(self._encode_text(prompt["prompt"], **_text_options(prompt)), prompt["prompt"])
+        expected = 'a text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
     def close(self) -> None:
@@ -66,19 +80,37 @@ class PromptEncoder:
         if self.chat_template is not None:
             self.chat_template.close()
 
-    def _encode_text(self, text: str) -> list[int]:
+    def _encode_text(self, text: str, add_special_tokens: bool = True, parse_special: bool = False) -> list[int]:
         tokenizer = self._needed_tokenizer("a text prompt")
         if not text:
             raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
         self._refuse_hopeless(tokenizer, len(text))
-        return tokenizer.encode(text)
+        ids = tokenizer.encode(text, add_special_tokens, parse_special)
+        if not self._warned:
+            self._warn(_two_firsts(tokenizer, ids) or ("" if parse_special else _taken_as_text(tokenizer, text)))
+        return ids
 
-    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any]) -> list[int]:
+    def _warn(self, problem: str) -> None:
+        """Once is enough: it is seldom one prompt alone."""
+        if problem:
+            self._warned = True
+            _LOG.warning("%s (said once)", problem)
+
+    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any], add_special: bool) -> list[int]:
         tokenizer = self._needed_tokenizer("a conversation")
         if self.chat_template is None:
             raise RequestError(f"{self._path.name} has no chat template; give one with chat_template", "messages")
-        self._refuse_hopeless(tokenizer, sum(_content_length(message) for message in messages))
-        return self.chat_template.encode(tokenizer, messages, **options)
+        if isinstance(messages, (list, tuple)):
+            self._refuse_hopeless(tokenizer, sum(map(_content_length, messages)))
+            with suppress(RecursionError):  # nested too deeply, which encode refuses
+                messages = list(map(given_message, messages))
+        ids = self.chat_template.encode(tokenizer, messages, **options)
+        if not add_special:
+            return ids
+        ids = tokenizer.with_special(ids)
+        if not self._warned:
+            self._warn(_two_firsts(tokenizer, ids))
+        return ids
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -123,10 +155,14 @@ def paired_lazily(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[P
 
 
 def token_ids(ids: Any) -> list[int]:
-    """A list of ids, from a list or an array. Raises RequestError for anything else."""
+    """A list of ids, from a list or an array; 4.0 is 4. Raises RequestError for what is neither."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, (Sequence, np.ndarray)):
         raise RequestError(f"prompt_token_ids is {type(ids).__name__}, must be a list of integers", "prompt_token_ids")
-    return [int(token) if isinstance(token, np.integer) else token for token in ids]
+    return [int(token) if isinstance(token, np.integer) or _is_whole_float(token) else token for token in ids]
+
+
+def _is_whole_float(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def _checked(params: Any) -> SamplingParams:
@@ -151,6 +187,48 @@ def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | N
             "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
         ) from None
     return ChatTemplate.from_gguf(file, source)
+
+
+def _text_options(prompt: Mapping[str, Any]) -> dict[str, bool]:
+    for name in prompt:
+        if name != "prompt" and name not in TEXT_OPTIONS:
+            raise RequestError(f"{name!r:.80}: a prompt that is a text has only {', '.join(TEXT_OPTIONS)}", "prompt")
+    return {name: _flag(prompt, name, default=default) for name, default in TEXT_OPTIONS.items()}
+
+
+def _flag(prompt: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = prompt.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise RequestError(f"{name}: got {value!r:.80}, must be true or false", name)
+    return default if value is None else value
+
+
+def _two_firsts(tokenizer: Tokenizer, ids: list[int]) -> str:
+    """What is odd about a prompt that has two BOS; "" where it has not."""
+    if not tokenizer.begins_twice(ids):
+        return ""
+    first = tokenizer.decode(ids[:1])
+    return f"a prompt begins with {first!r}, and the special token is added again: leave it out or set add_special_tokens to false"
+
+
+def _taken_as_text(tokenizer: Tokenizer, text: str) -> str:
+    """What is odd about a prompt that spells control tokens and does not parse them; "" where it spells none."""
+    spans = tokenizer.control_spans(text)
+    if not spans:
+        return ""
+    start, end = min(spans)
+    spelled = text[start:end]
+    remedy = "give messages, for the chat template, or set parse_special to true"
+    if start == 0 and tokenizer.begins_twice(tokenizer.encode(spelled, parse_special=True)):
+        remedy += " and add_special_tokens to false"
+    return f"a prompt spells the control token {spelled!r}, which is taken as text: {remedy}"
+
+
+def _template_options(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    options = prompt.get("chat_template_kwargs") or {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise RequestError(f"chat_template_kwargs: got {options!r:.60}, must be an object", "chat_template_kwargs")
+    return options
 
 
 def _content_length(message: Any) -> int:

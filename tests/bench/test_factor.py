@@ -44,6 +44,32 @@ def test_a_later_sweep_replaces_only_what_it_measured(tiny: Path) -> None:
     assert found.factors == {16: {1: 1.0, 4: 3.5}, 128: {1: 1.0, 4: 2.0, 16: 8.0}, 512: {1: 1.0}}
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "{", "[]", '{"factors": 3, "date": "2031"}', '{"factors": {"x": {}}, "date": ""}', '{"factors": {}}', None],
+)
+def test_what_can_no_longer_be_read_was_not_measured(tiny: Path, cache: Path, damaged: str | None) -> None:
+    remember(tiny, BACKEND, MEASURED)
+    (file,) = cache.iterdir()
+    if damaged is None:
+        file.write_bytes(b"\xff\xfe\0")
+    else:
+        file.write_text(damaged)
+    assert last_measured(tiny, BACKEND) is None
+    remember(tiny, BACKEND, MEASURED)
+    assert last_measured(tiny, BACKEND) == MEASURED
+
+
+def test_without_a_place_nothing_was_measured(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SHOAL_BENCH_CACHE", str(tmp_path / "file" / "bench"))
+    assert last_measured(tiny, BACKEND) is None
+    monkeypatch.setattr(factor, "cache_folder", lambda variable, name: None)
+    assert last_measured(tiny, BACKEND) is None
+    with pytest.raises(OSError, match="no home folder"):
+        remember(tiny, BACKEND, MEASURED)
+
+
 def test_without_a_measurement_the_command_is_named(tiny: Path) -> None:
     assert last_measured(tiny, BACKEND) is None
     with pytest.raises(NotMeasuredError, match=f"run `shoal bench sweep {tiny} --batch 1,8`"):

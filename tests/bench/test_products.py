@@ -15,7 +15,7 @@ def test_a_pass_multiplies_every_copy_as_often_as_asked(monkeypatch: pytest.Monk
     done: list[tuple[int, int, tuple[int, ...]]] = []
     multiply = reference.matmul
 
-    def note(x: reference.F32, weight: reference.F32) -> reference.F32:
+    def note(x: reference.F32, weight: reference.F64) -> reference.F32:
         done.append((id(weight), len(x), weight.shape))
         return multiply(x, weight)
 

@@ -15,8 +15,8 @@ def test_json_holds_the_facts(shoal: Shoal, cache: Path) -> None:
     facts = json.loads(done.stdout)
     assert facts["shoal"] == __version__
     assert facts["models_folder"] == str(cache)
-    assert 1 <= facts["usable_threads"] <= facts["threads"]
-    assert 0 < facts["memory_available"] <= facts["memory"]
+    assert 1 <= facts["threads"] <= facts["affinity"]
+    assert 0 < facts["memory_available"] <= facts["memory_limit"] <= facts["memory"]
     assert facts["isa"] in ("avx512vnni", "avx2", "portable")
     assert facts["packages"]["numba"]
 

@@ -35,6 +35,18 @@ def test_the_prompt_may_come_from_stdin(shoal: Shoal, model: Path, expected: str
     assert shoal("complete", model, *FLAGS, stdin="hello\n").stdout == expected + "\n"
 
 
+def test_control_tokens_are_parsed_where_asked_for_and_said_where_not(shoal: Shoal, model: Path) -> None:
+    prompt = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    with LLM(model, device="reference", max_num_seqs=1) as llm:
+        params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        expected = llm.chat([{"role": "user", "content": "hello"}], params)[0].outputs[0].text
+    parsed = shoal("complete", model, "-p", prompt, *FLAGS, "--parse-special", "--no-add-special")
+    assert (parsed.stdout, parsed.stderr) == (expected + "\n", "")
+    plain = shoal("complete", model, "-p", prompt, *FLAGS)
+    assert plain.stderr.startswith("shoal: a prompt spells the control token '<|im_start|>', which is taken as text")
+    assert plain.stderr.count("\n") == 1
+
+
 def test_stop_strings_end_it(shoal: Shoal, model: Path, expected: str) -> None:
     stop = expected[4:6]
     done = shoal("complete", model, "-p", "hello", *FLAGS, "--stop", stop, "--stop", "never said")
@@ -56,7 +68,7 @@ def test_without_max_tokens_it_goes_on_to_the_end_of_the_context(shoal: Shoal, m
     [
         (("-p", ""), "the prompt is empty"),
         (("-p", "x", "--temperature", "nan"), "temperature: got nan"),
-        (("-p", "x", "--top-p", "0"), "top_p: got 0.0"),
+        (("-p", "x", "--top-p", "1.5"), "top_p: got 1.5"),
         (("-p", "x" * 600), "max_model_len 512"),
         (("-p", "x", "--max-model-len", "100000"), "max_model_len: got 100000"),
     ],

@@ -82,6 +82,22 @@ def test_an_unsupported_model_says_why(shoal: Shoal, tmp_path: Path) -> None:
     assert "not usable" in done.stdout
 
 
+def test_text_that_is_not_utf_8_is_shown_and_keeps_no_model_from_running(
+    shoal: Shoal, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_tiny_model(tmp_path / "odd.gguf", name="Mod\u00e8le".encode("latin-1"), template=b"{{ '\xe8' }}")
+    found = facts(shoal, path, *FLAGS)
+    assert (found["supported"], found["name"]) == (True, "Mod\ufffdle")
+    assert found["chat_template"]["start"] == ["{{ '\ufffd' }}"]
+    assert found["tokenizer"]["size"] == VOCAB_SIZE
+    done = shoal("inspect", path, *FLAGS)
+    assert "llama  Mod\ufffdle" in done.stdout
+    done = shoal("complete", path, "-p", "a", "--max-tokens", "1", "--device", "reference")
+    assert (done.returncode, bool(done.stdout)) == (0, True)
+    assert "tokenizer.chat_template at byte" in caplog.text
+    assert "not UTF-8" in caplog.text
+
+
 def test_gemma_is_supported(shoal: Shoal, gemma3_path: Path) -> None:
     found = facts(shoal, gemma3_path, *FLAGS)
     assert found["supported"] is True

@@ -6,6 +6,7 @@ Kills without a signal are in tests/jobs/test_kills.py, faults of single writes 
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import random
@@ -625,3 +626,30 @@ def test_a_folder_that_takes_no_files_is_named(place: Place) -> None:
     assert done.returncode == 2
     assert "/proc/out.jsonl" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+# File systems --------------------------------------------------------------------------------------------------------
+
+WITHOUT_LOCKS = """
+import fcntl, os, sys
+def flock(fd, operation):
+    raise OSError(int(sys.argv[1]), os.strerror(int(sys.argv[1])))
+fcntl.flock = flock
+from shoal.cli.main import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(place: Place, number: int) -> None:
+    place.write({"prompt": "a", "max_tokens": 2})
+    shoal = [sys.executable, "-c", WITHOUT_LOCKS, str(number)]
+    done = place.finish([*shoal, *place.command()[3:]])
+    assert (done.returncode, done.stdout, len(place.records())) == (0, "", 1)
+    (warning,) = [line for line in done.stderr.splitlines() if "locks" in line]
+    assert "file locks are not available in " in warning
+    assert "out.jsonl.shoal" in warning
+    looked = place.finish([*shoal, "job", "status", "out.jsonl"])
+    assert looked.returncode == 0
+    assert looked.stdout.startswith("finished: 1 rows done")
+    assert "locks" in looked.stderr

@@ -118,6 +118,18 @@ def test_a_bug_is_not_dressed_up_as_bad_input(monkeypatch: pytest.MonkeyPatch) -
         cli.main(["try"])
 
 
+def test_the_end_of_some_file_is_no_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def read_on() -> None:
+        raise EOFError("Ran out of input")
+
+    verb(click.Command("try", callback=read_on), monkeypatch)
+    with pytest.raises(EOFError, match="Ran out of input"):
+        cli.main(["try"])
+    assert "interrupted" not in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_with_130(cache: Path) -> None:
     """The process waits for a lock that this one holds until it is interrupted."""
     from filelock import FileLock

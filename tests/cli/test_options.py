@@ -92,7 +92,8 @@ def test_a_benchmark_has_a_prefix_cache_only_when_asked() -> None:
 
 def test_help_shows_the_defaults() -> None:
     text = " ".join(run(probe, "--help").output.split())
-    for default in ("64", "512", "f16", "auto", "0", "(the usable cores)", "smollm2:135m", "enable-prefix-caching"):
+    threads = "(the usable cores, or the CPU quota where that is less)"
+    for default in ("64", "512", "f16", "auto", "0", threads, "smollm2:135m", "enable-prefix-caching"):
         assert f"[default: {default}]" in text
 
 

@@ -15,7 +15,7 @@ from shoal.llm import LLM
 from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
 from tests.conformance import test_batch_invariance as without_windows
-from tests.engine import test_real_network as with_windows
+from tests.engine import random_network as with_windows
 
 NUM_REQUESTS = 16
 SYSTEM = 100  # tokens that all prompts begin with: 6 pages and a part

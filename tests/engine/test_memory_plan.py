@@ -6,8 +6,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shoal.engine import memory_plan
 from shoal.engine.memory_plan import MemoryPlan, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
+from shoal.machine_limits import MemoryRoom
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig
 from tests.engine.toy import PAGE_BYTES, ToyBackend, toy_model
@@ -16,10 +18,10 @@ MODEL = toy_model(context=4096).config
 
 
 @pytest.fixture(autouse=True)
-def available(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The memory that the machine says it has."""
-    memory = SimpleNamespace(available=1 << 34)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory)
+def room(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The memory that may be used: ``available`` of ``limit``."""
+    memory = SimpleNamespace(available=1 << 34, limit=1 << 35, source="")
+    monkeypatch.setattr(memory_plan, "memory_room", lambda: MemoryRoom(**vars(memory)))
     return memory
 
 
@@ -45,20 +47,29 @@ def test_the_default_context_is_the_models_own_up_to_8192() -> None:
 
 
 def test_by_default_pages_take_at_most_a_gibibyte_and_two_fifths_of_what_is_available(
-    available: SimpleNamespace,
+    room: SimpleNamespace,
 ) -> None:
     config = EngineConfig(max_num_seqs=65536)
     assert plan(config).kv_bytes == 1 << 30
-    available.available = 100 * PAGE_BYTES * 256
+    room.available = 100 * PAGE_BYTES * 256
     assert plan(config).num_seqs(4096) == 40
 
 
-def test_too_little_memory_for_one_sequence_is_refused_with_both_numbers(available: SimpleNamespace) -> None:
-    available.available = 2 * 4096 * 16
+def test_too_little_memory_for_one_sequence_is_refused_with_both_numbers(room: SimpleNamespace) -> None:
+    room.available = 2 * 4096 * 16
     with pytest.raises(
         MemoryLimitError, match="need 65536 bytes, 131072 bytes of memory are available, of which 52428"
     ):
         plan(EngineConfig())
+
+
+def test_a_containers_limit_is_named(room: SimpleNamespace) -> None:
+    room.available, room.limit, room.source = 2 * 4096 * 16, 1 << 20, "/sys/fs/cgroup/memory.max"
+    says = r"131072 bytes of memory are available \(the limit is 1048576, in /sys/fs/cgroup/memory.max\)"
+    with pytest.raises(MemoryLimitError, match=says):
+        plan(EngineConfig())
+    with pytest.raises(MemoryLimitError, match=says):
+        plan(EngineConfig(max_num_seqs=9, kv_cache_memory="1MiB"))
 
 
 def test_what_the_user_gives_may_be_less_than_one_sequence_but_not_less_than_a_page() -> None:
@@ -68,11 +79,11 @@ def test_what_the_user_gives_may_be_less_than_one_sequence_but_not_less_than_a_p
         plan(EngineConfig(kv_cache_memory=PAGE_BYTES - 1))
 
 
-def test_more_than_there_is_is_refused_and_more_than_is_of_use_not_taken(available: SimpleNamespace) -> None:
+def test_more_than_there_is_is_refused_and_more_than_is_of_use_not_taken(room: SimpleNamespace) -> None:
     config = EngineConfig(max_num_seqs=2, kv_cache_memory="4GiB")
     assert plan(config).num_seqs(4096) == 2
-    available.available = 4096
-    with pytest.raises(MemoryLimitError, match="131072 bytes are needed, 4096 bytes are available"):
+    room.available = 4096
+    with pytest.raises(MemoryLimitError, match="131072 bytes are needed, 4096 bytes of memory are available"):
         plan(config)
 
 

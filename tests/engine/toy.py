@@ -160,7 +160,6 @@ def toy_model(context: int = 4096, windows: tuple[int, ...] = (0,)) -> Model:
     config = ModelConfig(
         architecture="llama",
         arch=ARCHS["llama"],
-        name="toy",
         n_layers=len(windows),
         n_embd=4,
         n_ff=4,

@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import os
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from shoal.errors import GGUFError, ModelNotFoundError
 from shoal.gguf.quants import DEQUANTISABLE, dequantise, format_named
 from shoal.gguf.reader import GGUFFile, StringArray
 from tests.support import gguf_builder as build
+from tests.support.effort import at_most_lines
 from tests.support.gguf_builder import GGUFBuilder, random_rows
 
 SCALARS: dict[int, list[Any]] = {
@@ -171,6 +171,50 @@ def test_get_names_the_key_and_where_it_stands(small: Path, key: str, kind: type
     if key != "absent":
         raw = small.read_bytes()
         assert raw[: caught.value.offset].endswith(key.encode())
+
+
+def odd(tmp_path: Path) -> Path:
+    """A file in which much is not what GGUF says, and nothing out of reach of those who do not ask for it."""
+    builder = GGUFBuilder()
+    builder.add_raw("general.description", build.STRING, build.string("Mod\xe8le".encode("latin-1")))
+    builder.add_raw(b"gr\xf6\xdfe", build.STRING, build.string(b"1"))
+    builder.add_raw(b"gr\xf6\xdf", build.UINT8, b"\1")
+    builder.add_raw("flag", build.BOOL, b"\x02")
+    builder.add_raw("flags", build.ARRAY, struct.pack("<IQ", build.BOOL, 3) + b"\0\1\xff")
+    builder.add("general.name", "caf\u00e9")
+    builder.add_raw_tensor(b"w\xff", (8,), 0, bytes(32))
+    return builder.write(tmp_path / "odd.gguf")
+
+
+def test_what_nothing_asks_for_may_be_odd(tmp_path: Path) -> None:
+    with GGUFFile.open(odd(tmp_path)) as file:
+        assert file.get("general.name", str) == "caf\u00e9"
+        assert file.metadata["general.description"] == b"Mod\xe8le"
+        assert [file.metadata[name] for name in ("gr\udcf6\udcdfe", "gr\udcf6\udcdf", "flag")] == ["1", 1, 2]
+        assert file.metadata["flags"].tolist() == [0, 1, 255]
+        assert list(file.tensors) == ["w\udcff"]
+
+
+def test_what_is_asked_for_is_judged_and_named(tmp_path: Path) -> None:
+    path = odd(tmp_path)
+    with GGUFFile.open(path) as file:
+        with pytest.raises(GGUFError, match=r"general\.description at byte .*: not UTF-8: .* at its byte 3") as caught:
+            file.get("general.description", str, default="")
+        assert path.read_bytes()[: caught.value.offset].endswith(b"general.description")
+        with pytest.raises(GGUFError, match=r"flag at byte .*: int, must be bool"):
+            file.get("flag", bool)
+        assert str(file.error("w\udcff", "is odd")).endswith("is odd")
+        assert str(file.error("w\udcff", "is odd")).isprintable()
+
+
+def test_a_label_is_shown_whatever_it_holds(tmp_path: Path) -> None:
+    with GGUFFile.open(odd(tmp_path)) as file:
+        assert [file.label(key) for key in ("general.name", "general.description", "flag", "absent")] == [
+            "caf\u00e9",
+            "Mod\ufffdle",
+            "",
+            "",
+        ]
 
 
 def test_a_default_does_not_excuse_a_wrong_type(small: Path) -> None:
@@ -411,7 +455,7 @@ def test_golden_files_read_as_by_the_gguf_package(golden: Path) -> None:
         assert_same_as_oracle(path)
 
 
-# Speed
+# Speed, in lines of Python
 
 
 def test_a_large_vocabulary_opens_and_decodes_fast(tmp_path: Path) -> None:
@@ -420,16 +464,11 @@ def test_a_large_vocabulary_opens_and_decodes_fast(tmp_path: Path) -> None:
     raw = b"".join(build.string(w.encode()) for w in words)
     builder.add_raw("tokens", build.ARRAY, struct.pack("<IQ", build.STRING, len(words)) + raw)
     path = builder.write(tmp_path / "m.gguf")
-    open_s, decode_s = math.inf, math.inf
-    for _ in range(5):
-        start = time.perf_counter()
+    with at_most_lines(12 * len(words)):
         file = GGUFFile.open(path)
-        opened = time.perf_counter()
-        assert file.get("tokens", StringArray).tolist() == words
-        open_s = min(open_s, opened - start)
-        decode_s = min(decode_s, time.perf_counter() - opened)
-    assert open_s < 0.3
-    assert decode_s < 0.5
+    with at_most_lines(2 * len(words)):
+        decoded = file.get("tokens", StringArray).tolist()
+    assert decoded == words
 
 
 def test_smollm2_opens_fast(smollm2_path: Path) -> None:
@@ -441,10 +480,5 @@ def test_gemma3_opens_fast(gemma3_path: Path) -> None:
 
 
 def assert_opens_fast(path: Path, tensors: int) -> None:
-    seconds = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        with GGUFFile.open(path) as file:
-            seconds = min(seconds, time.perf_counter() - start)
-            assert len(file.tensors) == tensors
-    assert seconds < 0.3
+    with at_most_lines(9_000_000), GGUFFile.open(path) as file:
+        assert len(file.tensors) == tensors

@@ -66,7 +66,7 @@ class Mixture:
 
 def _product(x: F32, raw: RawTensor) -> F32:
     twin = reference.matmul if LAYOUTS[raw.format.name].is_float else reference.linear_q8
-    return twin(x, raw.dequantised())
+    return twin(x, reference.fixed_point(raw.dequantised()))
 
 
 def random_mixture(

@@ -125,7 +125,7 @@ def test_scale_bias_and_row_gate(backend: CPUBackend) -> None:
         ops.gate_rows(out, rows, packed_gate)
         return out
 
-    once = reference.matmul(x, weight) * column[1] + column[0]
+    once = reference.matmul(x, reference.fixed_point(weight)) * column[1] + column[0]
     want = 2 * once * reference.sigmoid(x @ weight[:1].T)
     assert np.allclose(rowwise(backend, x, gated), want, rtol=1e-4, atol=1e-4)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
+from numba import config
 
 from shoal.errors import ParameterError
 from shoal.kernels.cpu import isa
@@ -60,3 +63,44 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("SHOAL_ISA", "mmx")
     with pytest.raises(ParameterError, match=r"SHOAL_ISA.*mmx.*portable"):
         isa.choose()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
+@pytest.mark.parametrize(
+    ("name", "names", "has"),
+    [
+        ("x86-64", ["portable"], set()),
+        ("x86-64-v2", ["portable"], set()),
+        ("nehalem", ["portable"], set()),
+        ("sandybridge", ["portable"], set()),
+        ("ivybridge", ["portable"], {"f16c"}),
+        ("haswell", ["avx2", "portable"], {"avx2", "fma", "f16c"}),
+        ("x86-64-v4", ["avx2", "portable"], {"avx2", "fma", "f16c"}),
+    ],
+)
+def test_a_named_cpu_is_asked_for_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, name: str, names: list[str], has: set[str]
+) -> None:
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", "")
+    assert isa.possible() == names
+    assert isa.target_features() == has
+    monkeypatch.setenv("SHOAL_ISA", "avx512vnni")
+    with pytest.raises(ParameterError, match=rf"SHOAL_ISA.*avx512vnni.*portable.*\({name}\)"):
+        isa.choose()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
+def test_a_named_cpu_does_not_get_what_this_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CPU_NAME", "x86-64-v2")
+    monkeypatch.setattr(config, "CPU_FEATURES", None)
+    assert isa.possible() == ["portable"]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 features")
+def test_features_that_are_switched_on_and_off_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CPU_NAME", "haswell")
+    monkeypatch.setattr(config, "CPU_FEATURES", "-avx2")
+    assert isa.possible() == ["portable"]
+    monkeypatch.setattr(config, "CPU_FEATURES", "+avx512f,+avx512bw,+avx512vl,+avx512vnni")
+    assert isa.possible() == ["avx512vnni", "avx2", "portable"]

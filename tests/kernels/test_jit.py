@@ -1,11 +1,25 @@
-"""The kernel cache: the first process compiles and says so, the second finds everything there."""
+"""The kernel cache: the first process compiles and says so, the second finds everything there; and when there is no such place."""
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
+import pkgutil
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+from numba import config
+
+import shoal.kernels.cpu
+from shoal.errors import ParameterError
+from shoal.kernels.cpu import attention, jit
+from shoal.kernels.cpu.cache import KernelStore
+from shoal.kernels.cpu.jit import Lazy
+from tests.support.other_user import UID, as_nobody_known, public_folder
 
 PROGRAM = """
 from shoal.kernels.cpu import elementwise
@@ -16,16 +30,126 @@ Lazy.on_compile = print
 Pool(2).close()
 assert elementwise.add_bias.address
 """
+NAMES = ["run_program", "work", "wake", "add_bias"]
+FILES = ["elementwise.add_bias", "pool.run_program", "pool.wake", "pool.work"]
 
 
-def _compiled(cache: Path) -> list[str]:
-    environment = {**os.environ, "SHOAL_KERNEL_CACHE": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=120, check=True
-    )
-    return done.stdout.split()
+def _run(settings: dict[str, str], before: list[str] | None = None) -> tuple[list[str], str]:
+    """The names of what was compiled, and stderr. ``before`` stands before the command, which then has no other environment."""
+    environment = {**({} if before else os.environ), **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.setdefault("PATH", os.environ["PATH"])
+    command = [*(before or []), sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split(), done.stderr
 
 
-def test_the_second_process_compiles_nothing(tmp_path: Path) -> None:
-    assert _compiled(tmp_path) == ["run_program", "work", "wake", "add_bias"]
-    assert _compiled(tmp_path) == []
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that a process has filled."""
+    folder = tmp_path_factory.mktemp("filled")
+    assert _run({"SHOAL_KERNEL_CACHE": str(folder)}) == (NAMES, "")
+    return folder
+
+
+@pytest.fixture
+def cache(filled: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(filled, tmp_path / "kernels")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_second_process_compiles_nothing(cache: Path) -> None:
+    assert list(_files(cache)) == FILES
+    assert _run({"SHOAL_KERNEL_CACHE": str(cache)}) == ([], "")
+
+
+def test_damaged_files_are_compiled_again(cache: Path) -> None:
+    for name, path in _files(cache).items():
+        good = path.read_bytes()
+        bad = {"run_program": b"", "work": good[: len(good) // 2], "wake": os.urandom(500)}
+        path.write_bytes(bad.get(name.partition(".")[2], good))
+    compiled, said = _run({"SHOAL_KERNEL_CACHE": str(cache)})
+    assert compiled == NAMES[:3]
+    assert said.startswith("shoal: compiled kernel ")
+    assert said.count("\n") == 1
+    (key,) = cache.iterdir()
+    assert all(KernelStore(cache, key.name).load(name) for name in FILES)
+
+
+def test_what_numba_cannot_read_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jit, "STORE", KernelStore(tmp_path, "key"))
+    jit.STORE.save("elementwise.copy", b"no pickle")
+    code = jit._Cache("elementwise.copy")
+    assert code.load_overload(None, _NumbaContext()) is None
+    assert not code.hit
+    assert "elementwise.copy: cannot be read (UnpicklingError" in capsys.readouterr().err
+
+
+class _NumbaContext:
+    def refresh(self) -> None: ...
+
+
+def test_settings_of_numba_do_not_matter(cache: Path) -> None:
+    settings = {
+        "SHOAL_KERNEL_CACHE": str(cache),
+        "NUMBA_CACHE_DIR": "/nowhere",
+        "NUMBA_CACHE_LOCATOR_CLASSES": "nosuch.Locator",
+        "NUMBA_NUM_THREADS": "1",
+        "NUMBA_THREADING_LAYER": "tbb",
+        "NUMBA_FULL_TRACEBACKS": "1",
+    }
+    assert _run(settings) == ([], "")
+
+
+def test_a_setting_that_changes_code_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {jit._key()}
+    for name, value in (("OPT", 0), ("DEBUGINFO_DEFAULT", 1), ("CPU_FEATURES", "-avx2"), ("CPU_NAME", "x86-64")):
+        monkeypatch.setattr(config, name, value)
+        keys.add(jit._key())
+    assert len(keys) == 5
+
+
+def test_a_user_without_home_and_account_keeps_kernels_in_a_temporary_folder() -> None:
+    nobody = as_nobody_known()
+    with public_folder() as folder:
+        private = folder / f"shoal-kernels-{UID}"
+        compiled, said = _run({"TMPDIR": str(folder)}, nobody)
+        assert compiled == NAMES
+        assert said.startswith(f"shoal: this user has no home folder: kernels are kept in {private}")
+        assert list(_files(private)) == FILES
+
+
+def test_a_filled_cache_of_root_is_used_by_others(filled: Path) -> None:
+    nobody = as_nobody_known()
+    with public_folder() as folder:
+        shutil.copytree(filled, folder / "kernels")
+        settings = {"SHOAL_KERNEL_CACHE": str(folder / "kernels"), "HOME": "/nonexistent", "TMPDIR": str(folder)}
+        assert _run(settings, nobody) == ([], "")
+        assert not list(folder.glob("shoal-kernels-*"))
+
+
+def test_numba_that_may_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DISABLE_JIT", 1)
+    with pytest.raises(ParameterError, match="NUMBA_DISABLE_JIT: got 1, must be 0 or not set"):
+        Lazy(_files, lambda cache: None).get()
+
+
+def test_no_two_kernels_are_kept_under_one_name() -> None:
+    for module in pkgutil.walk_packages(shoal.kernels.cpu.__path__, "shoal.kernels.cpu."):
+        importlib.import_module(module.name)
+    for kind in range(3):
+        for tile in (1, 2):
+            attention.score(kind, tile)
+            attention.weigh(kind, tile)
+    names = [found.cache_name for found in gc.get_objects() if isinstance(found, Lazy) and found.cache_name]
+    assert len(names) > 100
+    assert sorted(names) == sorted(set(names))
+
+
+def test_code_from_elsewhere_is_not_kept() -> None:
+    assert Lazy(_files, lambda cache: None).cache_name is None

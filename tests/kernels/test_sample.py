@@ -81,6 +81,8 @@ PARAMETERS = [
     {"top_k": 100_000},
     {"top_p": 0.9},
     {"top_p": 1e-6},
+    {"top_p": 0.0},
+    {"top_p": 0.0, "top_k": 7, "min_p": 0.1, "temperature": 1.5},
     {"top_p": 0.999, "temperature": 1.5},
     {"top_p": 0.7, "min_p": 0.02},
     {"top_k": 50, "top_p": 0.8, "min_p": 0.01, "temperature": 0.7},
@@ -92,6 +94,13 @@ PARAMETERS = [
 def test_equals_the_twin(backend: CPUBackend, parameters: dict[str, float], vocab: int) -> None:
     logits, how = _logits(64, vocab), _how(64, **parameters)  # type: ignore[arg-type]
     assert _sample(backend, logits, how) == _twin(logits, how)
+
+
+@pytest.mark.parametrize("more", [{}, {"temperature": 3.0}, {"top_k": 5}, {"min_p": 0.5}], ids=str)
+def test_top_p_of_0_keeps_the_likeliest_token(backend: CPUBackend, more: dict[str, float]) -> None:
+    logits, how = np.round(_logits(64, 300)), _how(64, top_p=0.0, **more)  # type: ignore[arg-type]
+    likeliest = logits.argmax(axis=1).tolist()  # of equals the lowest id
+    assert _sample(backend, logits, how) == _twin(logits, how) == likeliest
 
 
 def _distance(token: int, logits: F32, how: SampleRows, row: int) -> float:

@@ -55,3 +55,10 @@ def test_a_context_ends_where_scores_would_be_sharpened(tmp_path: Path) -> None:
 def test_layers_with_and_without_experts_in_turn_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="interleave_moe_layer_step"):
         config_of(tmp_path, "ernie4_5-moe", {"interleave_moe_layer_step": 2})
+
+
+def test_the_rope_scaling_of_a_model_without_rope_is_not_looked_at(tmp_path: Path) -> None:
+    odd = {"rope.scaling.type": "su", "rope.scaling.factor": "2"}
+    assert config_of(tmp_path, "starcoder", odd).rope_scaling.kind == "none"
+    with pytest.raises(UnsupportedError, match="'su' is not supported"):
+        config_of(tmp_path, "llama_fused", {"rope.scaling.type": "su"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -12,14 +13,13 @@ from hypothesis import strategies as st
 
 from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.llm import CompletionOutput, Logprob, RequestOutput
-from shoal.openai import convert
 from shoal.openai.convert import Call, answer, check_model, parse_chat, parse_completion, refusal
 from shoal.openai.schema import APIError
 from shoal.params import SamplingParams
 from shoal.text.stream import StreamDecoder
 from shoal.text.tokenizer import Tokenizer
 from tests.openai.test_schema import VALUES
-from tests.text.tiny import sentencepiece
+from tests.text.tiny import byte_level, sentencepiece
 
 USER = [{"role": "user", "content": "hi"}]
 
@@ -126,57 +126,25 @@ def test_forms_of_a_prompt(prompt: Any, expected: Any) -> None:
     assert completion(prompt=prompt).prompt == expected
 
 
+def test_how_a_text_becomes_ids() -> None:
+    assert completion(parse_special=True).prompt == {"prompt": "hi", "add_special_tokens": True, "parse_special": True}
+    assert completion(add_special_tokens=False).prompt == {
+        "prompt": "hi",
+        "add_special_tokens": False,
+        "parse_special": False,
+    }
+    assert completion(add_special_tokens=True, parse_special=False).prompt == "hi"
+    assert completion(prompt=[1], add_special_tokens=False, parse_special=True).prompt == {"prompt_token_ids": [1]}
+    assert chat(add_special_tokens=False, parse_special=False).prompt == {"messages": USER}
+    assert chat(add_special_tokens=True).prompt == {"messages": USER, "add_special_tokens": True}
+    error = refused(parse_chat, {"messages": USER, "parse_special": True})
+    assert str(error) == "parse_special: not supported: control tokens spelled in messages are always text"
+    assert refused(parse_completion, {"prompt": "hi", "parse_special": 1}).param == "parse_special"
+
+
 @pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [1, True], [1.5], [{}], 5])
 def test_a_prompt_that_is_none(prompt: Any) -> None:
     assert refused(parse_completion, {"prompt": prompt}).param == "prompt"
-
-
-def test_messages_become_what_templates_take() -> None:
-    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
-    call = parse_chat(
-        {
-            "messages": [
-                {"role": "developer", "content": "rule"},
-                {"role": "user", "content": parts, "name": "Ann"},
-                {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": None},
-            ]
-        }
-    )
-    assert call.prompt == {
-        "messages": [
-            {"role": "system", "content": "rule"},
-            {"role": "user", "content": "one\ntwo", "name": "Ann"},
-            {"role": "assistant", "content": "yes"},
-        ]
-    }
-
-
-@pytest.mark.parametrize(
-    ("messages", "param"),
-    [
-        (None, "messages"),
-        ("hi", "messages"),
-        ([], "messages"),
-        (["hi"], "messages[0]"),
-        ([*USER, {"role": "user"}], "messages[1].content"),
-        ([*USER, {"content": "x"}], "messages[1].role"),
-        ([{"role": "user", "content": None}], "messages[0].content"),
-        ([{"role": "user", "content": 5}], "messages[0].content"),
-        ([{"role": "user", "content": []}], "messages[0].content"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
-        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0]"),
-        ([{"role": "user", "content": [{"type": "text", "text": "a", "b": 1}]}], "messages[0].content[0]"),
-        (
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}],
-            "messages[0].content[0].type",
-        ),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "messages[0].content[0].type"),
-        ([{"role": "user", "content": "\ud800"}], "messages"),
-    ],
-)
-def test_messages_that_are_refused(messages: Any, param: str) -> None:
-    assert refused(parse_chat, {"messages": messages}).param == param
 
 
 SAMPLING = {
@@ -228,7 +196,6 @@ def test_samplers_of_vllm_and_llama_cpp_are_taken(parse: Any) -> None:
         ("logit_bias", {str(i): 1 for i in range(1025)}),
         ("logit_bias", {"5": "1"}),
         ("bad_words", [""]),
-        ("allowed_token_ids", []),
         ("typical_p", 1.5),
         ("mirostat", 3),
         ("samplers", ["top_k", "infill"]),
@@ -248,50 +215,7 @@ def test_two_names_of_one_penalty_are_refused(value: float) -> None:
     assert refused(parse_completion, body).param == "repeat_penalty"
 
 
-# Fields that are refused or ignored -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n", 2),
-        ("n", True),
-        ("best_of", 4),
-        ("suffix", "x"),
-        ("stream", True),
-        ("stream_options", {"include_usage": True}),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("functions", [{}]),
-        ("response_format", {"type": "json_object"}),
-        ("response_format", {"type": "json_schema", "json_schema": {}}),
-        ("guided_json", {}),
-        ("audio", {"voice": "a"}),
-        ("modalities", ["text", "audio"]),
-        ("chat_template", "{{ 1 }}"),
-        ("reasoning_effort", "low"),
-        ("made_up", 1),
-        ("made_up", False),
-    ],
-)
-@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
-def test_what_is_not_supported_is_refused_by_name(parse: Any, field: str, value: Any) -> None:
-    error = refused(parse, {"messages": USER, field: value} if parse is parse_chat else {"prompt": "hi", field: value})
-    assert error.param == field
-    assert field in str(error)
-
-
-@pytest.mark.parametrize("field", sorted(convert._UNSUPPORTED))
-def test_what_is_not_supported_may_be_null_or_off(field: str) -> None:
-    for value in (None, *convert._UNSUPPORTED[field]):
-        assert completion(**{field: value}) == completion()
-        assert chat(**{field: value}) == chat()
-
-
-@pytest.mark.parametrize("field", sorted(convert.IGNORED))
-def test_harmless_fields_change_nothing(field: str) -> None:
-    assert completion(**{field: {"a": ["b"]}}) == completion()
-    assert chat(**{field: "anything"}) == chat()
+# Values ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -303,7 +227,7 @@ def test_harmless_fields_change_nothing(field: str) -> None:
         ("temperature", float("nan")),
         ("temperature", float("inf")),
         ("temperature", 10**400),
-        ("top_p", 0),
+        ("top_p", -0.1),
         ("top_p", 1.5),
         ("min_p", 2),
         ("top_k", -2),
@@ -312,9 +236,12 @@ def test_harmless_fields_change_nothing(field: str) -> None:
         ("max_tokens", -1),
         ("max_tokens", 2**63),
         ("max_tokens", 10**30),
+        ("max_tokens", 1e30),
+        ("max_tokens", 4.5),
         ("min_tokens", 17),
         ("seed", 2**64),
         ("seed", "x"),
+        ("seed", 0.5),
         ("stop", ["x"] * 100_000),
         ("stop", [""]),
         ("stop", 5),
@@ -522,6 +449,16 @@ def test_an_echo_has_the_log_probabilities_of_both(spm: Tokenizer, skip: bool) -
         zip(pieces, [0, 0, 5, 6, 7, 7, 7, 8], strict=True)
     )
     assert "prompt_logprobs" not in choice
+
+
+def test_an_echo_of_parsed_control_tokens_knows_their_places(tmp_path: Path) -> None:
+    bpe = Tokenizer.from_gguf(byte_level(tmp_path / "bpe.gguf"))
+    text = "hello<|im_end|>ab"
+    ids, more = bpe.encode(text, parse_special=True), bpe.encode("hello")
+    choice = echoed(bpe, text, ids, more, logprobs=0, parse_special=True)
+    assert choice["text"] == "hello<|im_end|>abhello"
+    found = list(zip(choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"], strict=True))
+    assert found == [("hello", 0), ("<|im_end|>", 5), ("ab", 15), ("hello", 17)]
 
 
 def test_a_scored_prompt_has_its_log_probabilities_alone(spm: Tokenizer) -> None:

@@ -107,7 +107,7 @@ class GGUFBuilder:
 
     def add_raw_tensor(
         self,
-        name: str,
+        name: str | bytes,
         dims: Sequence[int],
         type_id: int,
         data: bytes,
@@ -117,7 +117,8 @@ class GGUFBuilder:
     ) -> None:
         """Add a row of the tensor table as it is; without ``offset`` the data follows the tensors before it."""
         place = self._data_end() if offset is None else offset
-        self.tensors.append(RawTensor(name.encode(), dims, type_id, place, data, n_dims))
+        raw = name.encode() if isinstance(name, str) else name
+        self.tensors.append(RawTensor(raw, dims, type_id, place, data, n_dims))
 
     def header(self) -> bytes:
         """All that stands before the data, without padding."""

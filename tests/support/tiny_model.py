@@ -28,12 +28,12 @@ _NORMAL, _CONTROL = 1, 3
 def write_tiny_model(
     path: Path,
     *,
-    name: str = "tiny",
+    name: str | bytes = "tiny",
     layers: int = 2,
     width: int = 64,
     context: int = 512,
     fmt: str = "F32",
-    template: str | None = TEMPLATE,
+    template: str | bytes | None = TEMPLATE,
     seed: int = 0,
 ) -> Path:
     """Write a llama with grouped-query attention (heads of 16, two for each KV head) and return its path.
@@ -70,9 +70,9 @@ def byte_letters() -> list[str]:
     return [letters[byte] for byte in range(256)]
 
 
-def _add_hyper_parameters(builder: GGUFBuilder, name: str, layers: int, width: int, context: int) -> None:
+def _add_hyper_parameters(builder: GGUFBuilder, name: str | bytes, layers: int, width: int, context: int) -> None:
     builder.add("general.architecture", "llama")
-    builder.add("general.name", name)
+    builder.add("general.name", name, STRING)
     numbers = {
         "embedding_length": width,
         "block_count": layers,
@@ -86,7 +86,7 @@ def _add_hyper_parameters(builder: GGUFBuilder, name: str, layers: int, width: i
         builder.add(f"llama.{key}", value)
 
 
-def _add_tokenizer(builder: GGUFBuilder, template: str | None) -> None:
+def _add_tokenizer(builder: GGUFBuilder, template: str | bytes | None) -> None:
     builder.add("tokenizer.ggml.model", "gpt2")
     builder.add("tokenizer.ggml.pre", "gpt-2")
     builder.add("tokenizer.ggml.tokens", [*byte_letters(), *CONTROL_TOKENS])
@@ -94,4 +94,4 @@ def _add_tokenizer(builder: GGUFBuilder, template: str | None) -> None:
     builder.add("tokenizer.ggml.merges", [], STRING)
     builder.add("tokenizer.ggml.eos_token_id", END_ID)
     if template is not None:
-        builder.add("tokenizer.chat_template", template)
+        builder.add("tokenizer.chat_template", template, STRING)

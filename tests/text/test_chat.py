@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.errors import GGUFError, RequestError, TemplateError, UnsupportedError
+from shoal.errors import RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.text.chat import MAX_SOURCE, ChatTemplate, Message
 from shoal.text.tokenizer import Tokenizer
@@ -80,11 +81,24 @@ def test_a_file_without_template_has_none(tmp_path: Path) -> None:
         assert ChatTemplate.from_gguf(file) is None
 
 
-def test_a_template_that_is_no_text_or_too_long_is_refused(tmp_path: Path) -> None:
-    with GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf", chat_template=5)) as file, pytest.raises(GGUFError):
-        ChatTemplate.from_gguf(file)
-    with pytest.raises(UnsupportedError, match=str(MAX_SOURCE)):
-        ChatTemplate("x" * (MAX_SOURCE + 1))
+TOO_LONG = "x" * (MAX_SOURCE + 1)
+
+
+@pytest.mark.parametrize(("source", "said"), [(5, "int, must be str"), (TOO_LONG, f"at most {MAX_SOURCE}")])
+def test_a_file_s_template_that_is_no_text_or_too_long_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, source: Any, said: str
+) -> None:
+    with GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf", chat_template=source)) as file:
+        assert ChatTemplate.from_gguf(file) is None
+    assert re.search(f"tokenizer.chat_template.* {said}; chat will fail, completion works", caplog.text)
+
+
+def test_a_template_that_was_given_and_is_too_long_is_refused(tmp_path: Path) -> None:
+    with (
+        GGUFFile.open(tiny.byte_level(tmp_path / "v.gguf")) as file,
+        pytest.raises(UnsupportedError, match=str(MAX_SOURCE)),
+    ):
+        ChatTemplate.from_gguf(file, TOO_LONG)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +132,51 @@ def test_a_template_that_computes_without_end_is_only_read_at_load(tmp_path: Pat
 def test_variables_reach_the_template(make: Make) -> None:
     template = make("{{ tools is none }} {{ mood }} {{ add_generation_prompt }}")
     assert template.render(USER, mood="good", add_generation_prompt=False) == "True good False"
+
+
+WORLDLY = {
+    "date": "{{ strftime_now('%A %d %B %Y %c %s') }}",
+    "random": "{{ range(100000) | random }}{{ lipsum(n=1, html=false) }}",
+    "order": "{% for x in messages[0].keys() - {'role': 1}.keys() %}{{ x }}{% endfor %}",
+    "memory": "{{ messages | map(attribute='role') }}",
+}
+
+
+@pytest.mark.parametrize("source", WORLDLY.values(), ids=WORLDLY)
+def test_a_prompt_follows_from_what_is_given_wherever_and_whenever_it_is_rendered(
+    make: Make, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    messages = [{"role": "user", "content": "hello", **{f"key{i}": "" for i in range(20)}}]
+    now = datetime(2024, 3, 1, 0, 30, tzinfo=timezone(timedelta(hours=9)))
+    prompts, encoded = [], []
+    for zone, locale in (("UTC", "C"), ("America/New_York", "de_DE.UTF-8"), ("Asia/Kolkata", "C.UTF-8")):
+        monkeypatch.setenv("TZ", zone)
+        monkeypatch.setenv("LC_ALL", locale)
+        monkeypatch.delenv("PYTHONHASHSEED", raising=False)
+        template = make(source)
+        prompts += [template.render(messages, strftime_now=now), template.render(messages, strftime_now=now)]
+        encoded.append(template.encode(tokenizer, messages, strftime_now=now))
+    assert len(set(prompts)) == 1
+    assert encoded[0] == encoded[1] == encoded[2]
+
+
+def test_the_date_is_that_of_the_clock_on_the_wall(make: Make) -> None:
+    template = make("{{ strftime_now('%Y-%m-%d %H:%M') }}")
+    zone = timezone(timedelta(hours=9))
+    assert template.render(USER, strftime_now=datetime(2024, 3, 1, 0, 30, tzinfo=zone)) == "2024-03-01 00:30"
+    before = datetime.now().replace(second=0, microsecond=0)
+    told = datetime.strptime(template.render(USER), "%Y-%m-%d %H:%M")
+    assert before <= told <= datetime.now()
+
+
+def test_what_is_random_differs_between_conversations(make: Make) -> None:
+    template = make("{{ range(100000) | random }}")
+    assert len({template.render([{"role": "user", "content": f"hello {i}"}]) for i in range(5)}) == 5
+
+
+def test_a_moment_that_is_none_is_refused(chatml: ChatTemplate) -> None:
+    with pytest.raises(RequestError, match="strftime_now: got str, must be a datetime"):
+        chatml.render(USER, strftime_now="2024-03-01")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

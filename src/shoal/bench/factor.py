@@ -7,18 +7,16 @@ shoal; a change of any of them has to be measured anew.
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from shoal import hub
 from shoal.bench.machine import cpu_name
 from shoal.bench.store import read_json, write_json
 from shoal.errors import NotMeasuredError
+from shoal.folders import cache_folder
 from shoal.jobs.durable.fingerprint import model_fingerprint
 from shoal.kernels.load import load_backend
 from shoal.version import __version__
@@ -60,16 +58,21 @@ def throughput_factor(
 
 
 def last_measured(path: Path, backend: str) -> BatchingFactors | None:
-    """What the last sweep of this file with this backend (``Backend.describe()``) found on this machine."""
-    found = read_json(_place(path, backend))
-    if not found:
+    """What the last sweep of this file with this backend (``Backend.describe()``) found on this machine; None also where that can no
+    longer be read."""
+    try:
+        found = read_json(_place(path, backend))
+        factors = {
+            int(length): {int(n): float(factor) for n, factor in row.items()}
+            for length, row in found["factors"].items()
+        }
+        return BatchingFactors(str(found["date"]), factors)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError):
         return None
-    factors = {int(length): {int(n): factor for n, factor in row.items()} for length, row in found["factors"].items()}
-    return BatchingFactors(found["date"], factors)
 
 
 def remember(path: Path, backend: str, measured: BatchingFactors) -> None:
-    """Keep what a sweep found; what it did not measure stays as it was."""
+    """Keep what a sweep found; what it did not measure stays as it was. Raises OSError where there is no place for it."""
     before = last_measured(path, backend)
     kept = before.factors if before else {}
     lengths = sorted({*kept, *measured.factors})
@@ -86,8 +89,9 @@ def sweep_command(path: Path, batch: int | None = None) -> str:
 
 
 def _place(path: Path, backend: str) -> Path:
-    chosen = os.environ.get("SHOAL_BENCH_CACHE")
-    folder = Path(chosen).expanduser() if chosen else user_cache_path("shoal") / "bench"
+    folder = cache_folder("SHOAL_BENCH_CACHE", "bench")
+    if folder is None:
+        raise FileNotFoundError("this user has no home folder")
     model = str(model_fingerprint(path)["blake2b"])
     digest = hashlib.sha256("\0".join((model, cpu_name(), backend, __version__)).encode())
     return folder / f"factors-{digest.hexdigest()[:20]}.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from shoal.bench.products import Products
@@ -18,6 +16,7 @@ from shoal.bench.timing import seconds
 from shoal.gguf.quants import format_named
 from shoal.kernels.base import Backend
 from shoal.kernels.load import load_backend
+from shoal.machine_limits import memory_room, usable_cores
 
 READ_BYTES = 512 << 20  # far more than any cache holds
 _SIDE = 512  # rows and columns of the probe's matrix: 160 KiB of Q4_1, at home in a core's L2
@@ -27,7 +26,8 @@ _ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``memory`` in bytes, ``read_bandwidth`` in bytes a second, ``mac_rate`` in multiply-adds a second, both with ``threads``."""
+    """``cores`` and ``memory`` (bytes): what this process may use. ``read_bandwidth`` in bytes a second, ``mac_rate`` in
+    multiply-adds a second, both with ``threads``."""
 
     cpu: str
     cores: int
@@ -82,8 +82,8 @@ def measure_machine(threads: int, device: str = "auto") -> Machine:
         backend.close()
     return Machine(
         cpu=cpu_name(),
-        cores=os.cpu_count() or 1,
-        memory=psutil.virtual_memory().total,
+        cores=usable_cores(),
+        memory=memory_room().limit,
         threads=threads,
         read_bandwidth=measure_read_bandwidth(threads, READ_BYTES),
         mac_rate=mac_rate,
@@ -124,11 +124,6 @@ def measure_peak(threads: int, *, floats: bool) -> float:
         return probe.macs / _best_seconds(probe.run)
     finally:
         probe.close()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(part: NDArray[np.uint64]) -> int:

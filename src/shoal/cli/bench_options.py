@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from shoal.cli.results import write_result
+
 POSITIVE = click.IntRange(min=1)
 
 disable_detokenize_option = click.option("--disable-detokenize", is_flag=True, help="Leave the tokenizer out.")
@@ -38,7 +40,7 @@ def numbers(low: int, high: int, *, at_least: int = 1) -> Callable[[str], tuple[
 
 
 def show(text: str, results: dict[str, Any], output_json: Path | None) -> None:
-    """The text on stdout, the results in a file if one is wanted."""
-    click.echo(text)
+    """The results in a file if one is wanted, and the text on stdout, which may be gone by now."""
     if output_json is not None:
         output_json.write_text(json.dumps(results, indent=4) + "\n", encoding="utf-8")
+    write_result(text)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, numbers
+from shoal.cli.results import write_result
 
 _NO_PLOTS = "no plots: they need matplotlib (pip install 'shoal[bench]'); run this again once it is installed"
 
@@ -56,9 +57,9 @@ def sweep(
     that it finds are shown by `shoal inspect`.
     """
     from shoal import hub
-    from shoal.bench.machine import usable_cores
     from shoal.bench.sweep import measure as bench
     from shoal.bench.sweep.report import as_markdown
+    from shoal.machine_limits import usable_cores
 
     plan = bench.SweepPlan(
         models=tuple(hub.resolve(model) for model in models),
@@ -68,8 +69,8 @@ def sweep(
     )
     cells = bench.sweep(plan, output_dir, _say)
     text = as_markdown(cells)
-    click.echo(text)
     (output_dir / "sweep.md").write_text(text + "\n", encoding="utf-8")
+    write_result(text)
     if importlib.util.find_spec("matplotlib") is None:
         _say(_NO_PLOTS)
         return

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from shoal.cli.options import engine_options, model_argument
-from shoal.cli.sampling import decoded, sampling_options, write_answer
+from shoal.cli.sampling import decoded, sampling_options, stdin, write_answer
 from shoal.errors import RequestError, TemplateError
 from shoal.params import EngineConfig, SamplingParams
+from shoal.streams import say
 
 if TYPE_CHECKING:
     from shoal.llm import LLM
@@ -40,7 +41,7 @@ def chat(model: str, system: str | None, params: SamplingParams, engine_config: 
     with LLM(model, config=engine_config) as llm:
         if llm.chat_template is None:
             raise RequestError(f"{llm.path.name} has no chat template; give one with --chat-template")
-        interactive = sys.stdin.isatty()
+        interactive = stdin().isatty()
         if interactive:
             click.echo(_HELP, err=True)
         keyboard = Keyboard()
@@ -81,7 +82,7 @@ class Conversation:
             answer = write_answer(self._answer(messages))
         except (RequestError, TemplateError) as error:
             self.failures += 1
-            click.echo(f"shoal: {error}", err=True)
+            say(str(error))
             return
         self.messages = [*messages, {"role": "assistant", "content": answer}]
 
@@ -112,9 +113,9 @@ class Keyboard:
             try:
                 yield self._line()
             except KeyboardInterrupt:
-                click.echo()
+                click.echo(err=True)
             except EOFError:
-                click.echo()
+                click.echo(err=True)
                 return
 
     @contextmanager
@@ -130,7 +131,10 @@ class Keyboard:
         self.stopped = False
         self._typing = True
         try:
-            return input("> ")
+            if sys.stdout is not None and sys.stdout.isatty():
+                return input("> ")
+            click.echo("> ", nl=False, err=True)  # stdout is for answers
+            return input()
         finally:
             self._typing = False
 
@@ -141,5 +145,5 @@ class Keyboard:
 
 
 def _piped_lines() -> Iterator[str]:
-    for number, line in enumerate(sys.stdin.buffer, start=1):
+    for number, line in enumerate(stdin().buffer, start=1):
         yield decoded(line, f"stdin line {number}").removesuffix("\n")

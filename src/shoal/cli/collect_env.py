@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import click
+
+from shoal.cli.results import write_result
 
 _PACKAGES = (
     "numpy",
@@ -43,55 +46,62 @@ def collect_env(as_json: bool) -> None:
 
     facts = environment()
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        write_result(json.dumps(facts, indent=2))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:{width}}  {_in_words(value)}")
+        write_result(f"{name:{width}}  {_in_words(value)}")
 
 
 def environment() -> dict[str, Any]:
-    """The facts, ready for JSON. Memory is in bytes."""
+    """The facts, ready for JSON. Memory is in bytes; ``threads`` is how many compute unless --threads says so."""
     import psutil
 
     from shoal.bench.machine import cpu_name
-    from shoal.hub import models_folder
+    from shoal.folders import cache_folder
+    from shoal.machine_limits import limits_in_force
     from shoal.version import __version__
 
-    memory = psutil.virtual_memory()
     return {
         "shoal": __version__,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False),
-        "threads": psutil.cpu_count(),
-        "usable_threads": _usable_threads(),
+        "hardware_threads": psutil.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        **limits_in_force(),
         **_cpu_backend(),
-        "memory": memory.total,
-        "memory_available": memory.available,
-        "models_folder": str(models_folder()),
+        "models_folder": _folder(cache_folder("SHOAL_CACHE", "models")),
         "packages": _versions(),
     }
 
 
 def _cpu_backend() -> dict[str, Any]:
     """What the CPU kernels see of this machine: instruction set in use, flags, where compiled kernels are kept."""
-    from shoal.kernels.cpu.isa import ISA, cpu_features
-    from shoal.kernels.cpu.jit import cache_folder
+    from shoal.errors import ParameterError
 
+    try:
+        from shoal.kernels.cpu.isa import ISA, cpu_features
+        from shoal.kernels.cpu.jit import STORE
+    except ParameterError as error:  # SHOAL_ISA
+        return {"isa": f"none ({error})"}
     features = cpu_features()
     return {
         "isa": ISA,
         "cpu_flags": [flag for flag in _FLAGS if flag in features],
-        "kernel_cache_folder": str(cache_folder()),
+        "kernel_cache_folder": _folder(STORE.folder),
+        "numba_settings": {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")},
     }
 
 
-def _usable_threads() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _folder(path: Path | None) -> str:
+    """A cache folder, and whether anything can be kept there."""
+    from shoal.folders import can_write
+
+    if path is None:
+        return "none (this user has no home)"
+    return str(path) if can_write(path) else f"{path} (cannot be written)"
 
 
 def _versions() -> dict[str, str | None]:
@@ -113,4 +123,4 @@ def _in_words(value: Any) -> str:
         return " ".join(value)
     if isinstance(value, int) and value >= 1 << 20:
         return f"{value / 2**30:.1f} GiB"
-    return str(value)
+    return "-" if value is None else str(value)

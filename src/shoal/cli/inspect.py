@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shoal.cli.options import engine_options, model_argument
+from shoal.cli.results import write_result
 from shoal.errors import GGUFError, MemoryLimitError, UnsupportedError
 from shoal.params import EngineConfig, SamplingParams
 
@@ -39,7 +40,7 @@ def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: Engin
         problems = [str(error) for error in file.check_tensors()] if check_tensors else []
     if check_tensors:
         facts["bad_tensors"] = problems
-    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
+    write_result(json.dumps(facts, indent=2) if as_json else "\n".join(_lines(facts)))
     return 2 if problems else 0
 
 
@@ -47,8 +48,8 @@ def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
     return {
         "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
-        "architecture": file.get("general.architecture", str, ""),
-        "name": file.get("general.name", str, ""),
+        "architecture": file.label("general.architecture"),
+        "name": file.label("general.name"),
         **_support(file, config),
         "hyper_parameters": _hyper_parameters(file),
         "tensors": _tensors(file),
@@ -79,14 +80,17 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
     from shoal.engine.memory_plan import plan_memory
     from shoal.kernels.load import load_backend
+    from shoal.machine_limits import limits_in_force, memory_room
     from shoal.models.weights import check_supported
 
     backend = load_backend(config.device, config.threads)
     try:
-        facts: dict[str, Any] = {"backend": backend.describe()}
+        facts: dict[str, Any] = {"backend": backend.describe(), "machine": limits_in_force()}
         try:
             model = check_supported(file, backend)
-            plan = plan_memory(model, sum(info.nbytes for info in file.tensors.values()), config, backend)
+            weights = sum(info.nbytes for info in file.tensors.values())
+            memory_room().require("the weights", weights)
+            plan = plan_memory(model, weights, config, backend)
         except (UnsupportedError, GGUFError, MemoryLimitError) as error:
             return {"supported": False, "reason": str(error), **facts}
     finally:
@@ -131,12 +135,17 @@ def _defaults(config: EngineConfig, max_model_len: int, kv_bytes: int) -> dict[s
 
 def _hyper_parameters(file: GGUFFile) -> dict[str, Any]:
     """The architecture's own keys; of an array its length."""
-    prefix = file.get("general.architecture", str, "") + "."
-    return {
-        key.removeprefix(prefix): value if isinstance(value, (bool, int, float, str)) else f"array of {len(value)}"
-        for key, value in file.metadata.items()
-        if key.startswith(prefix)
-    }
+    from shoal.gguf.header import shown
+
+    prefix = file.label("general.architecture") + "."
+
+    def fact(key: str, value: Any) -> Any:
+        if isinstance(value, (str, bytes)):
+            return file.label(key)
+        return value if isinstance(value, (bool, int, float)) else f"array of {len(value)}"
+
+    own = {key: value for key, value in file.metadata.items() if key.startswith(prefix)}
+    return {shown(key.removeprefix(prefix)): fact(key, value) for key, value in own.items()}
 
 
 def _tensors(file: GGUFFile) -> dict[str, Any]:
@@ -151,8 +160,7 @@ def _tensors(file: GGUFFile) -> dict[str, Any]:
 def _tokenizer(file: GGUFFile) -> dict[str, Any]:
     from shoal.text.tokenizer import Tokenizer
 
-    model = file.get("tokenizer.ggml.model", str, None)
-    facts = {"model": model, "pre": file.get("tokenizer.ggml.pre", str, None)}
+    facts = {key: file.label(f"tokenizer.ggml.{key}") or None for key in ("model", "pre")}
     try:
         tokenizer = Tokenizer.from_gguf(file)
     except (UnsupportedError, GGUFError) as error:
@@ -174,7 +182,7 @@ def _tokenizer(file: GGUFFile) -> dict[str, Any]:
 
 
 def _template(file: GGUFFile) -> dict[str, Any]:
-    source = file.get("tokenizer.chat_template", str, "")
+    source = file.label("tokenizer.chat_template")
     return {"present": bool(source), "characters": len(source), "start": source.splitlines()[:_TEMPLATE_LINES]}
 
 
@@ -185,6 +193,7 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"architecture   {facts['architecture']}  {facts['name']}"
     yield "supported      yes" if facts["supported"] else f"supported      no: {facts['reason']}"
     yield f"backend        {facts['backend']}"
+    yield from _machine_lines(facts["machine"])
     yield from _group("hyper-parameters", facts["hyper_parameters"])
     rows = {name: f"{row['count']:4} tensors  {_size(row['bytes'])}" for name, row in tensors["types"].items()}
     yield from _group(f"tensors: {tensors['count']}, {_size(tensors['bytes'])}", rows)
@@ -205,6 +214,16 @@ def _group(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
     width = max(map(len, rows), default=0)
     for name, value in rows.items():
         yield f"  {name:{width}}  {value}"
+
+
+def _machine_lines(machine: Mapping[str, Any]) -> Iterator[str]:
+    rows = {
+        "cores": machine["affinity"],
+        "CPU quota": machine["cpu_quota"] or "none",
+        "memory limit": f"{_size(machine['memory_limit'])} ({machine['memory_limit_set_by']})",
+        "available": _size(machine["memory_available"]),
+    }
+    yield from _group("what this process may use", rows)
 
 
 def _tokenizer_lines(tokenizer: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import click
 
+from shoal.cli.results import write_result
+from shoal.streams import say
+
 _OUTPUT = click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT")
 
 
@@ -24,7 +27,7 @@ def status(output: Path, as_json: bool) -> None:
     from shoal.jobs.running.control import status
 
     found = status(output)
-    click.echo(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else "\n".join(found.lines()))
+    write_result(msgspec.json.format(msgspec.json.encode(found)).decode() if as_json else "\n".join(found.lines()))
 
 
 @job.command()
@@ -35,6 +38,6 @@ def cancel(output: Path) -> None:
 
     pid = cancel(output)
     if pid is None:
-        click.echo("shoal: no process works on this job; its next run cancels what is left at once", err=True)
+        say("no process works on this job; its next run cancels what is left at once")
     else:
-        click.echo(f"shoal: process {pid} will cancel what is left", err=True)
+        say(f"process {pid} will cancel what is left")

@@ -1,6 +1,6 @@
 """The ``shoal`` command: finds the verb, turns errors into one line and an exit code.
 
-Exit codes: 0 done · 1 the job finished with failed rows · 2 bad input or usage · 130 interrupted.
+Exit codes: 0 done · 1 the job finished with failed rows · 2 bad input or usage, or nowhere to write the result · 130 interrupted.
 A verb is imported when it is asked for; it returns None or its exit code. stdout carries results only.
 """
 
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import click
 
+from shoal.cli.results import write_result
 from shoal.errors import ShoalError
+from shoal.streams import say, streams_of_a_program
 from shoal.version import __version__
 
 BAD_INPUT = 2
@@ -91,11 +93,16 @@ def _accept_debug(command: click.Command) -> None:
 def shoal(ctx: click.Context) -> None:
     """Run many language-model requests at once, directly on quantised GGUF files."""
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        write_result(ctx.get_help())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (default: the process's own) and return the exit code."""
+    with streams_of_a_program():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     settings = Settings()
     try:
         result = shoal.main(arguments, prog_name="shoal", standalone_mode=False, obj=settings)
@@ -106,9 +113,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, _usage_message(error), settings)
     except (ShoalError, OSError) as error:
         return _fail(error, str(error), settings)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("shoal: interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes any for a user's Ctrl-D
+            raise error.__cause__ from None
+        say("interrupted")
         return INTERRUPTED
+    except SystemExit as error:  # click's answer to a stdout that nobody reads any more
+        return _fail(error, "stdout: Broken pipe", settings)
     return result if isinstance(result, int) else 0
 
 
@@ -118,10 +129,10 @@ def _usage_message(error: click.ClickException) -> str:
     return f"{message} See '{context.command_path} --help'." if context else message
 
 
-def _fail(error: Exception, message: str, settings: Settings) -> int:
+def _fail(error: BaseException, message: str, settings: Settings) -> int:
     if settings.debug:
         traceback.print_exception(error)
-    click.echo(f"shoal: {' '.join(message.split())}", err=True)
+    say(" ".join(message.split()))
     return BAD_INPUT
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from shoal.cli.results import write_result
+
 
 @click.command("list")
 def list_() -> None:
@@ -13,7 +15,7 @@ def list_() -> None:
     models = hub.list_models()
     width = max((len(model.name) for model in models), default=0)
     for model in models:
-        click.echo(f"{model.name:{width}}  {model.size / 1e6:8.1f} MB  {model.path}")
+        write_result(f"{model.name:{width}}  {model.size / 1e6:8.1f} MB  {model.path}")
     if not models:
         click.echo(f"no models in {hub.models_folder()}; `shoal pull {hub.DEFAULT_MODEL}` gets one", err=True)
 

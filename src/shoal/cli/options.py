@@ -45,7 +45,7 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         None,
     ),
     "enable_prefix_caching": (bool, "Compute once what prompts begin with in common.", None),
-    "threads": (integer, "Threads that compute.", "the usable cores"),
+    "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
     "chat_template": (

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from shoal.cli.options import bench_engine_options, integer, model_argument
+from shoal.cli.results import write_result
 from shoal.cli.sampling import read_text
 from shoal.errors import ParameterError
 from shoal.params import EngineConfig
@@ -36,4 +37,4 @@ def perplexity(model: str, file: Path | None, ctx_size: int, as_json: bool, engi
         engine_config = replace(engine_config, max_model_len=ctx_size)
     with LLM(model, config=engine_config) as llm:
         score = score_text(llm, text, ctx_size)
-    click.echo(json.dumps(facts(score)) if as_json else f"PPL = {score.ppl:.4f} +/- {score.stderr:.5f}")
+    write_result(json.dumps(facts(score)) if as_json else f"PPL = {score.ppl:.4f} +/- {score.stderr:.5f}")

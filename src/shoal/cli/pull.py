@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from shoal.cli.options import model_argument
+from shoal.cli.results import write_result
 
 
 @click.command()
@@ -17,4 +18,4 @@ def pull(model: str, verify: bool) -> None:
     path = hub.resolve(model)
     if verify:
         hub.verify(model)
-    click.echo(path)
+    write_result(str(path))

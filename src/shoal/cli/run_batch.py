@@ -13,6 +13,7 @@ import click
 from shoal.cli.main import INTERRUPTED
 from shoal.cli.options import Command, engine_options, integer, model_argument
 from shoal.params import EngineConfig
+from shoal.streams import say
 
 if TYPE_CHECKING:
     from shoal.jobs.running.files import JobFiles
@@ -35,6 +36,11 @@ _DEFAULTS: dict[str, tuple[Any, str]] = {
     "min_tokens": (integer, "Do not end before this many tokens."),
 }
 
+_TEXT_DEFAULTS = {
+    "add_special_tokens": ("--add-special/--no-add-special", "BOS and EOS where the model asks for them."),
+    "parse_special": ("--parse-special/--no-parse-special", "Spelled control tokens become control tokens."),
+}
+
 
 def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """Seconds in ``90``, ``90s``, ``30m``, ``2h`` or ``1d``."""
@@ -51,10 +57,14 @@ def _row_defaults(command: Command) -> Command:
 
     @functools.wraps(command)
     def with_defaults(*args: Any, **kwargs: Any) -> Any:
-        values = {name: kwargs.pop(name) for name in _DEFAULTS}
+        values = {name: kwargs.pop(name) for name in (*_DEFAULTS, *_TEXT_DEFAULTS)}
         return command(*args, defaults={name: value for name, value in values.items() if value is not None}, **kwargs)
 
     decorated: Command = with_defaults
+    for name, (flag, text) in reversed(_TEXT_DEFAULTS.items()):
+        decorated = click.option(flag, name, default=None, help=f"{text} For prompts of rows that do not say.")(
+            decorated
+        )
     for name, (kind, text) in reversed(_DEFAULTS.items()):
         decorated = click.option(f"--{name.replace('_', '-')}", type=kind, help=f"{text} For rows that do not say.")(
             decorated
@@ -128,17 +138,17 @@ def run_batch(
 
 
 def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig) -> Summary:
-    from shoal.jobs.running.launch import run_job, say_on_stderr
+    from shoal.jobs.running.launch import run_job
     from shoal.jobs.running.progress import ProgressDisplay
 
     with ProgressDisplay(sys.stderr) as progress:
-        return run_job(model, files, options, config, say=say_on_stderr, report=progress.update)
+        return run_job(model, files, options, config, say=say, report=progress.update)
 
 
 def _say_summary(summary: Summary, files: JobFiles) -> None:
     for line in summary.lines():
-        click.echo(f"shoal: {line}", err=True)
+        say(line)
     if summary.failed and files.errors != files.output:
-        click.echo(f"shoal: failures are in {files.errors}", err=True)
+        say(f"failures are in {files.errors}")
     if summary.state in _RESUME and files.can_go_on:
-        click.echo(f"shoal: finished rows are safe: resume with {_RESUME[summary.state]}", err=True)
+        say(f"finished rows are safe: resume with {_RESUME[summary.state]}")

@@ -6,11 +6,12 @@ import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from shoal.cli.options import Command, integer
+from shoal.cli.results import write_result
 from shoal.errors import RequestError
 from shoal.params import SamplingParams
 
@@ -21,7 +22,10 @@ _UNTIL_FULL = "up to the end of the context"
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
     "max_tokens": {"type": integer, "help": "Most tokens to generate.", "default": None, "show_default": _UNTIL_FULL},
     "temperature": {"type": float, "help": "0 always takes the most likely token."},
-    "top_p": {"type": float, "help": "Keep the most likely tokens with this much probability together; 1 is off."},
+    "top_p": {
+        "type": float,
+        "help": "Keep the most likely tokens with this much probability together; 1 is off, 0 keeps one.",
+    },
     "top_k": {"type": int, "help": "Keep this many of the most likely tokens; 0 is off."},
     "min_p": {"type": float, "help": "Drop tokens less likely than this share of the most likely one; 0 is off."},
     "min_tokens": {"type": integer, "help": "Do not end before this many tokens."},
@@ -49,10 +53,26 @@ def sampling_options(command: Command) -> Command:
     return decorated
 
 
+def text_options(command: Command) -> Command:
+    """Add what says how a text becomes token ids; the command gets ``add_special`` and ``parse_special``."""
+    special = "BOS and EOS where the model asks for them."
+    decorated = click.option("--parse-special", is_flag=True, help="Spelled control tokens become control tokens.")(
+        command
+    )
+    return click.option("--add-special/--no-add-special", default=True, show_default=True, help=special)(decorated)
+
+
 def read_text(path: Path | None) -> str:
     """All of a UTF-8 file, or of stdin for None. Raises RequestError where it is not UTF-8."""
-    data = sys.stdin.buffer.read() if path is None else path.read_bytes()
+    data = stdin().buffer.read() if path is None else path.read_bytes()
     return decoded(data, "stdin" if path is None else str(path))
+
+
+def stdin() -> TextIO:
+    """The standard input. Raises RequestError where it is closed."""
+    if sys.stdin is None:
+        raise RequestError("stdin is closed")
+    return sys.stdin
 
 
 def decoded(data: bytes, name: str) -> str:
@@ -73,8 +93,8 @@ def write_answer(outputs: Iterable[RequestOutput]) -> str:
         if output.error is not None:
             raise RequestError(output.error)
         grown = output.outputs[0].text
-        click.echo(grown[len(text) :], nl=False)
+        write_result(grown[len(text) :], end="")
         text = grown
     if not text.endswith("\n"):
-        click.echo()
+        write_result()
     return text

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from shoal.cli.options import model_option
-from shoal.cli.sampling import read_text
+from shoal.cli.results import write_result
+from shoal.cli.sampling import read_text, text_options
 from shoal.errors import RequestError
 
 
@@ -19,8 +20,7 @@ from shoal.errors import RequestError
 @click.option("--decode", is_flag=True, help="The text is token ids (separated by space or comma): print their text.")
 @click.option("--pieces", is_flag=True, help="One token a line: id, and its text in Python's notation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--add-special/--no-add-special", default=True, help="BOS and EOS where the model asks for them.")
-@click.option("--parse-special", is_flag=True, help="Spelled control tokens become control tokens.")
+@text_options
 def tokenize(
     text: str | None,
     model: str,
@@ -43,14 +43,14 @@ def tokenize(
     shown = [_shown(tokenizer.token_bytes(token)) for token in ids] if pieces else []
     if as_json:
         result = {"text": tokenizer.decode(ids) if decode else given, "ids": ids, "count": len(ids)}
-        click.echo(json.dumps({**result, "pieces": shown} if pieces else result))
+        write_result(json.dumps({**result, "pieces": shown} if pieces else result))
     elif pieces:
         for token, piece in zip(ids, shown, strict=True):
-            click.echo(f"{token}\t{piece!r}")
+            write_result(f"{token}\t{piece!r}")
     elif decode:
-        click.echo(tokenizer.decode(ids))
+        write_result(tokenizer.decode(ids))
     else:
-        click.echo(" ".join(map(str, ids)))
+        write_result(" ".join(map(str, ids)))
 
 
 def _shown(piece: bytes) -> str:

@@ -6,11 +6,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
-import psutil
-
 from shoal.engine.kv_group import PageUse
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.kernels.base import PAGE_SIZE, Backend
+from shoal.machine_limits import MemoryRoom, memory_room
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
 
@@ -71,8 +70,8 @@ def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, ba
     """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
-    sequence, if that is more) and 40 % of the memory available. Raises MemoryLimitError with needed and available
-    bytes, ParameterError for a ``max_model_len`` that the model does not have.
+    sequence, if that is more) and 40 % of the memory available, to a container if it has less. Raises MemoryLimitError with
+    needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = max_model_len(model, config)
     layer_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
@@ -81,7 +80,7 @@ def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, ba
         for window, layers in _layers_by_window(model.windows, longest).items()
     ]
     sizes = _Sizes(groups, longest, config.max_num_seqs)
-    pages = sizes.pages_within(_kv_budget(config, sizes))
+    pages = sizes.pages_within(_kv_budget(config, sizes, memory_room()))
     return MemoryPlan(
         weights_bytes, longest, tuple(replace(g, num_pages=n) for g, n in zip(groups, pages, strict=True))
     )
@@ -143,22 +142,21 @@ class _Sizes:
         return first + min(ceil(max(0, beyond) * share), (self.max_seqs - 1) * more)
 
 
-def _kv_budget(config: EngineConfig, sizes: _Sizes) -> int:
+def _kv_budget(config: EngineConfig, sizes: _Sizes, room: MemoryRoom) -> int:
     """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
-    available = psutil.virtual_memory().available
     seq_bytes, of_use = sizes.num_bytes(sizes.seq_level), sizes.num_bytes(sizes.seq_level * config.max_num_seqs)
     if config.kv_cache_memory is None:
-        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(available * DEFAULT_KV_SHARE))
+        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(room.available * DEFAULT_KV_SHARE))
         if budget < seq_bytes:
             raise MemoryLimitError(
-                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {available} bytes of memory are"
-                f" available, of which {budget} may be used: lower max_model_len or set kv_cache_memory"
+                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {room}, of which {budget} may be"
+                " used: lower max_model_len or set kv_cache_memory"
             )
         return budget
     budget, page_bytes = parse_size("kv_cache_memory", config.kv_cache_memory), sizes.num_bytes(1)
     if budget < page_bytes:
         raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
     needed = min(budget, of_use)
-    if needed > available:
-        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {available} bytes are available")
+    if needed > room.available:
+        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {room}")
     return needed

@@ -81,7 +81,9 @@ class TensorInfo:
 class Header:
     """What stands before the tensor data.
 
-    ``positions`` are the byte offsets of each key's value, ``metadata_end`` that of the tensor table.
+    ``positions`` are the byte offsets of each key's value, ``metadata_end`` that of the tensor table. Only what everybody needs is
+    decoded strictly: a string that is not UTF-8 stays bytes, a boolean that is neither 0 nor 1 a number, and bytes of names
+    (of keys, of tensors) that are not UTF-8 are surrogates, as in Python's file names.
     """
 
     version: int
@@ -211,13 +213,13 @@ class _Cursor:
             raise self.error(field, f"keys, names and text of the header take over {MAX_DECODED_BYTES} bytes", start)
         return self.buffer[start : self.pos]
 
-    def text(self, field: str) -> str:
-        length = self.u64(field)
-        start = self.pos
-        try:
-            return self.copy(length, field).decode()
-        except UnicodeDecodeError as problem:
-            raise self.error(field, f"not UTF-8: {problem.reason}", start) from None
+    def name(self, field: str) -> str:
+        """A string in which bytes that are not UTF-8 are surrogates: nothing asks for such a name, and no two become one."""
+        return self.string(field).decode(errors="surrogateescape")
+
+    def string(self, field: str) -> bytes:
+        """A string's bytes."""
+        return self.copy(self.u64(field), field)
 
     def count(self, field: str, item_bytes: int, limit: int) -> int:
         """A number of items that take at least ``item_bytes`` each, and of which there may be ``limit``."""
@@ -258,7 +260,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
     positions: dict[str, int] = {}
     for i in range(count):
         start = cursor.pos
-        key = cursor.text(f"metadata[{i}].key")
+        key = cursor.name(f"metadata[{i}].key")
         if not key:
             raise cursor.error(f"metadata[{i}].key", "empty", start)
         if key in metadata:
@@ -277,9 +279,9 @@ def _read_value(cursor: _Cursor, key: str) -> Any:
     if type_id in _SCALARS:
         return cursor.unpack(_SCALARS[type_id][1], field)
     if type_id == _STRING:
-        return cursor.text(field)
+        return _text_or_bytes(cursor.string(field))
     if type_id == _BOOL:
-        return bool(_read_bools(cursor, field, 1)[0])
+        return _read_bools(cursor, field, 1)[0].item()
     if type_id == _ARRAY:
         return _read_array(cursor, field)
     raise cursor.error(field, f"value type {type_id} is unknown, must be {_VALUE_TYPES}", start)
@@ -294,14 +296,17 @@ def _read_alignment(cursor: _Cursor, type_id: int, start: int) -> int:
     return alignment
 
 
-def _read_bools(cursor: _Cursor, field: str, count: int) -> NDArray[np.bool_]:
-    """Booleans are copied, since NumPy misreads any byte but 0 and 1."""
-    start = cursor.pos
+def _text_or_bytes(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _read_bools(cursor: _Cursor, field: str, count: int) -> NDArray[Any]:
+    """Booleans are copied, since NumPy misreads any byte but 0 and 1; with others among them they stay bytes."""
     raw = np.frombuffer(cursor.copy(count, field), dtype=np.uint8)
-    wrong = np.flatnonzero(raw > 1)
-    if wrong.size:
-        raise cursor.error(field, f"boolean is {raw[wrong[0]]}, must be 0 or 1", start + int(wrong[0]))
-    return raw.view(np.bool_)
+    return raw if (raw > 1).any() else raw.view(np.bool_)
 
 
 def _read_array(cursor: _Cursor, field: str) -> Any:
@@ -367,7 +372,7 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tens
 def _read_tensor(cursor: _Cursor, index: int, alignment: int) -> TensorInfo:
     """One entry of the table; its ``offset`` still counts from the start of the data."""
     entry = cursor.pos
-    name = cursor.text(f"tensor[{index}].name")
+    name = cursor.name(f"tensor[{index}].name")
     field = _tensor_field(name)
     shape = _read_shape(cursor, field)
     fmt = _read_format(cursor, field, shape)

@@ -29,7 +29,8 @@ _CHECK_BYTES = 1 << 24  # how much of a tensor is looked at at a time
 class GGUFFile:
     """One model: a GGUF file, or all parts of a split one (``paths``; ``path`` is the first).
 
-    ``metadata``: key -> int, float, bool, str, read-only array (numbers, booleans) or StringArray.
+    ``metadata``: key -> int, float, bool, str, read-only array (numbers, booleans) or StringArray. What a key holds is judged by
+    those who read it, with ``get``: a string that is not UTF-8 is there as bytes, a boolean that is neither 0 nor 1 as an int.
     ``tensors``: name -> TensorInfo. Arrays and views outlive ``close``: the mapping goes with the last of them.
     """
 
@@ -83,8 +84,13 @@ class GGUFFile:
             return default  # type: ignore[no-any-return]
         value = self.metadata[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"{type(value).__name__}, must be {kind.__name__}")
+            raise self.error(key, _mismatch(value, kind))
         return value
+
+    def label(self, key: str) -> str:
+        """A text that is only shown or looked into, such as a name: what is not UTF-8 in it is replaced; "" where there is none."""
+        value = self.metadata.get(key, "")
+        return value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else ""
 
     def error(self, field: str, reason: str) -> GGUFError:
         """A GGUFError about a key or a tensor, at the place where the file says it (or would have)."""
@@ -157,6 +163,16 @@ class GGUFFile:
         if not self._buffers:
             raise ValueError(f"{self.path}: the file is closed")
         return self._buffers[info.part]
+
+
+def _mismatch(value: object, kind: type) -> str:
+    """Why ``value`` is not what was asked for."""
+    if kind is str and isinstance(value, bytes):
+        try:
+            value.decode()
+        except UnicodeDecodeError as problem:
+            return f"not UTF-8: {problem.reason} at its byte {problem.start}"
+    return f"{type(value).__name__}, must be {kind.__name__}"
 
 
 def _tail_offset(info: TensorInfo) -> int:

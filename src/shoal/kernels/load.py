@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from shoal.errors import ParameterError
 from shoal.kernels.base import Backend
+from shoal.machine_limits import usable_cores
 
 
 def load_backend(
@@ -13,8 +14,8 @@ def load_backend(
 ) -> Backend:
     """The backend for ``device`` (auto, cpu, reference); what it returns is what runs.
 
-    ``threads`` None means one for each core this process may use. ``on_compile`` hears the name of each kernel that was not in
-    the cache and had to be compiled.
+    ``threads`` None means one for each core this process may use, fewer where a container has less CPU time. ``on_compile`` hears
+    the name of each kernel that was not in the cache and had to be compiled.
     """
     if device == "reference":
         from shoal.kernels.reference import ReferenceBackend
@@ -25,5 +26,5 @@ def load_backend(
         from shoal.kernels.cpu.jit import Lazy
 
         Lazy.on_compile = on_compile
-        return CPUBackend(threads)
+        return CPUBackend(threads or usable_cores())
     raise ParameterError("device", device, "one of auto, cpu, reference")

@@ -1,7 +1,10 @@
 """The specification: every operation in obvious NumPy, and a whole backend made of them.
 
-Other backends are tested against the functions here. ``matmul`` is float arithmetic on exactly dequantised weights;
-``linear_q8`` is the twin of the integer kernels: activations rounded to int8 with one scale per 16 values.
+Other backends are tested against the functions here. ``matmul`` is float arithmetic on dequantised weights; ``linear_q8`` is the
+twin of the integer kernels: activations rounded to int8 with one scale per 16 values.
+
+A row has the same bits alone and among others, on any CPU and with any number of threads. A BLAS adds in an order of its own for
+each number of rows, so products are exact sums (``matmul``), whose order cannot matter; all else is done for each row by itself.
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ from shoal.kernels.base import (
 from shoal.kernels.reference_sampling import sample_row
 
 F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 GROUP = 16  # values that share an activation scale
 KV_GROUP = 32  # dims of a head that share a scale in a q8_0 cache
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
-_LARGE = 1 << 20  # weights of a matrix that is best read for many rows at once
+WEIGHT_BITS = 26  # of a fixed-point weight, beside its sign
+_DOUBLE_BITS = 53  # integers up to 2^53 are exact in float64
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -48,14 +53,15 @@ _LARGE = 1 << 20  # weights of a matrix that is best read for many rows at once
 
 def rms_norm(x: F32, weight: F32, eps: float, bias: F32 | None = None) -> F32:
     """x [..., n] / sqrt(mean(x^2) + eps) * weight + bias (Zhang and Sennrich 2019)."""
-    scale = 1.0 / np.sqrt(np.mean(np.square(x, dtype=np.float64), axis=-1, keepdims=True) + eps)
+    scale = 1.0 / np.sqrt(np.mean(np.square(_doubles(x)), axis=-1, keepdims=True) + eps)
     out: F32 = (x * scale * weight + (0 if bias is None else bias)).astype(np.float32)
     return out
 
 
 def layer_norm(x: F32, weight: F32, bias: F32 | None, eps: float) -> F32:
     """(x - mean) / sqrt(variance + eps) * weight + bias of [..., n] (Ba et al. 2016)."""
-    centred = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float64)
+    doubles = _doubles(x)
+    centred = doubles - np.mean(doubles, axis=-1, keepdims=True)
     scale = 1.0 / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + eps)
     out: F32 = (centred * scale * weight + (0 if bias is None else bias)).astype(np.float32)
     return out
@@ -68,16 +74,52 @@ def normalise(x: F32, norm: Norm) -> F32:
     return rms_norm(x, norm.weight, norm.eps, norm.bias)
 
 
-def matmul(x: F32, weight: F32) -> F32:
-    """x [rows, k] @ weight [n, k].T in float32: [rows, n].
+def _doubles(x: F32) -> F64:
+    """x in float64, one row after the other: NumPy adds up each by itself then, not in pieces of a buffer that holds several."""
+    return np.ascontiguousarray(x, dtype=np.float64)
 
-    Rows are multiplied so many at a time, whatever their number, so that their bits do not depend on it.
+
+def fixed_point(weight: F32) -> F64:
+    """Weights [n, k] as ``matmul`` takes them: whole multiples of 2^(e - 26) in float64, where 2^e is above the row's largest."""
+    exponents, fixed = _exponents(weight), weight.astype(np.float64)
+    _round(fixed, exponents - WEIGHT_BITS)
+    return fixed
+
+
+def matmul(x: F32 | F64, weight: F64) -> F32:
+    """x [rows, k] @ weight [n, k].T, weight being ``fixed_point``: [rows, n]. A row of x that is not finite gives NaN.
+
+    The sums are exact, so that no BLAS, number of rows or of threads makes a difference. With b = 27 - ceil(log2(k)), x is taken as
+    x1 + x2, whole multiples of 2^(e - b) and of 2^(e - 2b - 1) where 2^e is above the row's largest; what is left of x, at most
+    2^(e - 2b - 2), is dropped. Counted in such multiples, weights are at most 2^26, x1 and x2 at most 2^b: every partial sum
+    of their products is a whole number up to k * 2^26 * 2^b <= 2^53, which float64 holds exactly, fused multiply-add or not.
     """
-    rows, at_once = len(x), 16 if weight.size < _LARGE else 64
-    padded = np.zeros((-(-rows // at_once) * at_once, x.shape[1]), np.float32)
-    padded[:rows] = x
-    blocks = [padded[i : i + at_once] @ weight.T for i in range(0, len(padded), at_once)]
-    return np.concatenate(blocks)[:rows]
+    rows, k = x.shape
+    bits = _DOUBLE_BITS - WEIGHT_BITS - (k - 1).bit_length()
+    exponents = _exponents(x)
+    slices = np.empty((2 * rows, k))
+    high, low = slices[:rows], slices[rows:]
+    with np.errstate(invalid="ignore", over="ignore"):
+        high[:] = x
+        _round(high, exponents - bits)
+        np.subtract(x, high, out=low)
+        _round(low, exponents - 2 * bits - 1)
+        sums = slices @ weight.T
+        out: F32 = (sums[:rows] + sums[rows:]).astype(np.float32)
+    return out
+
+
+def _exponents(x: F32 | F64) -> NDArray[np.int32]:
+    """For each row of x [rows, k] the smallest e with 2^e above all its magnitudes: [rows, 1]."""
+    exponents: NDArray[np.int32] = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1]
+    return exponents
+
+
+def _round(x: F64, exponents: NDArray[np.int32]) -> None:
+    """Rows of x to the nearest whole multiples of 2^exponent, in place: next to 1.5 * 2^52 times that, float64 has no others."""
+    anchor = np.ldexp(1.5, exponents + (_DOUBLE_BITS - 1))
+    x += anchor
+    x -= anchor
 
 
 def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
@@ -90,12 +132,11 @@ def quantise_q8(x: F32) -> tuple[NDArray[np.int8], F32]:
     return q.reshape(x.shape), (largest * np.float32(1 / 127)).astype(np.float32)
 
 
-def linear_q8(x: F32, weight: F32) -> F32:
-    """What the integer kernels compute: x rounded by ``quantise_q8``, then the exact product with the weights."""
+def linear_q8(x: F32, weight: F64) -> F32:
+    """What the integer kernels compute: x rounded by ``quantise_q8``, then ``matmul``."""
     q, scale = quantise_q8(x)
-    rounded = (q.reshape(len(x), -1, GROUP) * scale[:, :, None].astype(np.float64)).reshape(x.shape)
-    product: F32 = (rounded @ weight.T.astype(np.float64)).astype(np.float32)
-    return product
+    rounded = q.reshape(len(x), -1, GROUP).astype(np.float64) * scale[:, :, None]
+    return matmul(rounded.reshape(x.shape), weight)
 
 
 def store_as(x: F32, dtype: str) -> F32:
@@ -133,19 +174,28 @@ def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
 def attend(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape, first: int = 0) -> F32:
     """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [n, kv_heads, d] of the positions from ``first``
     on -> [rows, heads, d]."""
-    group = q.shape[1] // k.shape[1]
-    keys, values = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
-    scores = np.einsum("rhd,phd->rhp", q, keys) * np.float32(shape.scale)
+    out = np.empty_like(q)
+    for row, position in enumerate(positions.tolist()):
+        seen = slice(max(0, position - shape.window + 1 if shape.window else 0) - first, position + 1 - first)
+        out[row] = _attend_row(q[row], k[seen], v[seen], shape)
+    return out
+
+
+def _attend_row(q: F32, k: F32, v: F32, shape: AttentionShape) -> F32:
+    """q [heads, d] over the keys and values [n, kv_heads, d] that it sees, its own the last of them: [heads, d].
+
+    Nothing else has a part in it, so its sums have the same order whatever else the step computes.
+    """
+    grouped = q.reshape(k.shape[1], -1, q.shape[1])
+    scores = np.einsum("kgd,pkd->kgp", grouped, k).reshape(len(q), -1) * np.float32(shape.scale)
     if shape.soft_cap:
         scores = soft_cap(scores, shape.soft_cap)
-    distance = positions[:, None] - np.arange(first, first + len(k))[None, :]
     if shape.slopes is not None:
-        scores = scores - np.array(shape.slopes, np.float32)[None, :, None] * distance[:, None, :].astype(np.float32)
-    hidden = (distance < 0) | (distance >= (shape.window or first + len(k)))
-    scores = np.where(hidden[:, None, :], -np.inf, scores)
-    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-    weights /= weights.sum(axis=2, keepdims=True)
-    out: F32 = np.einsum("rhp,phd->rhd", weights, values).astype(np.float32)
+        distance = np.arange(len(k) - 1, -1, -1, dtype=np.float32)
+        scores = scores - np.array(shape.slopes, np.float32)[:, None] * distance
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    out: F32 = np.einsum("kgp,pkd->kgd", weights.reshape(*grouped.shape[:2], -1), v).reshape(q.shape)
     return out
 
 
@@ -227,9 +277,9 @@ class ReferenceBackend:
         """Whatever can be dequantised."""
         return format.name in DEQUANTISABLE
 
-    def matrix(self, parts: Sequence[RawTensor]) -> F32:
-        """Dequantised float32 [rows, columns]."""
-        return np.concatenate([part.dequantised() for part in parts])
+    def matrix(self, parts: Sequence[RawTensor]) -> F64:
+        """Dequantised [rows, columns], rounded to fixed point."""
+        return fixed_point(np.concatenate([part.dequantised() for part in parts]))
 
     def vector(self, tensor: RawTensor) -> F32:
         """Dequantised float32 [n]."""
@@ -281,11 +331,11 @@ class _Bound:
         logits = self.logits(rows)
         return np.array([sample_row(logits[i], how, i) for i in range(len(rows))], np.int32)
 
-    def embed(self, table: F32) -> F32:
-        return table[self._step.token_ids]
+    def embed(self, table: F64) -> F32:
+        return table[self._step.token_ids].astype(np.float32)
 
-    def positions(self, table: F32) -> F32:
-        return table[self._step.positions]
+    def positions(self, table: F64) -> F32:
+        return table[self._step.positions].astype(np.float32)
 
     def norm(self, x: F32, norm: Norm) -> F32:
         return normalise(x, norm)

@@ -53,7 +53,6 @@ class ModelConfig:
 
     architecture: str
     arch: Arch
-    name: str
     n_layers: int
     n_embd: int
     n_ff: int
@@ -102,14 +101,14 @@ class ModelConfig:
             read.wrong("attention.head_count_kv", f"{n_kv_heads} does not divide head_count {n_heads}")
         head_dim = latent.rank + latent.rope_dim if latent else _head_dim(read, n_embd // n_heads)
         context = _context_length(read)
-        scaling, windows = _rope_scaling(read, context), _windows(read, arch, n_layers)
+        scaling = RopeScaling() if arch.rope == "none" else _rope_scaling(read, context)
+        windows = _windows(read, arch, n_layers)
         rope_base = read.number("rope.freq_base", default=10000.0)
         residual_factor = read.number("residual_scale", default=1.4 / n_layers**0.5 if arch.scaled_by_size else 1.0)
         n_experts = read.integer("expert_count", _MAX_EXPERTS, default=0, low=0)
         return cls(
             architecture=architecture,
             arch=arch,
-            name=file.get("general.name", str, default=""),
             n_layers=n_layers,
             n_embd=n_embd,
             n_ff=read.integer("feed_forward_length", _MAX_WIDTH) // (2 if arch.halved_ff else 1),

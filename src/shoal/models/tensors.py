@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.errors import UnsupportedError
+from shoal.gguf.header import shown
 from shoal.gguf.quants import format_named
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Array, Backend, Linear, Matrix, Norm, RawTensor
@@ -109,7 +110,7 @@ class Tensors:
         layers from ``n_layers`` on is left out knowingly."""
         unused = [name for name in self.file.tensors if name not in self._used and _layer_of(name) < n_layers]
         if unused:
-            raise UnsupportedError(f"tensor {unused[0]}: not part of the {architecture} network that shoal runs")
+            raise UnsupportedError(f"tensor {shown(unused[0])}: not part of the {architecture} network that shoal runs")
 
     def _stacked(self, parts: Sequence[Part], suffix: str, missing: float) -> F32 | None:
         """Vectors of some matrices end to end, ``missing`` for those without one; None where none has one."""

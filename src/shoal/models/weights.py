@@ -9,6 +9,7 @@ import numpy as np
 from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Activation, AttentionShape, Backend, Experts, Heads, Linear, Matrix, Norm, Rope
+from shoal.machine_limits import memory_room
 from shoal.models.config import LatentConfig, ModelConfig
 from shoal.models.rope import alibi_slopes, rope_of, window_rope_of
 from shoal.models.tensors import Part, Progress, Tensors
@@ -113,10 +114,11 @@ def load_model(
     the short rope factors of a model that has both, as in llama.cpp.
 
     Raises GGUFError for missing tensors and shapes that disagree with the metadata, UnsupportedError for types, tensors and
-    architectures that shoal does not run.
+    architectures that shoal does not run, MemoryLimitError where there is less memory than the weights take in the file.
     """
     config = check_supported(file, backend)
     tensors = Tensors(file, backend, pack=True, progress=progress)
+    memory_room().require("the weights", tensors.total)
     return _Loader(tensors, config, max_model_len or config.context_length).model()
 
 

@@ -1,21 +1,18 @@
-"""From a request body to what LLM.submit takes, and from a RequestOutput to a response body.
-
-A field is used, refused by name, or listed in ``IGNORED``; none is dropped silently. null means "not given".
-"""
+"""From a request body to what LLM.submit takes, and from a RequestOutput to a response body."""
 
 from __future__ import annotations
 
-import math
-import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai.fields import typed
+from shoal.openai.messages import conversation
 from shoal.openai.schema import (
     APIError,
     ChatAnswer,
@@ -25,7 +22,6 @@ from shoal.openai.schema import (
     ChatLogprobs,
     CompletionBody,
     FinishReason,
-    Message,
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
@@ -38,6 +34,7 @@ from shoal.openai.schema import (
     Usage,
 )
 from shoal.params import SamplingParams
+from shoal.prompts import TEXT_OPTIONS
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
@@ -46,63 +43,12 @@ if TYPE_CHECKING:
 DEFAULT_COMPLETION_TOKENS = 16
 _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 
-# Fields of OpenAI's that say nothing about the answer itself.
-IGNORED = frozenset(
-    (
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-    )
-)
-
-# Fields of OpenAI's and vLLM's that shoal does not support yet (echo: in a chat), each with the values that ask for nothing.
-_UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "add_generation_prompt": (True,),
-    "add_special_tokens": (True,),
-    "audio": (),
-    "best_of": (1,),
-    "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "length_penalty": (1,),
-    "modalities": (["text"],),
-    "n": (1,),
-    "prediction": (),
-    "priority": (0,),
-    "reasoning_effort": (),
-    "response_format": ({"type": "text"},),
-    "stream": (False,),
-    "stream_options": (),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "truncate_prompt_tokens": (),
-    "use_beam_search": (False,),
-    "verbosity": (),
-    "web_search_options": (),
-}
-
-_Body = TypeVar("_Body", ChatBody, CompletionBody)
-
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
 
-    ``prompt`` is a text, ``{"prompt_token_ids": [...]}`` or ``{"messages": [...]}``; ``model`` is None where the body
+    ``prompt`` is what LLM calls one; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
     vLLM's field, not only for the echo.
     """
@@ -120,30 +66,30 @@ class Call:
 
 def parse_chat(body: Any) -> Call:
     """A body of /v1/chat/completions, decoded from JSON. Raises APIError that names the field at fault."""
-    chat = _typed(body, ChatBody)
-    if not chat.messages:
-        raise APIError("messages: the conversation is empty; it needs at least 1 message", "messages")
+    chat = typed(body, ChatBody)
+    messages = conversation(chat.messages)
     if chat.top_logprobs and not chat.logprobs:
         raise APIError("top_logprobs: needs logprobs to be true", "top_logprobs")
-    messages = [_message(message, f"messages[{index}]") for index, message in enumerate(chat.messages)]
     names = {"logprobs": "top_logprobs"}
     if chat.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
     params = _params(
         chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
     )
-    shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, {"messages": messages}, params, prompt_logprobs=shown)
+    prompt: dict[str, Any] = {"messages": messages}
+    if chat.add_special_tokens:
+        prompt["add_special_tokens"] = True
+    return Call("chat", chat.model, prompt, params, prompt_logprobs=chat.prompt_logprobs is not None)
 
 
 def parse_completion(body: Any) -> Call:
     """A body of /v1/completions, decoded from JSON. Raises APIError that names the field at fault."""
-    completion = _typed(body, CompletionBody)
+    completion = typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
     params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion.prompt), params, completion.echo, shown)
+    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -170,79 +116,10 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
 
 
-def _typed(body: Any, kind: type[_Body]) -> _Body:
-    """``body`` as a struct, after everything that shoal does not use has been looked at."""
-    if not isinstance(body, dict):
-        raise APIError("the body must be a JSON object")
-    given = {name: value for name, value in body.items() if value is not None and name not in IGNORED}
-    if {"repeat_penalty", "repetition_penalty"} <= given.keys():
-        reason = "is llama.cpp's name of repetition_penalty; give one of them"
-        raise APIError(f"repeat_penalty: {reason}", "repeat_penalty")
-    unsupported = _UNSUPPORTED.keys() - set(kind.__struct_fields__)
-    _refuse_unsupported({name: value for name, value in given.items() if name in unsupported})
-    _refuse_unsendable(given)
-    used = {name: value for name, value in given.items() if name not in unsupported}
-    if isinstance(used.get("messages"), list):
-        used["messages"] = [_without_nulls(message) for message in used["messages"]]
-    try:
-        return msgspec.convert(used, kind)
-    except msgspec.ValidationError as error:
-        raise _type_error(str(error)) from None
-
-
-def _refuse_unsupported(given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        if not any(_same(value, off) for off in _UNSUPPORTED[name]):
-            raise APIError(f"{name}: this version of shoal does not support it yet", name)
-
-
-def _same(value: object, off: object) -> bool:
-    return value == off and isinstance(value, bool) == isinstance(off, bool)
-
-
-def _refuse_unsendable(given: dict[str, Any]) -> None:
-    """Refuse numbers that are not finite and text that is not UTF-8, wherever they stand in a field."""
-    for name, field in given.items():
-        waiting = [name, field]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, dict):
-                waiting.extend(value)
-                waiting.extend(value.values())
-            elif isinstance(value, list):
-                waiting.extend(value)
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise APIError(f"{name}: {value} is not a finite number", name)
-            elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
-                raise APIError(f"{name}: holds a lone surrogate, which no text has", name)
-
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _without_nulls(value: Any) -> Any:
-    return {name: item for name, item in value.items() if item is not None} if isinstance(value, dict) else value
-
-
-_TYPE_ERROR = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
-_FIELD_ERROR = re.compile(r"Object (missing required|contains unknown) field `(.*)`", re.DOTALL)
-
-
-def _type_error(message: str) -> APIError:
-    """msgspec's words ("Expected `int`, got `str` - at `$.seed`") as an error that names the field."""
-    match = _TYPE_ERROR.fullmatch(message)
-    assert match is not None, "every text matches"
-    what, path = match["what"], match["path"] or ""
-    field = _FIELD_ERROR.fullmatch(what)
-    if field:
-        path = f"{path}.{field[2]}" if path else field[2]
-        what = "this field is required" if field[1].startswith("missing") else "no such field"
-    return APIError(f"{path}: {what.replace('`', '')}", path)
-
-
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
     shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    shared["allowed_token_ids"] = body.allowed_token_ids or None
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
@@ -268,33 +145,9 @@ def _chat_max_tokens(chat: ChatBody) -> int | None:
     return chat.max_completion_tokens
 
 
-def _message(message: Message, place: str) -> dict[str, str]:
-    """A message as chat templates take it: one text, and the roles they know."""
-    role = "system" if message.role == "developer" else message.role
-    rendered = {"role": role, "content": _content(message.content, f"{place}.content")}
-    return rendered if message.name is None else rendered | {"name": message.name}
-
-
-def _content(content: str | list[dict[str, Any]], place: str) -> str:
-    """The text of a message; text parts are joined by line ends, as vLLM does."""
-    if isinstance(content, str):
-        return content
-    if not content:
-        raise APIError(f"{place}: has no parts", place)
-    return "\n".join(_text_of(part, f"{place}[{index}]") for index, part in enumerate(content))
-
-
-def _text_of(part: dict[str, Any], place: str) -> str:
-    kind, text = part.get("type"), part.get("text")
-    if kind != "text":
-        raise APIError(f"{place}.type: {kind!r} is not supported; a part must be of type 'text'", f"{place}.type")
-    if not isinstance(text, str) or part.keys() != {"type", "text"}:
-        raise APIError(f'{place}: must be {{"type": "text", "text": "..."}}', place)
-    return text
-
-
-def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
+def _prompt(body: CompletionBody) -> str | dict[str, Any]:
     """A text, or token ids; a list of one prompt stands for that prompt."""
+    prompt = body.prompt
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
         if len(prompt) > 1:
             raise APIError(f"prompt: a list of {len(prompt)} prompts; give each a request of its own", "prompt")
@@ -302,7 +155,8 @@ def _prompt(prompt: str | list[Any]) -> str | dict[str, Any]:
     if not prompt:
         raise APIError("prompt: is empty; it needs at least 1 token", "prompt")
     if isinstance(prompt, str):
-        return prompt
+        options = {name: getattr(body, name) for name in TEXT_OPTIONS}
+        return prompt if options == TEXT_OPTIONS else {"prompt": prompt, **options}
     if not all(type(token) is int for token in prompt):
         raise APIError("prompt: must be a text or a list of token ids", "prompt")
     return {"prompt_token_ids": prompt}
@@ -385,7 +239,8 @@ def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: To
         assert output.prompt_logprobs is not None, "parse_completion asks for them"
         echoed, places = output.prompt_token_ids, [*output.prompt_logprobs, *given.logprobs]
     ids = [*echoed, *given.token_ids]
-    lengths = _lengths(ids, call.params, tokenizer)
+    parsed = isinstance(call.prompt, dict) and call.prompt.get("parse_special", False)
+    lengths = _lengths(ids, tokenizer, skip_special=call.params.skip_special_tokens and not parsed)
     # Its tokens may spell more than the prompt: a BOS, a space put in front. What is too much is at the start.
     start = len(prompt) - sum(lengths[: len(echoed)])
     offsets = [max(0, offset) for offset in accumulate(lengths, initial=start)][:-1]
@@ -405,9 +260,9 @@ def _best(place: dict[int, Logprob], token: int, params: SamplingParams, tokeniz
     return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
 
 
-def _lengths(ids: list[int], params: SamplingParams, tokenizer: Tokenizer) -> list[int]:
+def _lengths(ids: list[int], tokenizer: Tokenizer, *, skip_special: bool) -> list[int]:
     """How many characters each token completes."""
-    decoder = tokenizer.stream(skip_special=params.skip_special_tokens)
+    decoder = tokenizer.stream(skip_special=skip_special)
     return [len(decoder.push(token)) if token < tokenizer.vocab_size else 0 for token in ids]
 
 

@@ -87,8 +87,8 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     repetition_penalty: float = 1.0
     logit_bias: dict[str, float] = {}
     bad_words: list[str] = []
-    allowed_token_ids: list[int] | None = None
-    logprob_token_ids: list[int] | None = None
+    allowed_token_ids: list[int] = []
+    logprob_token_ids: list[int] = []
     min_keep: int = 0
     typical_p: float = 1.0
     top_n_sigma: float = -1.0
@@ -109,18 +109,11 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     samplers: str | list[str] | None = None
 
 
-class Message(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One message of a conversation. ``content`` is a text or a list of parts."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]]
-    name: str | None = None
-
-
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """A body of /v1/chat/completions. Without a limit the answer may fill the context."""
+    """A body of /v1/chat/completions. Without a limit the answer may fill the context. ``messages``: see ``shoal.openai.messages``."""
 
-    messages: list[Message]
+    messages: list[Any]
+    add_special_tokens: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
@@ -130,10 +123,13 @@ class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     """A body of /v1/completions. ``prompt``: a text, a list of token ids, or a list with one of those.
 
     ``echo`` puts the prompt before the answer, in the text and in its log-probabilities. With it, or with
-    ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated.
+    ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated. ``add_special_tokens`` (BOS) and ``parse_special`` (spelled
+    control tokens become these tokens) are for a text.
     """
 
     prompt: str | list[Any]
+    add_special_tokens: bool = True
+    parse_special: bool = False
     logprobs: int | None = None
     echo: bool = False
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from shoal.errors import RequestError, TemplateError, UnsupportedError
+from shoal.errors import GGUFError, RequestError, TemplateError, UnsupportedError
 from shoal.gguf.reader import GGUFFile, StringArray
 from shoal.text.marking import Marker, all_words, strings_in
 from shoal.text.sandbox import problem_of
 from shoal.text.special import Span
-from shoal.text.template_process import TemplateProcess
+from shoal.text.template_process import TemplateProcess, World
 from shoal.text.tokenizer import Tokenizer
 from shoal.text.vocab import special_id
 
@@ -35,8 +37,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "", timeout: float = _TIMEOUT) -> None:
-        if len(source) > MAX_SOURCE:
-            raise UnsupportedError(f"tokenizer.chat_template: {len(source)} characters, at most {MAX_SOURCE}")
+        _check_length(source)
         self.source = source
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._process = TemplateProcess(timeout)
@@ -45,38 +46,57 @@ class ChatTemplate:
     def from_gguf(cls, file: GGUFFile, source: str | None = None) -> ChatTemplate | None:
         """The template that stands in the file, or ``source`` with the file's tokens; None where there is neither.
 
-        Raises GGUFError where the file's template is no string, UnsupportedError where it is over a million characters.
-        One that cannot be compiled gets a warning in the log, and raises TemplateError when it is used.
+        Completion needs none, so what is wrong with the file's own gets a warning in the log: one that is no text or over a million
+        characters counts as none, one that cannot be compiled raises TemplateError when it is used. Raises UnsupportedError where
+        ``source`` is too long.
         """
-        source = file.get("tokenizer.chat_template", str, None) if source is None else source
+        source = _own_source(file) if source is None else source
         if source is None:
             return None
         if problem := problem_of(source):
-            _LOG.warning("tokenizer.chat_template: %s; chat will fail, completion works", problem)
+            _warn(f"tokenizer.chat_template: {problem}")
         return cls(source, bos_token=_token_text(file, "bos"), eos_token=_token_text(file, "eos"))
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        /,
+        add_generation_prompt: bool = True,
+        *,
+        strftime_now: datetime | None = None,
+        **variables: Any,
+    ) -> str:
         """The prompt as text. ``variables`` are for the template (``tools``, ``enable_thinking``, ...).
+
+        ``strftime_now`` is the moment that the template's function of this name tells, in its own time zone; default: that of
+        the call. What is random in a template follows from the messages and the variables.
 
         Content given as a list of text parts goes to the template as a list, as transformers does; ``text_messages``
         suits it to the template. Raises RequestError for no messages, or ones that are not text; TemplateError where
         the template fails, refuses the conversation, takes too long or produces too much.
         """
-        _check(messages, variables)
-        return self._render(messages, {**variables, "add_generation_prompt": add_generation_prompt})
+        world = _world(messages, variables, strftime_now)
+        return self._render(messages, {**variables, "add_generation_prompt": add_generation_prompt}, world)
 
     def encode(
-        self, tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        /,
+        add_generation_prompt: bool = True,
+        *,
+        strftime_now: datetime | None = None,
+        **variables: Any,
     ) -> list[int]:
         """The prompt as token ids. What users wrote is text, even where it spells a control token.
 
         Apart from that the ids are those of the rendered prompt as a whole. BOS is there if the template writes it.
-        Text parts are joined where the template takes only strings. Raises as ``render``.
+        Text parts are joined where the template takes only strings. Arguments and errors as in ``render``.
         """
-        _check(messages, variables)
+        world = _world(messages, variables, strftime_now)
         messages = self.text_messages(messages)
         variables = {**variables, "add_generation_prompt": add_generation_prompt}
-        text, user_spans = self._render_traced(messages, variables, tokenizer.control_spans)
+        text, user_spans = self._render_traced(messages, variables, world, tokenizer.control_spans)
         return tokenizer.encode_template(text, user_spans)
 
     def text_messages(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -92,13 +112,14 @@ class ChatTemplate:
         """End the template's process. It starts anew if the template is used again."""
         self._process.close()
 
-    def _render(self, messages: Any, variables: Mapping[str, Any]) -> str:
+    def _render(self, messages: Any, variables: Mapping[str, Any], world: World) -> str:
         # transformers gives templates these two even where the caller does not.
         defaults = {"tools": None, "documents": None}
-        return self._process.render(self.source, {**defaults, **variables, **self._tokens, "messages": messages})
+        seen = {**defaults, **variables, **self._tokens, "messages": messages}
+        return self._process.render(self.source, seen, world)
 
     def _render_traced(
-        self, messages: Any, variables: Mapping[str, Any], control_spans: Callable[[str], list[Span]]
+        self, messages: Any, variables: Mapping[str, Any], world: World, control_spans: Callable[[str], list[Span]]
     ) -> tuple[str, list[Span]]:
         """The prompt, and the (start, end) of what users wrote in it.
 
@@ -108,34 +129,47 @@ class ChatTemplate:
         """
         user = {"messages": messages, "variables": variables}
         marker = Marker([self.source, *self._tokens.values(), *strings_in(user)])
-        plain = self._render(messages, variables)
+
+        def rendered(spans_of: Callable[[str], list[Span]]) -> tuple[str, list[Span]]:
+            marked = marker.marked(user, spans_of, control_spans)
+            return marker.unmarked(self._render(marked["messages"], marked["variables"], world))
+
+        plain = self._render(messages, variables, world)
         try:
-            text, spans = self._render_marked(marker, user, all_words, control_spans)
+            text, spans = rendered(all_words)
         except TemplateError:
             text = ""
-        if text == plain:
-            return text, spans
-        return self._render_marked(marker, user, control_spans, control_spans)
-
-    def _render_marked(
-        self,
-        marker: Marker,
-        user: Mapping[str, Any],
-        spans_of: Callable[[str], list[Span]],
-        keys_of: Callable[[str], list[Span]],
-    ) -> tuple[str, list[Span]]:
-        marked = marker.marked(user, spans_of, keys_of)
-        return marker.unmarked(self._render(marked["messages"], marked["variables"]))
+        return (text, spans) if text == plain else rendered(control_spans)
 
     @cached_property
     def _takes_parts(self) -> bool:
         """Whether the template writes the text of a content list (and not the list itself, or nothing)."""
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
         try:
-            rendered = self._render(probe, {"add_generation_prompt": True})
+            rendered = self._render(probe, {"add_generation_prompt": True}, World(datetime.now(), ""))
         except TemplateError:
             return False
         return "probe" in rendered and "'type'" not in rendered
+
+
+def _own_source(file: GGUFFile) -> str | None:
+    """The template in a file, if it has one that can be used."""
+    try:
+        source: str | None = file.get("tokenizer.chat_template", str, None)
+        _check_length(source or "")
+    except (GGUFError, UnsupportedError) as problem:
+        _warn(str(problem))
+        return None
+    return source
+
+
+def _check_length(source: str) -> None:
+    if len(source) > MAX_SOURCE:
+        raise UnsupportedError(f"tokenizer.chat_template: {len(source)} characters, at most {MAX_SOURCE}")
+
+
+def _warn(problem: str) -> None:
+    _LOG.warning("%s; chat will fail, completion works", problem)
 
 
 def _token_text(file: GGUFFile, role: str) -> str:
@@ -144,14 +178,23 @@ def _token_text(file: GGUFFile, role: str) -> str:
     return "" if tokens is None or token is None else tokens[token]
 
 
-def _check(messages: Any, variables: Mapping[str, Any]) -> None:
+def _world(messages: Any, variables: Mapping[str, Any], now: Any) -> World:
+    """What the template will see of the world. Raises RequestError for messages and variables that are not good."""
+    if now is not None and not isinstance(now, datetime):
+        raise RequestError(f"strftime_now: got {type(now).__name__}, must be a datetime", "chat_template_kwargs")
+    seed = hashlib.blake2b(_checked(messages, variables), digest_size=8).hexdigest()
+    return World(now or datetime.now(), seed)
+
+
+def _checked(messages: Any, variables: Mapping[str, Any]) -> bytes:
+    """Messages and variables as JSON."""
     if not isinstance(messages, (list, tuple)) or not messages:
         shown = "an empty list" if isinstance(messages, (list, tuple)) else type(messages).__name__
         raise RequestError(f"messages: got {shown}, must be a list of at least one message", "messages")
     for i, message in enumerate(messages):
         _check_message(f"messages[{i}]", message)
     try:
-        json.dumps([messages, variables], ensure_ascii=False).encode()
+        return json.dumps([messages, variables], ensure_ascii=False).encode()
     except UnicodeEncodeError as problem:
         found = f"lone surrogate (U+{ord(problem.object[problem.start]):04X})"
         raise RequestError(f"messages: not valid Unicode: {found}", "messages") from None

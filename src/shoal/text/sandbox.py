@@ -5,11 +5,16 @@ macros that call themselves, strings that double, filters that pad to 10^10. No 
 all of that, so it is bounded from outside: the parent kills this process when time is up, and the system refuses
 it memory. Jinja's immutable sandbox keeps templates from attributes, files and code, and ``main`` takes away the
 right to write files.
+
+What a template writes depends on its variables and on what the request says of the world, a moment and a seed: not on the clock,
+the time zone or the locale of the machine, nor on what was rendered before.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import re
 import signal
 import sys
 from collections.abc import Mapping
@@ -26,13 +31,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 MAX_OUTPUT = 1 << 24  # characters
 MAX_MEMORY = 1 << 29  # bytes of address space
 _MAX_REASON = 500
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 
 
-def render(source: str, variables: Mapping[str, Any]) -> str:
-    """The template's output. Raises whatever the template raises, jinja2.TemplateError where there is too much of it."""
+def render(source: str, variables: Mapping[str, Any], now: datetime) -> str:
+    """The template's output; ``now`` is what its ``strftime_now`` tells.
+
+    Raises whatever the template raises, jinja2.TemplateError where there is too much of it.
+    """
     parts = []
     length = 0
-    for part in _compiled(source).generate(variables):
+    for part in _compiled(source).generate({"strftime_now": now.strftime, **variables}):
         length += len(part)
         if length > MAX_OUTPUT:
             raise jinja2.TemplateError(f"more than {MAX_OUTPUT} characters of output")
@@ -57,7 +66,7 @@ def problem_of(source: str) -> str | None:
 
 
 def main() -> None:
-    """Answer ``{"source", "variables"}`` with ``{"text"}`` or ``{"error"}``, until stdin ends."""
+    """Answer ``{"source", "variables", "now", "seed"}`` with ``{"text"}`` or ``{"error"}``, until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
     _limit_resources()
     _send("ready")
@@ -84,12 +93,21 @@ def _compiled(source: str) -> jinja2.Template:
 def _environment() -> jinja2.Environment:
     """The names and settings that Hugging Face transformers gives templates."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"],
+        finalize=_without_address,
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+def _without_address(value: Any) -> Any:
+    """A generator or another object that a template writes as it is: where in memory it lies says nothing."""
+    if value is None or isinstance(value, (str, int, float, list, tuple, dict, jinja2.Undefined)):
+        return value
+    return _ADDRESS.sub("", str(value))
 
 
 def _to_json(
@@ -107,13 +125,10 @@ def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def _answer(request: Mapping[str, Any]) -> Mapping[str, str]:
+    random.seed(request["seed"])  # for the filter ``random`` and for ``lipsum``
     try:
-        return {"text": render(request["source"], request["variables"])}
+        return {"text": render(request["source"], request["variables"], datetime.fromisoformat(request["now"]))}
     except jinja2.TemplateError as problem:
         return {"error": _reason(problem)}
     except (

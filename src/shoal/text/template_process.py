@@ -10,11 +10,23 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from shoal.errors import TemplateError
 
 _START_TIMEOUT = 60.0  # seconds; a busy machine may take long to start Python
+
+# What Python and the C library would take from the machine: the order of sets, the language of dates, the zone of %s.
+_SURROUNDINGS = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LC_ALL": "C", "TZ": "UTC"}
+
+
+class World(NamedTuple):
+    """What a rendering sees besides its variables: the moment that ``strftime_now`` tells, by the clock on the wall of ``now``'s time
+    zone, and the seed of all that is random in it."""
+
+    now: datetime
+    seed: str
 
 
 class TemplateProcess:
@@ -31,9 +43,12 @@ class TemplateProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._finalizer: weakref.finalize[..., TemplateProcess] | None = None
 
-    def render(self, source: str, variables: Mapping[str, Any]) -> str:
+    def render(self, source: str, variables: Mapping[str, Any], world: World) -> str:
         """The output of template ``source``. Raises TemplateError where it fails, refuses or takes too long."""
-        request = json.dumps({"source": source, "variables": variables}).encode() + b"\n"
+        now = world.now.replace(tzinfo=None).isoformat()  # as in transformers, %z and %Z are empty
+        request = (
+            json.dumps({"source": source, "variables": variables, "now": now, "seed": world.seed}).encode() + b"\n"
+        )
         if self._pid != os.getpid():
             self._leave_to_parent()
         with self._lock:
@@ -67,7 +82,7 @@ class TemplateProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**os.environ, **_SURROUNDINGS, "PYTHONPATH": path},
                 start_new_session=True,
             )
         except OSError as problem:

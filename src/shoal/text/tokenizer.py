@@ -66,7 +66,16 @@ class Tokenizer:
         becomes that token; otherwise it is text like any other. Raises RequestError for a lone surrogate.
         """
         ids = self._encode(text, parse_special, ())
-        return [*self._first, *ids, *self._last] if add_special else ids
+        return self.with_special(ids) if add_special else ids
+
+    def with_special(self, ids: Sequence[int]) -> list[int]:
+        """``ids`` between BOS and EOS (or CLS and SEP), as far as the file asks for them."""
+        return [*self._first, *ids, *self._last]
+
+    def begins_twice(self, ids: Sequence[int]) -> bool:
+        """Whether ``ids`` begin with what the file puts first, and then with that again."""
+        count = len(self._first)
+        return count > 0 and ids[:count] == ids[count : 2 * count] == self._first
 
     def encode_template(self, text: str, user_spans: Sequence[Span]) -> list[int]:
         """Token ids of a rendered chat template; nothing is added.

@@ -260,14 +260,14 @@ def _lstrip_ids(file: GGUFFile, ids: Mapping[str, int]) -> frozenset[int]:
         mask
         for mask, rules in masks.items()
         for key, names in rules
-        if any(name in file.get(key, str, "").lower() for name in names)
+        if any(name in file.label(key).lower() for name in names)
     }
     return frozenset(ids[mask] for mask in named if mask in ids)
 
 
 def _rstrip_ids(file: GGUFFile, pieces: list[str], kinds: bytearray) -> frozenset[int]:
     """Phi-3's special tokens swallow the white space after them; GGUF cannot say so, llama.cpp goes by the name."""
-    name = file.get("general.name", str, "").lower()
+    name = file.label("general.name").lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
     special = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)

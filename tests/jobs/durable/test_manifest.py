@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,24 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert found is not None
     assert msgspec.structs.replace(found, identity=IDENTITY) == full
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_job_was_begun_at_one_moment_by_one_clock_wherever_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = datetime(2024, 3, 1, 0, 30, 0, 250000, tzinfo=timezone(timedelta(hours=5, minutes=30)))
+    save(tmp_path, manifest(created=begun.timestamp(), utc_offset=19800.0))
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        found = load(tmp_path)
+        assert found is not None
+        assert found.begun.isoformat() == begun.isoformat()
+        found.utc_offset = None  # an older shoal's
+        assert found.begun.isoformat() == "2024-02-29T14:00:00.250000-05:00"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_it_is_json_that_can_be_read_by_people(tmp_path: Path) -> None:

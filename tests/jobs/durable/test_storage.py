@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from shoal.jobs.durable.storage import AppendFile, sync_folder, write_atomically
+from shoal.jobs.durable.storage import AppendFile, write_atomically
 from tests.jobs.disk import CALLS, Disk, FaultyCalls, Stopped, intercepted
 
 SEEDS = range(20)
@@ -195,13 +195,6 @@ def stops_writing(path: Path, data: bytes) -> bool:
     except Stopped:
         return True
     return False
-
-
-def test_a_file_system_that_cannot_sync_folders_is_no_error(tmp_path: Path) -> None:
-    with intercepted(FaultyCalls(["fsync"], 0, errno.EINVAL)):
-        sync_folder(tmp_path)
-    with intercepted(FaultyCalls(["fsync"], 0, errno.EIO)), pytest.raises(OSError, match=str(tmp_path)):
-        sync_folder(tmp_path)
 
 
 def new_disk(folder: Path, data: bytes | None = None) -> tuple[Path, Disk]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,3 +132,36 @@ def test_a_full_disk_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(JobError, match=str(tmp_path / "absent" / "ids")):
         IdIndex(tmp_path / "absent" / "ids")
+
+
+LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_index_needs_no_file_locks(path: Path) -> None:
+    """On file systems without them SQLite's fail, as they do where another process holds them."""
+    with (
+        IdIndex(path) as index,
+        subprocess.Popen(
+            [sys.executable, "-c", LOCK, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as holder,
+    ):
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        assert index.add("a", 1) is None
+        assert index.add("a", 2) == 1
+
+
+@pytest.mark.parametrize("name", ["with blank", "50%", "a?nolock=0", "#1", "\udcff"])
+def test_any_folder_will_do(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / "ids.sqlite"
+    with IdIndex(path) as index:
+        index.add("a", 1)
+        assert path.exists()
+    assert not path.exists()

@@ -143,6 +143,61 @@ def test_a_model_that_is_not_served() -> None:
     assert refused(line(body={"prompt": "x", "model": "other"})).error.status == 404
 
 
+@pytest.mark.parametrize("depth", [100, 400, 900, 2000, 5000, 50_000])
+@pytest.mark.parametrize("field", ["messages", "prompt", "tools", "user", "made_up"])
+def test_nesting_of_any_depth_is_one_refusal(field: str, depth: int) -> None:
+    deep = '{"a":' * depth + "[]" + "}" * depth
+    for data in (f'{{"prompt": "x", "{field}": {deep}}}', f'{{"messages": [{{"role": "user", "{field}": {deep}}}]}}'):
+        row = read(data.encode())
+        assert isinstance(row, BadRow) or (field == "user" and depth < 1000)
+
+
+def test_a_key_that_is_null_is_not_there() -> None:
+    """As a table of both kinds of rows is written line by line."""
+    empty = {"prompt": None, "messages": None, "method": None, "url": None, "body": None, "max_tokens": None}
+    assert accepted(json.dumps({**empty, **GOOD}).encode()).call == accepted(line()).call
+    assert accepted(plain(**{**empty, "prompt": "hi"})).call == accepted(plain(prompt="hi")).call
+    assert accepted(plain(**{**empty, "messages": TALK, "custom_id": None})).custom_id == "row-3"
+    assert custom_id_of(Line(3, plain(**empty))) == "row-3"
+    assert refused(plain(**empty)).error.param == "prompt"
+
+
+def test_of_prompt_and_messages_one_may_be_empty() -> None:
+    assert accepted(plain(prompt="hi", messages=[])).call.prompt == "hi"
+    assert accepted(plain(prompt="", messages=TALK)).call.prompt == {"messages": TALK}
+    chat = RowReader([], chat=ChatSettings())
+    assert accepted(plain(prompt="x", messages=[]), chat).call.prompt == {"messages": TALK}
+    assert accepted(plain(prompt="", messages=TALK), chat).call.prompt == {"messages": TALK}
+
+
+def test_an_empty_custom_id_of_a_plain_row_is_none() -> None:
+    assert accepted(plain(prompt="hi", custom_id="")).custom_id == "row-3"
+
+
+def test_a_default_is_for_what_is_null_or_empty() -> None:
+    reader = RowReader([], {"max_tokens": 5, "stop": ["x"]})
+    params = accepted(plain(prompt="hi", max_tokens=None, stop=""), reader).call.params
+    assert (params.max_tokens, params.stop) == (5, ("x",))
+    assert accepted(plain(prompt="hi", max_tokens=7.0), reader).call.params.max_tokens == 7
+
+
+def test_defaults_of_texts_are_not_for_chats() -> None:
+    reader = RowReader([], {"parse_special": True, "add_special_tokens": False, "max_tokens": 5})
+    options = {"prompt": "hi", "parse_special": True, "add_special_tokens": False}
+    assert accepted(plain(prompt="hi"), reader).call.prompt == options
+    assert accepted(line(), RowReader([], {"parse_special": True})).call.prompt == {
+        **options,
+        "add_special_tokens": True,
+    }
+    assert accepted(plain(prompt="hi", parse_special=False, add_special_tokens=True), reader).call.prompt == "hi"
+    chat = accepted(plain(messages=TALK), reader).call
+    assert (chat.prompt, chat.params.max_tokens) == ({"messages": TALK}, 5)
+
+
+def test_a_misspelt_key_of_a_line_is_named_with_the_right_one() -> None:
+    assert "did you mean custom_id?" in str(refused(line(customid="x")).error)
+
+
 # Plain rows -----------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -151,3 +152,14 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(JobError, match=says):
         check_target(tmp_path / kind, tmp_path / target, "prompt")
+
+
+def test_a_table_is_written_where_files_cannot_be_synced(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assemble(source, answers(1, 2), tmp_path / "out.csv", "output")
+    assert (tmp_path / "out.csv").read_bytes() == b"id,prompt,output\n1,a,answer 1\n2,b,answer 2\n"

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
+import io
 import itertools
 import json
 import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shoal import jobs
-from shoal.errors import JobError, ParameterError
+from shoal.errors import JobError, MemoryLimitError, ParameterError
+from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import run_job
 from shoal.jobs.running.progress import JobProgress
-from shoal.jobs.running.task import JobOptions
+from shoal.jobs.running.task import JobOptions, names_of
 from shoal.params import EngineConfig
 from tests.support.tiny_model import write_tiny_model
 
@@ -46,7 +53,7 @@ def write(path: Path, *rows: dict[str, Any] | str) -> Path:
 
 
 def run(model: Path, source: Path, output: Path, **keywords: Any) -> jobs.Summary:
-    return jobs.run(model, source, output, show_progress=False, **{**ENGINE, **keywords})
+    return jobs.run(model, source, output, **{"show_progress": False, **ENGINE, **keywords})
 
 
 def records(output: Path) -> dict[str, Any]:
@@ -92,6 +99,40 @@ def test_a_job_gives_a_summary_and_keeps_it(model: Path, source: Path, tmp_path:
     assert records(output).keys() == {f"row-{i}" for i in range(1, 22)} | {"line 22"}
 
 
+@pytest.mark.parametrize(("name", "known"), [("fish", ["fish"]), (b"Mod\xe8le", []), ("", [])])
+def test_a_model_is_called_by_its_own_name_if_that_is_text(tmp_path: Path, name: str | bytes, known: list[str]) -> None:
+    path = write_tiny_model(tmp_path / "tiny.gguf", name=name)
+    assert names_of("short:1b", path) == ("short:1b", str(path), "tiny.gguf", *known)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("target", ["out.jsonl", "out.csv", "/dev/stdout"])
+def test_a_model_that_cannot_be_loaded_leaves_nothing(model: Path, source: Path, tmp_path: Path, target: str) -> None:
+    if target == "out.csv":
+        source = tmp_path / "in.csv"
+        source.write_text("prompt\na\nb\n")
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, tmp_path / target, kv_cache_memory=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_restart_whose_model_cannot_be_loaded_leaves_the_old_results(
+    model: Path, source: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(model, source, output)
+    before = contents(tmp_path)
+    with pytest.raises(MemoryLimitError):
+        run(model, source, output, restart=True, kv_cache_memory=1)
+    after = contents(tmp_path)
+    assert [name for name in before if after.get(name) != before[name]] == []
+    assert run(model, source, output).resumed == 0
+
+
 def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
     run(model, source, whole)
@@ -105,6 +146,38 @@ def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path)
     assert (summary.state, summary.resumed, summary.done, summary.failed) == ("finished", 2, 20, 2)
     assert parts.read_bytes().startswith(first)
     assert records(parts) == records(whole)
+
+
+@pytest.mark.parametrize("output", ["out.jsonl", "-"])
+def test_all_rows_are_told_the_time_at_which_the_job_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], output: str
+) -> None:
+    model = write_tiny_model(tmp_path / "m.gguf", context=128, template="{{ strftime_now('%d %H:%M:%S.%f') }}")
+    talk = [{"role": "user", "content": "x"}]
+    source = write(tmp_path / "in.jsonl", *[{"messages": talk, "max_tokens": 1, "prompt_logprobs": 0}] * 6)
+    target = Path("-") if output == "-" else tmp_path / output
+    if output != "-":
+        stop(model, source, target, 2)
+        monkeypatch.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+    try:
+        assert run(model, source, target).done == 6
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    lines = capfdbinary.readouterr().out if output == "-" else target.read_bytes()
+    answers = [json.loads(line)["response"]["body"] for line in lines.splitlines()]
+    prompts = {"".join(place_of(place) for place in body["prompt_logprobs"][1:]) for body in answers}
+    assert len(answers) == 6
+    assert len(prompts) == 1
+    if output != "-":
+        begun = json.loads((tmp_path / "out.jsonl.shoal" / "manifest.json").read_text())["created"]
+        assert datetime.fromtimestamp(begun).strftime("%d %H:%M:%S.%f")[1:] in prompts
+
+
+def place_of(place: dict[str, Any]) -> str:
+    (only,) = place.values()
+    return str(only["decoded_token"])
 
 
 def test_a_finished_job_is_left_alone(
@@ -131,6 +204,7 @@ def test_a_finished_job_is_left_alone(
         ({"kv_cache_dtype": "f32"}, 'numerics.kv_cache_dtype: was "f16", is "f32"'),
         ({"max_model_len": 100}, "numerics.max_model_len: was 128, is 100"),
         ({"chat": True}, "parameters.chat: was false, is true"),
+        ({"defaults": {"parse_special": True}}, "parameters.defaults.parse_special: was absent, is true"),
     ],
 )
 def test_another_job_does_not_go_on(
@@ -143,6 +217,51 @@ def test_another_job_does_not_go_on(
         run(model, source, output, **change)
     assert says in str(error.value)
     assert output.read_bytes() == before
+
+
+def test_control_tokens_in_prompts_are_said_once_a_job_and_parsed_where_asked_for(model: Path, tmp_path: Path) -> None:
+    row = {
+        "prompt": "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+        "max_tokens": 2,
+        "prompt_logprobs": 0,
+    }
+    talk = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2, "prompt_logprobs": 0}
+    source = write(tmp_path / "in.jsonl", row, row, talk)
+
+    def tokens(said: list[str], **defaults: bool) -> list[int]:
+        """Of each row's prompt."""
+        output, config = tmp_path / f"out{len(defaults)}.jsonl", EngineConfig(device="reference", max_num_seqs=4)
+        options, files = JobOptions(defaults=defaults), JobFiles.named(source, output)
+        run_job(model, files, options, config, say=said.append, report=lambda progress: None)
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        counts = {line["custom_id"]: line["response"]["body"]["usage"]["prompt_tokens"] for line in lines}
+        return [counts[f"row-{number}"] for number in (1, 2, 3)]
+
+    said: list[str] = []
+    as_text = tokens(said)
+    assert as_text[0] == as_text[1] > as_text[2]
+    assert len(said) == 1
+    assert "spells the control token '<|im_start|>', which is taken as text" in said[0]
+    said.clear()
+    assert tokens(said, parse_special=True) == [as_text[2]] * 3
+    assert said == []
+
+
+@pytest.mark.parametrize(("defaults", "field"), [({"parse_special": 1}, "parse_special"), ({"top_p": 2}, "top_p")])
+def test_defaults_are_checked_before_anything_is_done(defaults: dict[str, Any], field: str) -> None:
+    with pytest.raises(ParameterError, match=field):
+        JobOptions(defaults=defaults)
+
+
+def test_messages_are_never_parsed(model: Path, source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="parse_special: got True, must be left out with chat"):
+        run(model, source, tmp_path / "out.jsonl", chat=True, defaults={"parse_special": True})
+
+
+def test_defaults_may_be_numpy_s(model: Path, source: Path, tmp_path: Path) -> None:
+    output, defaults = tmp_path / "out.jsonl", {"top_k": np.int64(5), "min_tokens": 1.0, "stop": "never"}
+    assert run(model, source, output, defaults=defaults).done == 20
+    assert run(model, source, output, defaults={"top_k": 5, "min_tokens": 1, "stop": ["never"]}).done == 20
 
 
 def test_another_input_or_model_does_not_go_on(model: Path, source: Path, tmp_path: Path) -> None:
@@ -387,3 +506,64 @@ def test_options_that_are_wrong_in_themselves(options: dict[str, Any], field: st
     with pytest.raises(ParameterError) as error:
         JobOptions(**options)
     assert error.value.field == field
+
+
+def test_a_job_runs_on_a_file_system_without_locks_and_syncing(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    usual, output = tmp_path / "usual.jsonl", tmp_path / "out.jsonl"
+    run(model, source, usual)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(file_systems, "_said", set())
+    stop(model, source, output, 5)
+    assert run(model, source, output).state == "finished"
+    assert records(output) == records(usual)
+    assert jobs.status(output).pid is None
+    assert len(caplog.messages) == 4, "locks, files, folders, and who works on the job: each once"
+
+
+def test_what_goes_wrong_is_told_also_where_the_folder_cannot_be_removed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a name for the lock, which is open, so that the folder is never empty."""
+
+    def rmtree(path: Path) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    twice = write(tmp_path / "in.jsonl", *[{"custom_id": "a", "prompt": "x"}] * 2)
+    with pytest.raises(JobError, match="custom_id 'a' is in rows 1 and 2"):
+        run(model, twice, tmp_path / "out.jsonl")
+
+
+def test_no_folder_for_temporary_files_is_said_with_the_way_out(
+    model: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere/at/all")
+    with pytest.raises(JobError, match=r"no folder for temporary files: .*; set TMPDIR"):
+        run(model, source, Path(os.devnull))
+
+
+def test_without_stderr_a_job_runs_and_says_nothing_elsewhere(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr("shoal.jobs.running.progress._SECONDS_BETWEEN_LINES", 0.0)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)
+    run(model, source, tmp_path / "out.jsonl", show_progress=True)  # finished already, which it says
+    assert len(records(tmp_path / "out.jsonl")) == 22
+    assert capsys.readouterr().out == ""
+
+
+def test_a_notebooks_stdout_takes_records(model: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert run(model, source, Path("-")).done == 20
+    assert len([json.loads(line) for line in stream.getvalue().splitlines()]) == 22

@@ -12,8 +12,9 @@ from shoal.bench.jobs.batch_files import RandomTexts, write_batch
 from shoal.bench.jobs.journal import JournalCost, measure_journal
 from shoal.bench.jobs.memory import JobMemory, measure_memory
 from shoal.bench.jobs.prefix import PrefixGain, measure_prefix
-from shoal.bench.machine import cpu_name, usable_cores
+from shoal.bench.machine import cpu_name
 from shoal.llm import LLM
+from shoal.machine_limits import usable_cores
 from shoal.version import __version__
 
 _QUESTION_LEN = _ANSWER_LEN = 16  # tokens after a shared prefix

@@ -131,7 +131,11 @@ def sweep(plan: SweepPlan, folder: Path, say: Callable[[str], None]) -> list[Cel
     for path in plan.models:
         measured = list(_Model(plan, path, description).cells(results, say))
         if factors := _factors(measured):
-            remember(path, description, BatchingFactors(max(cell.date for cell in measured), factors))
+            found = BatchingFactors(max(cell.date for cell in measured), factors)
+            try:
+                remember(path, description, found)
+            except OSError as error:
+                say(f"throughput factors are not remembered ({error}); set SHOAL_BENCH_CACHE to a folder of yours")
         cells += measured
     return cells
 

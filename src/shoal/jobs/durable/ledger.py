@@ -8,7 +8,6 @@ both are cut off when the job goes on.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +18,11 @@ from zlib import crc32
 
 from shoal.errors import JobError
 from shoal.jobs.durable import journal
+from shoal.jobs.durable.file_systems import sync_folder
 from shoal.jobs.durable.journal import ERRORS, NO_USAGE, RESULTS, Entry, Journal, Record, Recovered, Redo, Totals, Usage
 from shoal.jobs.durable.rowset import RowSet
-from shoal.jobs.durable.storage import AppendFile, sync_folder
+from shoal.jobs.durable.storage import AppendFile
+from shoal.streams import binary_stdout, open_above_standard
 
 __all__ = ["NO_USAGE", "Ledger", "RowSet", "StreamLedger", "Totals", "Usage"]
 
@@ -309,8 +310,9 @@ class StreamLedger:
 
 
 def _open_stream(path: Path) -> BinaryIO:
-    if path == Path("-"):
-        if sys.stdout is None:
-            raise JobError("-: stdout is closed")
-        return open(sys.stdout.fileno(), "wb", closefd=False)
-    return open(path, "wb")
+    if path != Path("-"):
+        return open(path, "wb", opener=open_above_standard)
+    stream = binary_stdout()
+    if stream is None:
+        raise JobError("-: stdout is closed")
+    return stream

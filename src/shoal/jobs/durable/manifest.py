@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from shoal.errors import JobError
-from shoal.jobs.durable.storage import sync_folder, write_atomically
+from shoal.jobs.durable.file_systems import sync_folder
+from shoal.jobs.durable.storage import write_atomically
 
 VERSION = 1
 
@@ -16,6 +18,7 @@ State = Literal["running", "interrupted", "finished", "cancelled", "expired", "s
 
 _NAME = "manifest.json"
 _MOST_SHOWN = 80
+_LATEST = 1e11  # a time that every calendar still has
 _ABSENT = object()
 
 
@@ -31,11 +34,13 @@ class Identity(msgspec.Struct, frozen=True):
 
 class Manifest(msgspec.Struct, kw_only=True):
     """One job. Times in seconds since 1970; ``rows`` is None until they have been counted. The time to a deadline counts from
-    ``since``: the beginning, or when failed rows were last put back."""
+    ``since``: the beginning, or when failed rows were last put back. ``utc_offset``: what the clock on the wall showed more than UTC
+    when the job was begun, in seconds; None where that was not written down."""
 
     version: int = VERSION
     identity: Identity
-    created: float
+    created: Annotated[float, msgspec.Meta(ge=0, le=_LATEST)]
+    utc_offset: Annotated[float, msgspec.Meta(gt=-86400, lt=86400)] | None = None
     since: float
     output: str
     errors: str
@@ -44,6 +49,13 @@ class Manifest(msgspec.Struct, kw_only=True):
     runs: int = 0
     state: State = "running"
     summary: dict[str, Any] | None = None
+
+    @property
+    def begun(self) -> datetime:
+        """When the job was begun, by the clock on the wall there."""
+        moment = datetime.fromtimestamp(self.created, UTC)
+        zone = None if self.utc_offset is None else timezone(timedelta(seconds=self.utc_offset))
+        return moment.astimezone(zone)
 
 
 class _Versioned(msgspec.Struct):

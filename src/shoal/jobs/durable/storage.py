@@ -7,25 +7,28 @@ is synced too. After any OSError here nobody knows which bytes reached the disk;
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from shoal.jobs.durable import file_systems
+from shoal.jobs.durable.file_systems import sync_folder
+from shoal.streams import open_above_standard
+
 
 class AppendFile:
     """A file that grows at its end; ``size`` is its length in bytes. A context manager.
 
     It is created if need be and cut to its first ``keep`` bytes, and both are durable before it can be used. Nobody else
-    can open it so until it is closed. Every failure is an OSError that names the file.
+    can open it so until it is closed, where the file system has locks. Every failure is an OSError that names the file.
     """
 
     def __init__(self, path: Path, keep: int = 0) -> None:
         self.path = Path(os.path.realpath(path))  # behind a link, the folder to sync is that of the file
         self.size = 0
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._fd = open_above_standard(self.path, os.O_RDWR | os.O_CREAT)
         try:
             self._claim()
             self.cut(keep)
@@ -44,8 +47,8 @@ class AppendFile:
 
     def sync(self) -> None:
         """Return once all that was written is on the disk, in the file that has this name."""
+        file_systems.sync(self._fd, self.path)
         with _naming(self.path):
-            os.fsync(self._fd)
             if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
                 raise OSError(errno.ESTALE, "replaced by another file while it was written")
 
@@ -72,11 +75,8 @@ class AppendFile:
 
     def _claim(self) -> None:
         """Two that append to one file would write over each other."""
-        with _naming(self.path):
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(errno.EBUSY, "another job writes to it") from None
+        if file_systems.lock(self._fd, self.path) == "busy":
+            raise OSError(errno.EBUSY, "another job writes to it", str(self.path))
 
     def _continue_at(self, size: int) -> None:
         os.lseek(self._fd, size, os.SEEK_SET)
@@ -106,19 +106,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.sync()
     os.replace(temporary, path)
     sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _naming(path):
-            os.fsync(fd)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # the answer of file systems that cannot sync a folder, and need not
-            raise
-    finally:
-        os.close(fd)
 
 
 @contextmanager

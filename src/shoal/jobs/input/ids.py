@@ -51,7 +51,8 @@ class IdIndex:
         self._path = path
         path.unlink(missing_ok=True)
         with self._storing():
-            self._db = sqlite3.connect(path, isolation_level=None)
+            # Nobody else opens it, and some file systems have no locks.
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?nolock=1", isolation_level=None, uri=True)
             self._db.executescript(_SETUP.format(cache_kib=_CACHE_KIB))
 
     def add_all(self, pairs: Iterable[tuple[str, int]]) -> None:

@@ -6,8 +6,9 @@ A row is a line of a batch file (custom_id, method, url, body), or *plain*: the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,9 @@ import msgspec
 
 from shoal.jobs.input.streams import LineStream
 from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
+from shoal.openai.fields import did_you_mean, given_fields
 from shoal.openai.schema import APIError, parse_json
+from shoal.prompts import TEXT_OPTIONS
 
 MAX_LINE_BYTES = 16 << 20
 MAX_CUSTOM_ID = 512
@@ -23,6 +26,7 @@ MAX_CUSTOM_ID = 512
 _CHUNK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _KEYS = ("custom_id", "method", "url", "body")
+_EMPTY: tuple[object, ...] = (None, "", [])
 _NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -102,7 +106,9 @@ class LineReader:
 class RowReader:
     """Makes Rows of Lines. Bodies may name the models in ``served``.
 
-    ``defaults`` are fields for bodies that do not set them. With ``chat``, plain rows with a prompt become chats.
+    ``defaults`` are fields for bodies that do not set them; those of ``TEXT_OPTIONS`` are for texts alone. With ``chat``, plain rows
+    with a prompt become chats. ``now`` is the moment that chat templates are told which ask for the date; None: that at which they
+    are rendered.
     """
 
     def __init__(
@@ -110,10 +116,12 @@ class RowReader:
         served: Collection[str],
         defaults: Mapping[str, Any] = _NO_DEFAULTS,
         chat: ChatSettings | None = None,
+        now: datetime | None = None,
     ) -> None:
         self._served = served
         self._defaults = defaults
         self._chat = chat
+        self._now = now
 
     def read(self, line: Line) -> Row | BadRow:
         """The row in a line, or what is wrong with it."""
@@ -124,27 +132,38 @@ class RowReader:
             check_model(call.model, self._served)
         except APIError as error:
             return BadRow(line.number, custom_id, error)
-        return Row(line.number, custom_id, call)
+        return Row(line.number, custom_id, self._dated(call))
+
+    def _dated(self, call: Call) -> Call:
+        if self._now is None or not isinstance(call.prompt, dict) or "messages" not in call.prompt:
+            return call
+        return replace(call, prompt={**call.prompt, "chat_template_kwargs": {"strftime_now": self._now}})
 
     def _call(self, fields: dict[str, Any]) -> Call:
         if _is_plain(fields):
-            return self._plain_call({name: value for name, value in fields.items() if name != "custom_id"})
-        url = _url(fields)
-        return PARSERS[url](self._with_defaults(fields.get("body")))
+            return self._plain_call({name: value for name, value in fields.items() if name not in _KEYS})
+        parse = PARSERS[_url(fields)]
+        return parse(self._with_defaults(fields.get("body"), parse))
 
     def _plain_call(self, body: dict[str, Any]) -> Call:
+        for name, other in (("messages", "prompt"), ("prompt", "messages")):
+            if body.get(other) not in _EMPTY and body.get(name) in _EMPTY:
+                body.pop(name, None)  # a table has columns for both
         if body.get("messages") is None and self._chat is not None:
             body["messages"] = self._chat.conversation(body.pop("prompt", None))
         parse = parse_completion if body.get("messages") is None else parse_chat
-        return parse(self._with_defaults(body))
+        return parse(self._with_defaults(body, parse))
 
-    def _with_defaults(self, body: Any) -> Any:
+    def _with_defaults(self, body: Any, parse: Callable[[Any], Call]) -> Any:
         if not isinstance(body, dict):
             return body
-        missing = {name: value for name, value in self._defaults.items() if body.get(name) is None}
-        if body.get("max_completion_tokens") is not None:
+        given = given_fields(body)
+        missing = {name: value for name, value in self._defaults.items() if name not in given}
+        if "max_completion_tokens" in given:
             missing.pop("max_tokens", None)  # two names of one limit
-        return {**body, **missing}
+        if parse is parse_chat:
+            missing = {name: value for name, value in missing.items() if name not in TEXT_OPTIONS}
+        return {**given, **missing}
 
 
 def custom_id_of(line: Line) -> str | None:
@@ -165,17 +184,20 @@ class _Head(msgspec.Struct):
     prompt: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     messages: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
-    def names(self) -> set[str]:
-        """Those of its fields that are there."""
-        return {name for name in self.__struct_fields__ if getattr(self, name) is not msgspec.UNSET}
+    def fields(self) -> dict[str, Any]:
+        """Those of its fields that are there; None for null."""
+        there = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: None if value == _NULL else value for name, value in there.items() if value is not msgspec.UNSET}
 
 
+_NULL = msgspec.Raw(b"null")
 _HEADS = msgspec.json.Decoder(_Head)
 
 
 def _custom_id(line: Line) -> str:
-    custom_id, names = _head(line)
-    if custom_id is None and _is_plain(names):
+    fields = _head(line)
+    custom_id = fields.get("custom_id")
+    if custom_id in (None, "") and _is_plain(fields):
         return f"row-{line.number}"
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
         raise APIError(f"custom_id: must be a text of 1 to {MAX_CUSTOM_ID} characters", "custom_id")
@@ -186,19 +208,18 @@ def _custom_id(line: Line) -> str:
     return custom_id
 
 
-def _head(line: Line) -> tuple[Any, Collection[str]]:
-    """The custom_id as it is given, and the names of (at least) the fields that tell kinds of rows apart."""
+def _head(line: Line) -> Mapping[str, Any]:
+    """The fields (at least) that say what a row is called and tell kinds of rows apart."""
     try:
-        head = _HEADS.decode(line.data or b"")
+        return _HEADS.decode(line.data or b"").fields()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        fields = _fields(line)  # is more lenient with numbers and texts, and knows what is wrong
-        return fields.get("custom_id"), fields
-    return head.custom_id, head.names()
+        return _fields(line)  # is more lenient with numbers and texts, and knows what is wrong
 
 
-def _is_plain(names: Collection[str]) -> bool:
+def _is_plain(fields: Mapping[str, Any]) -> bool:
     """Whether a row with these fields is the body itself."""
-    return ("prompt" in names or "messages" in names) and not any(name in names for name in ("method", "url", "body"))
+    around = any(fields.get(name) is not None for name in ("method", "url", "body"))
+    return ("prompt" in fields or "messages" in fields) and not around
 
 
 def _fields(line: Line) -> dict[str, Any]:
@@ -212,9 +233,10 @@ def _fields(line: Line) -> dict[str, Any]:
 
 def _url(fields: dict[str, Any]) -> str:
     """Where the line of a batch file would be sent, after a check of everything around its body."""
-    unknown = next((name for name in fields if name not in _KEYS), None)
+    unknown = next((name for name, value in fields.items() if name not in _KEYS and value is not None), None)
     if unknown is not None:
-        raise APIError(f"{unknown}: no such field; a line has {', '.join(_KEYS)}", unknown)
+        hint = did_you_mean(unknown, _KEYS) or f"; a line has {', '.join(_KEYS)}"
+        raise APIError(f"{unknown}: no such field{hint}", unknown)
     if fields.get("method") != "POST":
         raise APIError(f"method: got {fields.get('method')!r}, must be 'POST'", "method")
     url = fields.get("url")

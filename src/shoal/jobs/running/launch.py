@@ -7,14 +7,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from shoal import streams
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
@@ -34,6 +35,7 @@ from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import OVER, Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.llm import LLM
+from shoal.notices import notices_to
 from shoal.openai.schema import APIError
 from shoal.params import EngineConfig
 
@@ -62,7 +64,7 @@ def run(
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
-        return run_job(model, files, options, config, say=say_on_stderr, report=display.update)
+        return run_job(model, files, options, config, say=streams.say, report=display.update)
 
 
 def run_job(
@@ -71,15 +73,11 @@ def run_job(
     """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
     files.check()
     task = Task.of(model, files, options, config)
-    if not files.has_journal:
-        return _run_without_journal(task, say, report)
-    with sigterm_interrupts(), _journal_folder(files):
-        return _run_with_journal(task, say, report)
-
-
-def say_on_stderr(text: str) -> None:
-    """A line for people."""
-    print(f"shoal: {text}", file=sys.stderr, flush=True)
+    with notices_to(say):
+        if not files.has_journal:
+            return _run_without_journal(task, say, report)
+        with sigterm_interrupts(), _journal_folder(files):
+            return _run_with_journal(task, say, report)
 
 
 # With a journal -------------------------------------------------------------------------------------------------------
@@ -92,20 +90,23 @@ def _journal_folder(files: JobFiles) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
-                shutil.rmtree(files.folder)
+            with suppress(OSError):  # NFS keeps the name of an open file; and what went wrong before is what counts
+                if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
+                    shutil.rmtree(files.folder)
             raise
 
 
 def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
     files, retry = task.files, task.options.retry_errors
     manifest = _begin(task, say)
+    task = replace(task, begun=manifest.begun)
     if manifest.state in OVER and manifest.summary is not None and not retry:
         if not files.output.exists():
             raise JobError(f"{files.output}: is gone, though this job is {manifest.state} (--restart begins anew)")
         say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
         return msgspec.convert(manifest.summary, Summary)
     with (
+        _model_of_new(task, manifest) as llm,
         _promising_to_go_on(say),
         Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
     ):
@@ -120,7 +121,7 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         if len(ledger.finished):
             of = "" if manifest.rows is None else f" of {manifest.rows}"
             say(f"going on: {len(ledger.finished)}{of} rows are finished")
-        state = _work(task, manifest, ledger, report)
+        state = _work(task, manifest, ledger, report, llm)
         return _end(task, manifest, ledger, state)
 
 
@@ -151,23 +152,38 @@ def _begin(task: Task, say: Say) -> Manifest:
 
 def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
     """A new job, whose input has been checked."""
-    files, options, now = task.files, task.options, time.time()
+    files, options, now, offset = task.files, task.options, task.begun.timestamp(), task.begun.utcoffset()
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
     rows = _checked(task, files.folder)
-    manifests.drop(files.folder)  # what is said of the old job ends before its files do
-    _cancel_file(files).unlink(missing_ok=True)
-    if files.is_table:
-        files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
     return Manifest(
         identity=identity,
         created=now,
+        utc_offset=None if offset is None else offset.total_seconds(),
         since=now,
         output=path_text(files.output),
         errors=path_text(files.errors),
         rows=rows,
         deadline=None if options.deadline is None else now + options.deadline,
     )
+
+
+@contextmanager
+def _model_of_new(task: Task, manifest: Manifest) -> Iterator[LLM | None]:
+    """The model of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
+
+    None for a job that goes on: how much there is to do is not known yet.
+    """
+    if manifest.runs:
+        yield None
+        return
+    with LLM(task.path, config=task.config) if manifest.rows != 0 else nullcontext() as llm:
+        files = task.files
+        manifests.drop(files.folder)  # what is said of the old job ends before its files do
+        _cancel_file(files).unlink(missing_ok=True)
+        if files.is_table:
+            files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
+        yield llm
 
 
 def _checked(task: Task, folder: Path) -> int | None:
@@ -181,7 +197,7 @@ def _checked(task: Task, folder: Path) -> int | None:
         return check_input(source, index, task.reader() if task.options.strict else None)
 
 
-def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> State:
+def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report, llm: LLM | None) -> State:
     """Bring all rows to their end, or as many as can be; the state that the job is in then."""
     if manifest.rows == len(ledger.finished):
         return "finished"
@@ -190,7 +206,8 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report) -> 
     with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
         state = limits.reached()
         if state is None:
-            return _run_rows(task, rows, manifest.rows, ledger, limits, report)
+            with llm or LLM(task.path, config=task.config) as model:  # closed before results are put together
+                return Job(model, task.served, ledger, limits).run(rows, manifest.rows, report)
         close(rows, ledger, state)
         ledger.commit()
         return state
@@ -266,17 +283,16 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         for path in _held(files.errors):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
     say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
-    with (
-        _naming_output(files),
-        tempfile.TemporaryDirectory(prefix="shoal-") as name,
-        StreamLedger.open(files.output, files.errors) as ledger,
-    ):
-        folder = Path(name)
+    with _naming_output(files), _temporary_folder() as folder:
         total = _checked(task, folder)
         deadline = None if options.deadline is None else time.time() + options.deadline
         limits = JobLimits(options.timeout, deadline, options.max_errors)
-        with _rows(task, total, ledger.finished, folder) as rows:
-            state = _run_rows(task, rows, total, ledger, limits, report)
+        with (
+            LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
+            StreamLedger.open(files.output, files.errors) as ledger,
+            _rows(task, total, ledger.finished, folder) as rows,
+        ):
+            state = Job(llm, task.served, ledger, limits).run(rows, total, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 
@@ -287,6 +303,17 @@ def _naming_output(files: JobFiles) -> Iterator[None]:
         yield
     except OSError as error:
         raise JobError(f"{files.output}: {error}; the job ends here") from error
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder for the index of custom_ids."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="shoal-")
+    except OSError as error:
+        raise JobError(f"no folder for temporary files: {error}; set TMPDIR to one that can be written to") from error
+    with folder as name:
+        yield Path(name)
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
@@ -320,11 +347,6 @@ def _claimed(row: Row | BadRow, index: IdIndex) -> Row | BadRow:
     return BadRow(
         row.line, row.custom_id, APIError(f"custom_id: {row.custom_id!r} was used by line {earlier}", "custom_id")
     )
-
-
-def _run_rows(task: Task, rows: Rows, total: int | None, ledger: AnyLedger, limits: JobLimits, report: Report) -> State:
-    with LLM(task.path, config=task.config) as llm:
-        return Job(llm, task.served, ledger, limits).run(rows, total, report)
 
 
 def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resumed: int) -> Summary:

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from shoal.jobs.durable.ledger import Totals
 from shoal.progress import Bar
+from shoal.streams import Forgiving
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -50,10 +51,11 @@ class JobProgress:
 
 
 class ProgressDisplay:
-    """Shows a job while it runs: a bar on a terminal, else a line every few seconds. A context manager."""
+    """Shows a job on ``stream`` (None: nowhere) while it runs: a bar on a terminal, else a line every few seconds. A context
+    manager."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = Forgiving(stream)
         self._last_line = time.monotonic()
         self._bar = Bar("rows", None, stream=stream, kept=True)
 

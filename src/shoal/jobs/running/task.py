@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, SamplingParams
+from shoal.prompts import TEXT_OPTIONS
 from shoal.version import __version__
 
 
@@ -28,8 +30,8 @@ class JobOptions:
     """How a job is run.
 
     What decides about answers, and cannot change between the runs of one job: ``served`` (names that rows may call the model),
-    ``defaults`` (sampling parameters of rows that do not give them), ``chat`` (a plain row's prompt goes through the chat
-    template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
+    ``defaults`` (sampling parameters, ``add_special_tokens`` and ``parse_special`` of rows that do not give them), ``chat`` (a plain
+    row's prompt goes through the chat template, after ``system`` if that is given), ``prompt_column`` and ``output_column`` of a table.
 
     What may change: ``strict`` (refuse an input with a bad row before anything is run), ``restart`` (drop what there is),
     ``retry_errors`` (run failed rows again), ``max_errors`` (stop when more rows have failed), ``deadline`` (seconds from the start
@@ -50,9 +52,13 @@ class JobOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        SamplingParams(**self.defaults)  # raises ParameterError for what is wrong in itself
+        object.__setattr__(self, "defaults", _plain(self.defaults))
         if self.system is not None and not self.chat:
             raise ParameterError("system", self.system, "given with chat")
+        if self.chat and self.defaults.get("parse_special"):
+            raise ParameterError(
+                "parse_special", True, "left out with chat: control tokens spelled in messages are always text"
+            )
         for name in ("system", "prompt_column", "output_column", "served"):
             _refuse_unsendable(name, getattr(self, name))
         if self.max_errors is not None and self.max_errors < 0:
@@ -67,19 +73,22 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it."""
+    """What one run is asked for: ``path`` is the model's file, ``served`` the names that rows may call it. ``begun``: when its job was,
+    with the time zone; the date for chat templates that ask for one, so that it is the same for all rows and all runs."""
 
     path: Path
     served: tuple[str, ...]
     files: JobFiles
     options: JobOptions
     config: EngineConfig
+    begun: datetime
 
     @classmethod
     def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
-        """Resolves ``model``, downloading it if need be."""
+        """Resolves ``model``, downloading it if need be. The job is begun now."""
         path = hub.resolve(model)
-        return cls(path, options.served or names_of(model, path), files, options, config)
+        served = options.served or names_of(model, path)
+        return cls(path, served, files, options, config, datetime.now().astimezone())
 
     @property
     def from_stdin(self) -> bool:
@@ -89,7 +98,8 @@ class Task:
     def reader(self) -> RowReader:
         """Makes rows of the input's lines."""
         options = self.options
-        return RowReader(self.served, options.defaults, ChatSettings(options.system) if options.chat else None)
+        chat = ChatSettings(options.system) if options.chat else None
+        return RowReader(self.served, options.defaults, chat, self.begun)
 
     def identity(self) -> Identity:
         """All that the answers depend on."""
@@ -119,6 +129,18 @@ class Task:
         )
 
 
+def _plain(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of rows as JSON has them. Raises ParameterError for what is wrong in itself."""
+    params = SamplingParams(**{name: value for name, value in defaults.items() if name not in TEXT_OPTIONS})
+    plain: dict[str, Any] = {}
+    for name, value in defaults.items():
+        if name in TEXT_OPTIONS and not isinstance(value, bool):
+            raise ParameterError(name, value, "true or false")
+        given = value if name in TEXT_OPTIONS else getattr(params, name)
+        plain[name] = list(given) if isinstance(given, tuple) else given
+    return plain
+
+
 def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
     """Raise ParameterError for a text that cannot be written down: its bytes in the command line were not UTF-8."""
     try:
@@ -128,10 +150,11 @@ def _refuse_unsendable(field: str, value: str | tuple[str, ...] | None) -> None:
 
 
 def names_of(model: str | Path, path: Path) -> tuple[str, ...]:
-    """What a model is called: the reference as given, its path and file name, and the name in its metadata."""
+    """What a model is called: the reference as given, its path and file name, and the name in its metadata, if that is text."""
     with GGUFFile.open(path) as file:
-        name = file.get("general.name", str, default="")
-    return tuple(dict.fromkeys(filter(None, (*map(printable, (model, path, path.name)), name))))
+        name = file.metadata.get("general.name")
+    own = [name] if isinstance(name, str) and name else []
+    return tuple(dict.fromkeys((*map(printable, (model, path, path.name)), *own)))
 
 
 def _template_digest(config: EngineConfig) -> str | None:

@@ -28,7 +28,7 @@ from functools import cache
 from typing import Any
 
 from shoal.kernels.cpu.isa import ISA
-from shoal.kernels.cpu.jit import Lazy, inline, kernel
+from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.simd import (
     Address,
     Scalar,
@@ -427,26 +427,27 @@ def _weigh(kind: int, shape: Shape, args: Address, work: Address) -> None:
         tile_store(right, records + DIMS + 4 * (c + beside), record)
 
 
+KIND, SHAPE = 0, (0,)  # set for each kernel
+
+
+def _score_tile(args: Address, work: Address) -> None:
+    _score(KIND, SHAPE, args, work)
+
+
+def _weigh_tile(args: Address, work: Address) -> None:
+    _weigh(KIND, SHAPE, args, work)
+
+
 @cache
 def score(kind: int, tile: int) -> Lazy:
     """The kernel that scores a piece for a tile of so many queries: void f(arguments, work)."""
-    shape = (0,) * tile
-
-    def score(args: Address, work: Address) -> None:
-        _score(kind, shape, args, work)
-
-    return kernel(score)
+    return kernel(specialised(_score_tile, f"score_{kind}_{tile}", KIND=kind, SHAPE=(0,) * tile))
 
 
 @cache
 def weigh(kind: int, tile: int) -> Lazy:
     """The kernel that adds up V for a tile of so many queries: void f(arguments, work)."""
-    shape = (0,) * tile
-
-    def weigh(args: Address, work: Address) -> None:
-        _weigh(kind, shape, args, work)
-
-    return kernel(weigh)
+    return kernel(specialised(_weigh_tile, f"weigh_{kind}_{tile}", KIND=kind, SHAPE=(0,) * tile))
 
 
 @inline

@@ -6,7 +6,6 @@ A step then sets a few numbers in the step header and runs the program: one call
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,8 +43,8 @@ class CPUBackend:
 
     name = "cpu"
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or _usable_cores()
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
         self.pool = Pool(self.threads)
         self._arena = Arena()
 
@@ -95,12 +94,6 @@ class CPUBackend:
     def close(self) -> None:
         """Stop the workers."""
         self.pool.close()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Bound:

@@ -1,57 +1,84 @@
-"""How kernels are compiled and where the machine code is kept.
+"""How kernels are compiled.
 
 `inline` marks helpers that vanish into their callers; `kernel` makes a C function void f(int64 args, int64 chunk) that the pool
 can call through its address; `function` is a plain compiled function called from Python, without the interpreter lock.
 
 Compiled code is kept in a folder named after everything that went into it (source of all kernels, Numba, CPU, instruction set),
-so that a change of any of them is a new folder and never a stale kernel.
+so that a change of any of them is a new folder and never a stale kernel. Numba's own cache is not used: it believes whatever its
+files hold, and gives up where it cannot write.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import pickle
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+import llvmlite
 import numba
 from llvmlite import binding
-from numba import cfunc, config, njit, types
-from platformdirs import user_cache_dir
+from numba import config, njit, types
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.core.sigutils import normalize_signature
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.errors import ParameterError
+from shoal.folders import cache_folder
+from shoal.kernels.cpu.cache import KernelStore
+from shoal.kernels.cpu.isa import ISA, target
 
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _SIGNATURE = types.void(types.int64, types.int64)
+# Of Numba's settings those that make other machine code.
+_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "EXTEND_VARIABLE_LIFETIMES")
 
 
-def cache_folder() -> Path:
-    """Where this version's machine code lies: SHOAL_KERNEL_CACHE or the user's cache folder, then a folder for the key."""
-    root = os.environ.get("SHOAL_KERNEL_CACHE") or os.path.join(user_cache_dir("shoal"), "kernels")
+def _key() -> str:
+    """Names everything that went into this version's machine code."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    cpu = config.CPU_NAME or binding.get_host_cpu_name()
-    for part in (numba.__version__, cpu, binding.get_host_cpu_features().flatten(), ISA):
+    versions = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sys.abiflags)
+    settings = (getattr(config, name, None) for name in _SETTINGS)
+    for part in (*versions, binding.get_process_triple(), *target(), ISA, *settings):
         digest.update(str(part).encode() + b"\0")
-    return Path(root) / digest.hexdigest()[:20]
+    return digest.hexdigest()[:20]
 
 
-_FOLDER = cache_folder()
+STORE = KernelStore(cache_folder("SHOAL_KERNEL_CACHE", "kernels"), _key())
 
 
-@contextmanager
-def _our_cache() -> Iterator[None]:
-    """Numba picks a function's cache folder when it is decorated; others in this process keep theirs."""
-    before = config.CACHE_DIR
-    config.CACHE_DIR = str(_FOLDER)
-    try:
-        yield
-    finally:
-        config.CACHE_DIR = before
+class _Cache(NullCache):  # type: ignore[misc]
+    """What Numba asks for one function, answered from the store; ``hit``: it was there. None for a name: it is never kept."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self.hit = False
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The compiled function, or None."""
+        target_context.refresh()
+        content = None if self._name is None else STORE.load(self._name)
+        if self._name is None or content is None:
+            return None
+        try:
+            made = CompileResult._rebuild(target_context, *pickle.loads(content))
+        except Exception as error:  # whole, but of a Numba that calls itself by the same version
+            STORE.refuse(self._name, f"cannot be read ({type(error).__name__}: {error})")
+            return None
+        self.hit = True
+        return made
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function."""
+        if self._name is not None and not data.library.has_dynamic_globals:  # those are addresses of this process
+            STORE.save(self._name, dumps(data._reduce()))
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -68,19 +95,33 @@ def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """A function called from Python; it runs without the interpreter lock. Compiled when it is first asked for."""
 
     def decorate(body: Callable[..., Any]) -> Lazy:
-        return Lazy(body, lambda: njit(signature, nogil=True, cache=True, **_OPTIONS)(body))
+        def build(cache: NullCache) -> Any:
+            made = njit(nogil=True, **_OPTIONS)(body)
+            made._cache = cache
+            made.compile(signature)
+            made.disable_compile()
+            return made
+
+        return Lazy(body, build)
 
     return decorate
 
 
 def kernel(body: Callable[[int, int], None]) -> Lazy:
     """A C function void f(int64 args, int64 chunk). Compiled when its address is first asked for."""
-    return Lazy(body, lambda: cfunc(_SIGNATURE, cache=True, **_OPTIONS)(body))
+
+    def build(cache: NullCache) -> Any:
+        made: Any = CFunc(body, normalize_signature(_SIGNATURE), {}, _OPTIONS)
+        made._cache = cache
+        made.compile()
+        return made
+
+    return Lazy(body, build)
 
 
 def specialised(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
-    """The template's code with some of its global names standing for something else: Numba finds them as constants, and finds
-    the result in its cache under ``name``."""
+    """The template's code with some of its global names standing for something else: Numba finds them as constants. The result is
+    kept under ``name``, which no other kernel of the module may have."""
     made = FunctionType(template.__code__, {**template.__globals__, **names}, name)
     made.__qualname__, made.__doc__, made.__module__ = name, template.__doc__, template.__module__
     return made
@@ -92,20 +133,31 @@ class Lazy:
 
     on_compile: Callable[[str], None] | None = None
 
-    def __init__(self, body: Callable[..., Any], build: Callable[[], Any]) -> None:
+    def __init__(self, body: Callable[..., Any], build: Callable[[NullCache], Any]) -> None:
         self.name = body.__name__
+        self.module = body.__module__
         self.__doc__ = body.__doc__
         self._build = build
         self._made: Any = None
 
     def get(self) -> Any:
-        """The compiled function."""
+        """The compiled function. Raises ParameterError if Numba is told not to compile."""
         if self._made is None:
-            with _our_cache():
-                self._made = self._build()
-            if not self._made._cache_hits and Lazy.on_compile is not None:
+            if config.DISABLE_JIT:
+                raise ParameterError(
+                    "NUMBA_DISABLE_JIT", config.DISABLE_JIT, "0 or not set: the kernels are compiled by Numba"
+                )
+            cache = _Cache(self.cache_name)
+            self._made = self._build(cache)
+            if not cache.hit and Lazy.on_compile is not None:
                 Lazy.on_compile(self.name)
         return self._made
+
+    @property
+    def cache_name(self) -> str | None:
+        """What it is kept under; None for code that is not part of this package, and so not of the folder's name either."""
+        package, _, module = self.module.rpartition(".")
+        return f"{module}.{self.name}" if f"{package}.".startswith(f"{__package__}.") else None
 
     @property
     def address(self) -> int:

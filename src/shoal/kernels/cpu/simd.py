@@ -21,7 +21,7 @@ from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 from numba.extending import intrinsic
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import CONVERTS_HALVES, ISA, MULTIPLIES_AND_ADDS
 
 # What the annotations of kernels mean by their types; Numba infers its own.
 Address = int
@@ -111,8 +111,13 @@ def _splat(b: Builder, scalar: ir.Value, lanes: int) -> ir.Value:
     return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_vector(_I32, lanes), [0] * lanes))
 
 
-def _const(value: float, kind: ir.VectorType) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
+def _const(value: float, kind: ir.Type) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count if isinstance(kind, ir.VectorType) else value)
+
+
+def _like(element: ir.Type, kind: ir.Type) -> ir.Type:
+    """A vector of ``element`` with as many lanes as ``kind``, or ``element`` where that is no vector."""
+    return _vector(element, kind.count) if isinstance(kind, ir.VectorType) else element
 
 
 def _call(b: Builder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
@@ -127,7 +132,27 @@ def _as_f32(b: Builder, value: ir.Value) -> ir.Value:
 
 
 def _fma(b: Builder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-    return _call(b, "llvm.fma.v16f32", _F32X16, x, y, z)
+    if MULTIPLIES_AND_ADDS:
+        return _call(b, "llvm.fma.v16f32", _F32X16, x, y, z)
+    return _fma_by_hand(b, x, y, z)
+
+
+def _fma_by_hand(b: Builder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+    """x * y + z rounded once, for which LLVM would call a function lane by lane. In float64 the product is exact and the sum
+    is rounded; where it is not exact its last bit is made 1, so that rounding it again goes the way of the exact sum."""
+    f64, i64 = _vector(ir.DoubleType(), 16), _vector(_I64, 16)
+    x, y, z = (b.fpext(value, f64) for value in (x, y, z))
+    product = b.fmul(x, y)
+    total = b.fadd(product, z)
+    added = b.fsub(total, product)
+    lost = b.fadd(b.fsub(product, b.fsub(total, added)), b.fsub(z, added))
+    bits, is_lost = b.bitcast(total, i64), b.fcmp_ordered("!=", lost, _const(0.0, f64))
+    # Between two float64 the one with the odd last bit: the sum itself, or its neighbour on the side of what was lost.
+    outwards = b.icmp_signed(">=", b.xor(bits, b.bitcast(lost, i64)), _const(0, i64))
+    neighbour = b.add(bits, b.select(outwards, _const(1, i64), _const(-1, i64)))
+    is_even = b.icmp_unsigned("==", b.and_(bits, _const(1, i64)), _const(0, i64))
+    bits = b.select(b.and_(is_lost, is_even), neighbour, bits)
+    return b.fptrunc(b.bitcast(bits, f64), _F32X16)
 
 
 def _at(b: Builder, address: ir.Value, stride: ir.Value, index: int) -> ir.Value:
@@ -172,6 +197,60 @@ def _operation(result: types.Type | Callable[..., types.Type]) -> Callable[[Emit
         return intrinsic(typer)
 
     return decorate
+
+
+# --- halves ----------------------------------------------------------------------------------------------------------
+# Bits of float16 <-> float32. Where there is no instruction LLVM would call a function that need not be there.
+
+
+def _wide(b: Builder, bits: ir.Value) -> ir.Value:
+    if CONVERTS_HALVES:
+        return b.fpext(b.bitcast(bits, _like(_HALF, bits.type)), _like(_F32, bits.type))
+    return _wide_by_hand(b, bits)
+
+
+def _narrow(b: Builder, value: ir.Value) -> ir.Value:
+    if CONVERTS_HALVES:
+        return b.bitcast(b.fptrunc(value, _like(_HALF, value.type)), _like(_I16, value.type))
+    return _narrow_by_hand(b, value)
+
+
+def _wide_by_hand(b: Builder, bits: ir.Value) -> ir.Value:
+    """As vcvtph2ps does it: NaN stays NaN with its payload, and is quiet."""
+    i32, f32 = _like(_I32, bits.type), _like(_F32, bits.type)
+    bits = b.zext(bits, i32)
+    rest = b.and_(bits, _const(0x7FFF, i32))
+    moved = b.shl(rest, _const(13, i32))
+    normal = b.add(moved, _const(112 << 23, i32))  # another bias of the exponent
+    # A denormal is a fraction of 2^-14: put behind the 1 of that number, which is then taken away.
+    least = _const(113 << 23, i32)
+    denormal = b.bitcast(b.fsub(b.bitcast(b.add(moved, least), f32), b.bitcast(least, f32)), i32)
+    endless = b.or_(moved, _const(0x7F800000, i32))
+    quiet = b.or_(endless, _const(0x00400000, i32))
+    endless = b.select(b.icmp_unsigned(">", rest, _const(0x7C00, i32)), quiet, endless)
+    out = b.select(b.icmp_unsigned("<", rest, _const(0x0400, i32)), denormal, normal)
+    out = b.select(b.icmp_unsigned(">=", rest, _const(0x7C00, i32)), endless, out)
+    sign = b.shl(b.and_(bits, _const(0x8000, i32)), _const(16, i32))
+    return b.bitcast(b.or_(out, sign), f32)
+
+
+def _narrow_by_hand(b: Builder, value: ir.Value) -> ir.Value:
+    """As vcvtps2ph does it: to the nearest, ties to even; NaN stays NaN with the upper part of its payload, and is quiet."""
+    i32, f32 = _like(_I32, value.type), value.type
+    bits = b.bitcast(value, i32)
+    rest = b.and_(bits, _const(0x7FFFFFFF, i32))
+    # Half of what is cut off, less one, plus the last bit that stays: a tie goes to even. A carry makes the next exponent.
+    odd = b.and_(b.lshr(rest, _const(13, i32)), _const(1, i32))
+    normal = b.lshr(b.add(b.add(rest, odd), _const(0xFFF - (112 << 23), i32)), _const(13, i32))
+    # Next to 0.5 a float32 counts in 2^-24, as denormal halves do: adding rounds.
+    half = _const(0x3F000000, i32)
+    denormal = b.sub(b.bitcast(b.fadd(b.bitcast(rest, f32), b.bitcast(half, f32)), i32), half)
+    quiet = b.or_(b.and_(b.lshr(rest, _const(13, i32)), _const(0x3FF, i32)), _const(0x7E00, i32))
+    endless = b.select(b.icmp_unsigned(">", rest, _const(0x7F800000, i32)), quiet, _const(0x7C00, i32))
+    out = b.select(b.icmp_unsigned("<", rest, _const(113 << 23, i32)), denormal, normal)
+    out = b.select(b.icmp_unsigned(">=", rest, _const(143 << 23, i32)), endless, out)
+    sign = b.and_(b.lshr(bits, _const(16, i32)), _const(0x8000, i32))
+    return b.trunc(b.or_(out, sign), _like(_I16, value.type))
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -228,7 +307,7 @@ def store_f32(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
 @_operation(types.void)
 def store_f16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
     """Round a float32 to float16 and write it."""
-    _store(b, b.fptrunc(value, _HALF), address)
+    _store(b, _narrow(b, value), address)
 
 
 @_operation(types.void)
@@ -252,7 +331,7 @@ def load_f32x16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 @_operation(f32x16)
 def load_f16x16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """16 float16, widened."""
-    return b.fpext(_load(b, address, _vector(_HALF, 16)), _F32X16)
+    return _wide(b, _load(b, address, _vector(_I16, 16)))
 
 
 @_operation(f32x16)
@@ -320,7 +399,7 @@ def store_f32x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None
 @_operation(types.void)
 def store_f16x16(b: Builder, _: Any, address: ir.Value, value: ir.Value) -> None:
     """Round 16 float32 to float16 and write them."""
-    _store(b, b.fptrunc(value, _vector(_HALF, 16)), address)
+    _store(b, _narrow(b, value), address)
 
 
 @_operation(types.void)
