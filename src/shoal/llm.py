@@ -32,6 +32,7 @@ from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
+from shoal.models.sampling_defaults import sampling_defaults
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
 from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, check_seconds
@@ -75,6 +76,8 @@ class LLM:
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.
 
+    ``chat_defaults`` are the SamplingParams that the model's file recommends: what chats get that are given none.
+
     Any thread may call any method at any time, also from asyncio's executors: the requests of all threads are computed in the
     same steps, and each gets what it would get alone (those without a seed are numbered as they come). ``step`` reports what was
     submitted, by whichever thread. ``close`` ends what others wait for with finish_reason "abort". After a fork the child can go
@@ -100,6 +103,7 @@ class LLM:
             with GGUFFile.open(self.path) as file:
                 longest = max_model_len(ModelConfig.from_gguf(file), self.config)
                 self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                self.chat_defaults = sampling_defaults(file)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
             self.engine = Engine(loaded, self._backend, self.config)
@@ -247,9 +251,12 @@ class LLM:
 
         A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
         ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
-        ``strftime_now`` there is a datetime to tell it instead.
+        ``strftime_now`` there is a datetime to tell it instead. Without ``sampling_params`` those hold that the model's file
+        recommends (``chat_defaults``).
         """
         template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
+        if sampling_params is None:
+            sampling_params = SamplingParams(**self.chat_defaults)
 
         def prompt(conversation: Any) -> Prompt:
             return {"messages": conversation, "chat_template_kwargs": template_kwargs}
@@ -385,7 +392,10 @@ class LLM:
         """
         limits, number = _limits(timeout, queue_timeout), next(self._numbers)
         name = str(number) if request_id is None else request_id
-        return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
+        if params is None:
+            is_chat = isinstance(prompt, Mapping) and "messages" in prompt
+            params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
+        return self._submit(prompt, params, limits, self._inbox, number, name).request_id
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
