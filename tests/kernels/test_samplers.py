@@ -395,6 +395,19 @@ def test_rows_that_need_nothing_are_read_in_place(backend: CPUBackend) -> None:
     assert kernel.tokens(rows(3, None)) == plain  # and nothing of the call before is left
 
 
+def test_nothing_is_left_for_the_rows_of_later_calls(backend: CPUBackend) -> None:
+    """Many rows with samplers, a few without, many without."""
+    logits = some_logits(20, VOCAB)
+    kernel = Kernel(backend, logits)
+    plain = kernel.tokens(rows(20, None, temperature=0.0))
+    for special in (rows(20, [(XTC(1.0, 0.0),)] * 20), replace(rows(20, None), mask=[words([3])] * 20)):
+        assert kernel.tokens(special) != plain
+        kernel.space[0] = 2
+        assert kernel.tokens(rows(2, None, temperature=0.0)) == plain[:2]
+        kernel.space[0] = 20
+        assert kernel.tokens(rows(20, None, temperature=0.0)) == plain
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_row_is_reported_whatever_its_samplers_drop(backend: CPUBackend, bad: float) -> None:
     logits = some_logits(3, VOCAB)

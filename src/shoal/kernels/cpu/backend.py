@@ -229,12 +229,12 @@ class _Sampler:
         """Take over masks and samplers, or the lack of them."""
         n, self._held = len(how.temperature), []
         self._masked, self._sampled = how.mask is not None, how.samplers is not None
-        self._mask[:n] = 0
+        self._mask[:] = 0  # of all rows: the next call may have more and need none of this
         if how.mask is not None:
             masks = [None if mask is None else np.ascontiguousarray(mask) for mask in how.mask]
             self._mask[:n] = [0 if mask is None else address_of(mask) for mask in masks]
             self._held.append(masks)
-        self._samplers_start[: n + 1] = 0
+        self._samplers_start[:] = 0
         if how.samplers is not None:
             self._args[sample_row.ADJUST // 8] = sample_steps.adjust_row.address
             self._args[sample_row.MEASURE // 8] = sample_steps.measure_row.address
