@@ -114,6 +114,16 @@ def test_a_setting_that_changes_code_has_a_folder_of_its_own(monkeypatch: pytest
     assert len(keys) == 5
 
 
+def test_every_source_of_the_kernels_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = shutil.copytree(Path(jit.__file__).parent, tmp_path / "cpu")
+    monkeypatch.setattr(jit, "__file__", str(sources / "jit.py"))
+    keys = {jit._key()}
+    for name in ("groups.py", "simd/floats.py"):
+        (sources / name).write_text("# another")
+        keys.add(jit._key())
+    assert len(keys) == 3
+
+
 def test_a_user_without_home_and_account_keeps_kernels_in_a_temporary_folder() -> None:
     nobody = as_nobody_known()
     with public_folder() as folder:
