@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shoal import jobs
 from shoal.beam import BeamSearch
 from shoal.errors import ParameterError, RequestError
 from shoal.llm import LLM
-from shoal.outputs import Logprob
-from shoal.params import BeamSearchParams
+from shoal.openai.convert import parse_chat, parse_completion
+from shoal.openai.schema import APIError
+from shoal.outputs import Logprob, RequestOutput
+from shoal.params import BeamSearchParams, SamplingParams
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
 PROMPT = {"prompt_token_ids": [65, 66, 67]}
@@ -117,3 +122,83 @@ def test_parameters_that_are_wrong(field: str, value: Any) -> None:
 def test_an_empty_list(llm: LLM) -> None:
     with pytest.raises(RequestError, match="empty"):
         llm.beam_search([], BeamSearchParams(2, 2))
+
+
+def submitted(llm: LLM, *prompts: Any, params: BeamSearchParams) -> dict[str, RequestOutput]:
+    names = [llm.submit(prompt, params) for prompt in prompts]
+    found: dict[str, RequestOutput] = {}
+    while llm.has_work:
+        found |= {output.request_id: output for output in llm.step()}
+    assert list(found) == sorted(names)
+    return found
+
+
+def test_a_search_that_is_submitted_finds_the_same(llm: LLM) -> None:
+    params = BeamSearchParams(3, 5)
+    found = submitted(llm, "one", PROMPT, params=params)
+    for output, expected in zip(found.values(), llm.beam_search(["one", PROMPT], params), strict=True):
+        assert output.finished
+        prompt = output.prompt_token_ids
+        assert [prompt + answer.token_ids for answer in output.outputs] == [s.tokens for s in expected.sequences]
+        assert [answer.cumulative_logprob for answer in output.outputs] == [s.cum_logprob for s in expected.sequences]
+        assert [answer.index for answer in output.outputs] == [0, 1, 2]
+        assert all(answer.text for answer in output.outputs)
+
+
+def test_what_is_submitted_beside_a_search(llm: LLM) -> None:
+    plain = SamplingParams(temperature=0, max_tokens=4)
+    expected = llm.generate("hello", plain, use_tqdm=False)[0].outputs[0].token_ids
+    search, other = llm.submit(PROMPT, BeamSearchParams(2, 9)), llm.submit("hello", plain)
+    outputs = []
+    while llm.has_work:
+        outputs += llm.step()
+    assert [output.request_id for output in outputs if output.finished] == [other, search]
+    assert outputs[-2].outputs[0].token_ids == expected
+
+
+def test_a_search_is_aborted(llm: LLM) -> None:
+    name = llm.submit(PROMPT, BeamSearchParams(2, 30), request_id="mine")
+    with pytest.raises(RequestError, match="in use"):
+        llm.submit(PROMPT, BeamSearchParams(2, 30), request_id="mine")
+    llm.step()
+    assert llm.abort(name)
+    assert not llm.abort(name)
+    while llm.has_work:
+        assert llm.step() == []
+    stats = llm.engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_a_search_whose_time_is_up(llm: LLM) -> None:
+    llm.submit(PROMPT, BeamSearchParams(2, 9), timeout=1e-9)
+    (output,) = [output for _ in range(9) if llm.has_work for output in llm.step()]
+    assert (output.finished, output.outputs[0].finish_reason) == (True, "timeout")
+    with pytest.raises(RequestError, match="empty"):
+        llm.submit("", BeamSearchParams(2, 9))
+
+
+def test_bodies() -> None:
+    body = {"prompt": "hi", "use_beam_search": True, "max_tokens": 7, "length_penalty": 0.5, "temperature": 0.7}
+    assert parse_completion(body).beams == BeamSearchParams(1, 7, length_penalty=0.5)
+    assert parse_completion({**body, "use_beam_search": False}).beams is None
+    chat = {"messages": [{"role": "user", "content": "hi"}], "use_beam_search": True}
+    assert parse_chat({**chat, "max_completion_tokens": 3, "ignore_eos": True}).beams == BeamSearchParams(1, 3, True)
+    for refused, param in ((chat, "max_tokens"), ({**chat, "max_tokens": 1, "logprobs": True}, "use_beam_search")):
+        with pytest.raises(APIError) as caught:
+            parse_chat(refused)
+        assert caught.value.param == param
+
+
+def test_rows_of_a_job(llm: LLM, tmp_path: Path) -> None:
+    body = {"prompt": "one", "use_beam_search": True, "max_tokens": 5}
+    rows = [{"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body} for name in ("a", "b")]
+    rows[1]["body"] = {**body, "prompt": [999999]}
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = jobs.run(llm.path, source, target, show_progress=False, device="reference", max_model_len=40)
+    assert (summary.rows, summary.failed) == (2, 1)
+    (choice,) = json.loads(target.read_text())["response"]["body"]["choices"]
+    (found,) = llm.beam_search(["one"], BeamSearchParams(1, 5))
+    assert llm.tokenizer is not None
+    ids = found.sequences[0].tokens[len(llm.encode("one")) :]
+    assert choice["text"] == llm.tokenizer.decode(ids, skip_special=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from shoal.outputs import Logprob
+from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
 from shoal.params import BeamSearchParams, SamplingParams
 
 Candidates = dict[int, Logprob]
@@ -32,6 +33,51 @@ class BeamSearchOutput:
     error: str | None = None
 
 
+class Beams:
+    """A beam search that was submitted: ``asked`` are the requests for the next tokens of its beams. ``request_id`` and ``prompt``
+    as in ``Generation``."""
+
+    def __init__(self, request_id: str, prompt: str | None, search: BeamSearch) -> None:
+        self.request_id = request_id
+        self.search = search
+        self.asked: list[Generation] = []
+        self.limits: Any = None  # those of each request
+        self._prompt = prompt
+
+    @property
+    def answered(self) -> bool:
+        """Whether all that was asked for is there."""
+        return all(item.finished for item in self.asked)
+
+    def take(self) -> RequestOutput | None:
+        """Go on with the answers; the output if that is the end."""
+        answers = [item.snapshot() for item in self.asked]
+        found = [answer.outputs[0].logprobs for answer in answers]
+        broken = next((answer for answer, logprobs in zip(answers, found, strict=True) if not logprobs), None)
+        if broken is not None:
+            return self.ended(broken.outputs[0].finish_reason or "error", broken.error)
+        self.search.take([logprobs[0] for logprobs in found if logprobs])
+        return self.ended("stop") if self.search.finished else None
+
+    def ended(self, reason: str, error: str | None = None) -> RequestOutput:
+        """The output. For another ``reason`` than stop it has one answer, without text."""
+        prompt = self.search.prompt
+        answers = [CompletionOutput(0, "", [], finish_reason=reason)]
+        if reason == "stop":
+            answers = [
+                CompletionOutput(
+                    index,
+                    "",
+                    beam.tokens[len(prompt) :],
+                    beam.cum_logprob,
+                    finish_reason=beam.finish_reason,
+                    stop_reason=beam.stop_reason,
+                )
+                for index, beam in enumerate(self.search.best())
+            ]
+        return RequestOutput(self.request_id, self._prompt, prompt, answers, finished=True, error=error)
+
+
 class BeamSearch:
     """The search for one prompt, token by token: ``beams`` want their next token, until ``finished``.
 
@@ -39,7 +85,8 @@ class BeamSearch:
     """
 
     def __init__(self, prompt: Sequence[int], params: BeamSearchParams, eos_ids: Collection[int], longest: int) -> None:
-        self.beams = [BeamSearchSequence(list(prompt))]
+        self.prompt = list(prompt)
+        self.beams = [BeamSearchSequence(self.prompt)]
         self._params = params
         self._eos_ids = () if params.ignore_eos else eos_ids
         self._stop = min(len(prompt) + params.max_tokens, longest)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
-from shoal.beam import BeamSearch, BeamSearchOutput
+from shoal.beam import Beams, BeamSearch, BeamSearchOutput
 from shoal.dispatch import Dispatcher
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
@@ -112,6 +113,8 @@ class LLM:
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._words = WordFinder(self.tokenizer, self.vocab_size)
+        self._beams: dict[str, Beams] = {}  # searches that were submitted
+        self._beam_turn = threading.Lock()
         self._dispatcher = Dispatcher(self.engine)
 
     def __enter__(self) -> LLM:
@@ -375,12 +378,12 @@ class LLM:
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
         told = any(item.finish_reason != "abort" for item in self._inbox)
-        return self._dispatcher.has_work or told
+        return self._dispatcher.has_work or told or bool(self._beams)
 
     def submit(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         *,
         request_id: str | None = None,
         timeout: float | None = None,
@@ -388,10 +391,15 @@ class LLM:
     ) -> str:
         """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
 
+        Of a beam search (BeamSearchParams) ``step`` reports the end alone: an answer for each text, the best first. Its time limits
+        are those of each token.
+
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
         limits, number = _limits(timeout, queue_timeout), next(self._numbers)
         name = str(number) if request_id is None else request_id
+        if isinstance(params, BeamSearchParams):
+            return self._submit_beams(prompt, params, limits, name)
         if params is None:
             is_chat = isinstance(prompt, Mapping) and "messages" in prompt
             params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
@@ -399,17 +407,57 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        outputs = self._dispatcher.step(self._inbox)
+        outputs = self._dispatcher.step(self._inbox) + self._step_beams()
         return [output for output in outputs if output.outputs[0].finish_reason != "abort"]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
+        beams = self._beams.pop(request_id, None)
+        if beams is not None:
+            self._drop(beams.asked)
+            return True
         return self._dispatcher.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
         return self._prompts.encode(prompt).ids
+
+    def _submit_beams(self, prompt: Prompt, params: BeamSearchParams, limits: _Limits, name: str) -> str:
+        ids, text = self._prompts.encode(prompt)
+        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
+        if name in self._beams:
+            raise RequestError(f"request_id {name!r} is in use", "request_id")
+        beams = Beams(name, text, BeamSearch(ids, params, eos_ids, self.engine.max_model_len))
+        self._ask_beams(beams, limits)
+        self._beams[name] = beams
+        return name
+
+    def _ask_beams(self, beams: Beams, limits: _Limits) -> None:
+        """Put a request for the next token of each beam in line."""
+        beams.asked, params, sink = [], beams.search.step_params(), list[Generation]()
+        for beam in beams.search.beams:
+            number = next(self._numbers)
+            prompt = {"prompt_token_ids": beam.tokens}
+            name = f"{beams.request_id}/beam-{number}"
+            beams.asked.append(self._submit(prompt, params, limits, sink, number, name))
+        beams.limits = limits
+
+    def _step_beams(self) -> list[RequestOutput]:
+        """Move on the searches of which all beams have their next token; what has ended."""
+        if not self._beams:
+            return []
+        ended = []
+        with self._beam_turn:
+            for beams in [item for item in self._beams.values() if item.answered]:
+                output = beams.take()
+                if output is None:
+                    self._ask_beams(beams, beams.limits)
+                elif self._beams.pop(beams.request_id, None) is not None:
+                    for answer in output.outputs if self.tokenizer else ():
+                        answer.text = self._decoded(answer.token_ids)
+                    ended.append(output)
+        return ended
 
     # -- the one path ------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ from shoal.openai.schema import (
     TopLogprob,
     Usage,
 )
-from shoal.params import SamplingParams
+from shoal.params import BeamSearchParams, SamplingParams
 from shoal.prompts import TEXT_OPTIONS
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 class Call:
     """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
 
-    ``prompt`` is what LLM calls one; ``model`` is None where the body
-    names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
-    vLLM's field, not only for the echo.
+    ``prompt`` is what LLM calls one; ``model`` is None where the body names none. ``echo``: the prompt comes back before the
+    answer. ``prompt_logprobs``: those in ``params`` are asked for as vLLM's field, not only for the echo. ``beams``: the likeliest
+    texts are looked for.
     """
 
     kind: Literal["chat", "completion"]
@@ -59,6 +59,7 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    beams: BeamSearchParams | None = None
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -79,7 +80,8 @@ def parse_chat(body: Any) -> Call:
     prompt: dict[str, Any] = {"messages": messages}
     if chat.add_special_tokens:
         prompt["add_special_tokens"] = True
-    return Call("chat", chat.model, prompt, params, prompt_logprobs=chat.prompt_logprobs is not None)
+    shown = chat.prompt_logprobs is not None
+    return Call("chat", chat.model, prompt, params, prompt_logprobs=shown, beams=_beams(chat, params))
 
 
 def parse_completion(body: Any) -> Call:
@@ -89,7 +91,8 @@ def parse_completion(body: Any) -> Call:
     scored = _prompt_logprobs_needed(completion)
     params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown)
+    beams = _beams(completion, params)
+    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown, beams)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -116,9 +119,35 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
 
 
+def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None:
+    """The beam search that a body asks for, as wide as its ``n``; nothing is drawn in it."""
+    if not body.use_beam_search:
+        return None
+    if params.reports_logprobs or params.prompt_logprobs is not None:
+        raise APIError("use_beam_search: without logprobs and prompt_logprobs", "use_beam_search")
+    if params.max_tokens is None:
+        raise APIError("use_beam_search: needs max_tokens", "max_tokens")
+    try:
+        return BeamSearchParams(
+            params.n,
+            params.max_tokens,
+            params.ignore_eos,
+            length_penalty=body.length_penalty,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+    except ParameterError as error:
+        name = "n" if error.field == "beam_width" else error.field
+        raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+_NOT_SAMPLING = {"model", "use_beam_search", "length_penalty"}
+
+
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    shared = {
+        name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in {*_NOT_SAMPLING, *chosen}
+    }
     shared["allowed_token_ids"] = body.allowed_token_ids or None
     try:
         return SamplingParams(**shared, **chosen)

@@ -45,9 +45,7 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
     },
     "a request has one answer yet": {
         "best_of": (1,),
-        "length_penalty": (1,),
         "n": (1,),
-        "use_beam_search": (False,),
     },
     "requests cannot bring code": {"logits_processors": ([],)},
     "answers cannot be held to a form (JSON, a schema, a grammar) yet": {

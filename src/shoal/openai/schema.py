@@ -107,6 +107,8 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     mirostat_tau: float = 5.0
     mirostat_eta: float = 0.1
     samplers: str | list[str] | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
 
 
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):

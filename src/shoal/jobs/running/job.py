@@ -143,7 +143,9 @@ class Job:
         if params.seed is None:
             params = replace(params, seed=derived_seed(self._llm.config.seed, row.custom_id))
         try:
-            self._llm.submit(row.call.prompt, params, request_id=request_id, timeout=self._limits.timeout)
+            self._llm.submit(
+                row.call.prompt, row.call.beams or params, request_id=request_id, timeout=self._limits.timeout
+            )
         except (RequestError, ParameterError, TemplateError) as error:
             self._refuse(BadRow(row.line, row.custom_id, refusal(row.call, error)))
         else:
