@@ -24,6 +24,7 @@ def test_names_of_modules() -> None:
         "RequestOutput",
         "SamplingParams",
         "ShoalError",
+        "StructuredOutputsParams",
         "Tokenizer",
         "jobs",
     ]
@@ -48,6 +49,7 @@ def test_errors() -> None:
         "ModelNotFoundError",
         "MemoryLimitError",
         "TemplateError",
+        "ConstraintError",
         "JobError",
         "NotMeasuredError",
         "EngineError",
@@ -55,26 +57,19 @@ def test_errors() -> None:
 
 
 def test_the_methods_of_llm_and_what_they_take() -> None:
-    methods = {
-        "beam_search",
-        "generate",
-        "chat",
-        "stream",
-        "logits",
-        "submit",
-        "step",
-        "abort",
-        "encode",
-        "close",
-        "has_work",
-    }
+    methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
+    methods |= {"resize", "config", "beam_search"}
     assert public(shoal.LLM) >= methods
-    limits = ["timeout", "queue_timeout"]
-    takes = {name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:] for name in methods - {"has_work"}}
+    limits = ["priority", "timeout", "queue_timeout"]
+    takes = {
+        name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:]
+        for name in methods - {"has_work", "config"}
+    }
     assert takes["generate"][:3] == ["prompts", "sampling_params", "use_tqdm"]
     assert takes["chat"][:3] == ["messages", "sampling_params", "use_tqdm"]
     assert takes["stream"][:2] == ["prompts", "sampling_params"]
     assert takes["submit"][:2] == ["prompt", "params"]
+    assert set(takes["resize"]) == {"max_num_seqs", "kv_cache_memory", "max_num_batched_tokens"}
     assert {"request_id", *limits} <= set(takes["submit"])
     assert {"chat_template_kwargs", *limits} <= set(takes["chat"])
     assert set(limits) <= set(takes["generate"]) & set(takes["stream"])
@@ -126,6 +121,18 @@ def test_fields() -> None:
         "mirostat_tau",
         "mirostat_eta",
         "samplers",
+        "structured_outputs",
+    }
+    assert fields(shoal.StructuredOutputsParams) == {
+        "json",
+        "regex",
+        "choice",
+        "grammar",
+        "json_object",
+        "structural_tag",
+        "disable_any_whitespace",
+        "disable_additional_properties",
+        "whitespace_pattern",
     }
     assert fields(shoal.BeamSearchParams) == {
         "beam_width",

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import BeamSearchParams, EngineConfig, SamplingParams
+    from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputsParams
     from shoal.text.tokenizer import Tokenizer
 
 
@@ -22,6 +22,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "ShoalError",
+    "StructuredOutputsParams",
     "Tokenizer",
     "jobs",
 ]
@@ -34,6 +35,7 @@ _HOME = {
     "RequestOutput": "shoal.llm",
     "SamplingParams": "shoal.params",
     "ShoalError": "shoal.errors",
+    "StructuredOutputsParams": "shoal.params",
     "Tokenizer": "shoal.text.tokenizer",
     "jobs": "shoal",
 }

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shoal.chat.reply import ReplyFormat
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
 from shoal.params import BeamSearchParams, SamplingParams
 
@@ -34,15 +35,17 @@ class BeamSearchOutput:
 
 
 class Beams:
-    """A beam search that was submitted: ``asked`` are the requests for the next tokens of its beams. ``request_id`` and ``prompt``
-    as in ``Generation``."""
+    """A beam search that was submitted: ``asked`` are the requests for the next tokens of its beams. ``request_id``, ``prompt``
+    and ``reply`` as in ``Generation``."""
 
-    def __init__(self, request_id: str, prompt: str | None, search: BeamSearch) -> None:
+    def __init__(
+        self, request_id: str, prompt: str | None, search: BeamSearch, reply: ReplyFormat | None = None
+    ) -> None:
         self.request_id = request_id
         self.search = search
         self.asked: list[Generation] = []
         self.limits: Any = None  # those of each request
-        self._prompt = prompt
+        self._prompt, self._reply = prompt, reply
 
     @property
     def answered(self) -> bool:
@@ -72,6 +75,7 @@ class Beams:
                     beam.cum_logprob,
                     finish_reason=beam.finish_reason,
                     stop_reason=beam.stop_reason,
+                    reply_format=self._reply and replace(self._reply, key=f"{self._reply.key}.{index}"),
                 )
                 for index, beam in enumerate(self.search.best())
             ]

@@ -26,7 +26,9 @@ from numpy.typing import NDArray
 
 from shoal import hub
 from shoal.beam import Beams, BeamSearch, BeamSearchOutput
+from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
+from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError
@@ -36,10 +38,29 @@ from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, check_seconds
+from shoal.params import (
+    BeamSearchParams,
+    EngineConfig,
+    SamplingParams,
+    StructuredOutputsParams,
+    check_priority,
+    check_seconds,
+)
 from shoal.progress import Bar
-from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.prompts import (
+    Encoded,
+    Message,
+    Params,
+    Priority,
+    Prompt,
+    PromptEncoder,
+    paired,
+    paired_lazily,
+    paired_priorities,
+    token_ids,
+)
 from shoal.streams import say
+from shoal.thinking import ThinkingConstraint, ThinkingMarks
 from shoal.words import WordFinder
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -47,14 +68,17 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
+_Asked = tuple[Prompt, SamplingParams, "_Limits"]
+
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class _Limits(NamedTuple):
-    """What time a request has, in seconds (see ``Request``)."""
+    """What time a request has, in seconds, and its priority (see ``Request``)."""
 
     timeout: float | None
     queue_timeout: float | None
+    priority: int = 0
 
 
 class LLM:
@@ -68,8 +92,8 @@ class LLM:
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
     (default: they are listed on stderr).
 
-    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with the chat template's own arguments
-    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other, and BOS is added where the
+    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
+    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
     model asks for it; ``{"prompt": text, "parse_special": True, "add_special_tokens": False}`` is for one that a chat template has
     been applied to already. (In messages control tokens are never parsed, and BOS is the template's unless ``"add_special_tokens"``.)
     The first text that spells control tokens in vain, or gets two BOS, is said by ``logging``.
@@ -95,23 +119,24 @@ class LLM:
         on_compile: Callable[[str], None] | None = None,
         **flags: Any,
     ) -> None:
-        self.config = _config(config, flags)
+        config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
         self._numbers = itertools.count()
-        self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
+        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                longest = max_model_len(ModelConfig.from_gguf(file), self.config)
-                self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                longest = max_model_len(ModelConfig.from_gguf(file), config)
+                self._prompts = PromptEncoder.from_gguf(file, config, longest)
                 self.chat_defaults = sampling_defaults(file)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, self.config)
+            self.engine = Engine(loaded, self._backend, config)
         except BaseException:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
         self._words = WordFinder(self.tokenizer, self.vocab_size)
         self._beams: dict[str, Beams] = {}  # searches that were submitted
         self._beam_turn = threading.Lock()
@@ -125,10 +150,37 @@ class LLM:
     ) -> None:
         self.close()
 
+    @property
+    def config(self) -> EngineConfig:
+        """How the engine is sized now."""
+        return self.engine.config
+
+    def resize(
+        self,
+        *,
+        max_num_seqs: int | None = None,
+        kv_cache_memory: int | str | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """Change the sizes of the engine, those that are given, while the model stays loaded and requests are under way.
+
+        KV memory is given back before the new is taken. Requests that run are preempted and go on with the same result; one
+        that can no longer fit at all ends with an ``error``. Raises ParameterError for a wrong size, MemoryLimitError with both
+        numbers for more memory than there is: then nothing has changed.
+        """
+        sizes = {
+            "max_num_seqs": max_num_seqs,
+            "kv_cache_memory": kv_cache_memory,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+        self._dispatcher.resize({name: size for name, size in sizes.items() if size is not None})
+
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
         self._dispatcher.close()
         self._prompts.close()
+        if self._constraints is not None:
+            self._constraints.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -140,6 +192,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -151,6 +204,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -161,6 +215,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -168,27 +223,28 @@ class LLM:
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
         ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from its start until it has ended, and until it
-        begins to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served
+        begins to run; past them it ends with finish_reason "timeout" and the text so far. ``priority``: one for all, or one for
+        each; those of the lowest number are admitted first. A prompt that cannot be served
         gives an output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where
-        the numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+        the numbers of prompts and parameters or priorities differ, and for a time limit that is not a positive number.
 
         Prompts that are not in a sequence, but come from an iterator, are taken from it when the engine has room, and the
         outputs are yielded one by one: memory does not grow with their number. Then parameters behind those of the last
-        prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
+        prompt are left alone, and one priority is for all. Closing the generator aborts what is not finished, and so does an error of
+        the iterator.
         """
         limits = _limits(timeout, queue_timeout)
         if not isinstance(prompts, (str, Mapping, Sequence)):
-            return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
-        return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
+            limits = limits._replace(priority=check_priority(priority))
+            requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
+            return self._answers(requests, use_tqdm)
+        return self._all_answers(_requests(prompts, sampling_params, priority, limits), use_tqdm)
 
-    def _all_answers(
-        self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
-    ) -> list[RequestOutput]:
+    def _all_answers(self, requests: list[_Asked], show: bool) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             with _counting(len(started), show) as count:
                 waiting = {item for item in started if isinstance(item, Generation)}
                 count(len(started) - len(waiting))
@@ -200,9 +256,9 @@ class LLM:
             self._drop(started)
         return [_output(item) for item in started]
 
-    def _answers(self, pairs: Iterator[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool) -> Outputs:
+    def _answers(self, requests: Iterator[_Asked], show: bool) -> Outputs:
         sink: list[Generation] = []
-        starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
+        starting = (self._start(*request, sink) for request in requests)
         window: deque[Generation | RequestOutput] = deque()
         try:
             answered = 0
@@ -223,7 +279,15 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -235,7 +299,15 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -246,30 +318,55 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
-        A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
-        ``strftime_now`` there is a datetime to tell it instead. Without ``sampling_params`` those hold that the model's file
-        recommends (``chat_defaults``).
+        A message is ``{"role": ..., "content": ...}``, also with ``tool_calls`` and of role "tool", as OpenAI has them; what the
+        chat template takes besides goes into ``chat_template_kwargs``. A template that asks for the date is told that of this
+        call, for all conversations; ``strftime_now`` there is a datetime to tell it instead.
+
+        ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``reasoning_effort`` are OpenAI's. The calls and the reasoning are
+        found in ``outputs[0].reply``; ``outputs[0].text`` is all that the model wrote. ``continue_final_message`` goes on with the
+        last message; otherwise a new one is begun, unless ``add_generation_prompt`` is False. ``chat_template`` is given to LLM,
+        not here. Without ``sampling_params`` those hold that the model's file recommends (``chat_defaults``).
         """
-        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
+        if chat_template is not None:
+            raise ParameterError("chat_template", chat_template, "given to LLM, not with a request")
+        template_kwargs = chat_template_kwargs
+        if template_kwargs is None or isinstance(template_kwargs, Mapping):
+            template_kwargs = {"strftime_now": datetime.now(), **(template_kwargs or {})}
+        options = {
+            "chat_template_kwargs": template_kwargs,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "reasoning_effort": reasoning_effort,
+        }
         if sampling_params is None:
             sampling_params = SamplingParams(**self.chat_defaults)
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
+            return {"messages": conversation, **options}
 
-        limits = {"timeout": timeout, "queue_timeout": queue_timeout}
+        scheduling: dict[str, Any] = {"priority": priority, "timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
-            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **limits)
+            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **scheduling)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate(
-            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **limits
+            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **scheduling
         )
 
     def stream(
@@ -277,6 +374,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Iterator[RequestOutput]:
@@ -285,14 +383,13 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
+        return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
 
-    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
@@ -377,7 +474,7 @@ class LLM:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        told = any(item.finish_reason != "abort" for item in self._inbox)
+        told = any(not item.aborted for item in self._inbox)
         return self._dispatcher.has_work or told or bool(self._beams)
 
     def submit(
@@ -386,17 +483,19 @@ class LLM:
         params: SamplingParams | BeamSearchParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
-        """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
+        """Put one request in line and return its id; ``step`` reports on it. Priority and time limits as in ``generate``.
 
         Of a beam search (BeamSearchParams) ``step`` reports the end alone: an answer for each text, the best first. Its time limits
         are those of each token.
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits, number = _limits(timeout, queue_timeout), next(self._numbers)
+        limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
+        number = next(self._numbers)
         name = str(number) if request_id is None else request_id
         if isinstance(params, BeamSearchParams):
             return self._submit_beams(prompt, params, limits, name)
@@ -408,7 +507,7 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
         outputs = self._dispatcher.step(self._inbox) + self._step_beams()
-        return [output for output in outputs if output.outputs[0].finish_reason != "abort"]
+        return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
@@ -424,11 +523,12 @@ class LLM:
         return self._prompts.encode(prompt).ids
 
     def _submit_beams(self, prompt: Prompt, params: BeamSearchParams, limits: _Limits, name: str) -> str:
-        ids, text = self._prompts.encode(prompt)
+        encoded = self._prompts.encode(prompt)
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         if name in self._beams:
             raise RequestError(f"request_id {name!r} is in use", "request_id")
-        beams = Beams(name, text, BeamSearch(ids, params, eos_ids, self.engine.max_model_len))
+        search = BeamSearch(encoded.ids, params, eos_ids, self.engine.max_model_len)
+        beams = Beams(name, encoded.text, search, encoded.reply)
         self._ask_beams(beams, limits)
         self._beams[name] = beams
         return name
@@ -480,14 +580,45 @@ class LLM:
         number: int,
         request_id: str,
     ) -> Generation:
-        ids, text = self._prompts.encode(prompt)
+        encoded = self._prompts.encode(prompt)
+        ids = encoded.ids
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
-        words = self._words.find(params)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, words=words, **limits._asdict())
+        constraint = self._constraint(params, encoded)
+        generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
+        request = Request(
+            request_id,
+            tuple(ids),
+            params,
+            eos_ids,
+            seed,
+            words=self._words.find(params),
+            constraint=constraint,
+            **limits._asdict(),
+        )
         self._dispatcher.start(request, generation)
         return generation
+
+    def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
+        """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""
+        asked, budget = _asked(params, encoded), params.thinking_token_budget
+        reply = encoded.reply
+        if budget is not None and (reply is None or reply.reasoning is None):
+            problem = "no reasoning is told apart from answers here"
+            raise RequestError(f"thinking_token_budget: {problem}", "thinking_token_budget")
+        if asked is None and budget is None:
+            return None
+        if self._constraints is None or self.tokenizer is None:
+            raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
+        try:
+            constraint = None if asked is None else self._constraints.compile(asked)
+        except ParameterError as error:
+            if asked is params.structured_outputs:
+                raise
+            raise RequestError(f"tools: their schemas cannot be enforced: {error}", "tools") from None
+        if reply is None or reply.reasoning is None:
+            return constraint
+        return ThinkingConstraint(ThinkingMarks.of(reply.reasoning, self.tokenizer), reply, constraint, budget)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"
@@ -508,6 +639,17 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
+
+
+def _asked(params: SamplingParams, encoded: Encoded) -> StructuredOutputsParams | None:
+    """What the text may be: as the request says, or as its tools need it."""
+    if encoded.constraint is None:
+        return params.structured_outputs
+    if params.structured_outputs is None:
+        return StructuredOutputsParams(**encoded.constraint)
+    if encoded.reply is not None and encoded.reply.choice.forces:
+        raise RequestError("tool_choice: a forced call cannot follow structured_outputs too", "tool_choice")
+    return params.structured_outputs
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:
@@ -532,6 +674,13 @@ def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
+
+
+def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: _Limits) -> list[_Asked]:
+    """Each prompt with all that is its own. Raises as ``paired``."""
+    pairs = paired(prompts, params)
+    priorities = paired_priorities(len(pairs), priority)
+    return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
@@ -560,4 +709,4 @@ def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
 
 
 def _say_compiled(kernel: str) -> None:
-    say(f"compiled {kernel} for this machine (kept for later runs)")
+    say(f"compiled {kernel} for this machine")

@@ -149,6 +149,17 @@ def test_numba_that_may_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) ->
         Lazy(_files, lambda cache: None).get()
 
 
+def test_numba_that_cannot_be_imported_is_one_line() -> None:
+    program = "from shoal.kernels.load import load_backend; load_backend()"
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr.splitlines()[-1].startswith(
+        "shoal.errors.UnsupportedError: Numba cannot be imported: Number of threads"
+    )
+
+
 def test_no_two_kernels_are_kept_under_one_name() -> None:
     for module in pkgutil.walk_packages(shoal.kernels.cpu.__path__, "shoal.kernels.cpu."):
         importlib.import_module(module.name)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shoal.cli.bench_constraints import constraints
 from shoal.cli.bench_files import quantize, random_model
 from shoal.cli.bench_jobs import jobs
 from shoal.cli.bench_kernels import kernels
+from shoal.cli.bench_mixed import mixed
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_json_option, show
 from shoal.cli.bench_peers import peers
 from shoal.cli.bench_sampling import sampling
@@ -29,7 +31,7 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sampling, sweep, startup, jobs, peers, quantize, random_model):
+for _verb in (kernels, sampling, sweep, startup, mixed, jobs, constraints, peers, quantize, random_model):
     bench.add_command(_verb)
 
 

@@ -5,7 +5,7 @@ It knows ids and keys only; the arrays belong to the backend.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -40,6 +40,11 @@ class PagePool:
         """Pages that can be allocated now."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_filled(self) -> int:
+        """Pages that are in use, or hold something that can be found."""
+        return self.num_pages - len(self._free)
+
     def __contains__(self, key: bytes) -> bool:
         """Whether there is a page to share under ``key``."""
         page = self._pages.get(key)
@@ -64,6 +69,12 @@ class PagePool:
             self._idle.pop(page, None)
             self._uses[page] += 1
         return pages
+
+    def share_pages(self, pages: Iterable[int]) -> None:
+        """Take pages that are in use, with whoever else uses them."""
+        for page in pages:
+            assert self._uses[page], f"page {page} is shared and not in use"
+            self._uses[page] += 1
 
     def register(self, keys: Sequence[bytes], pages: Sequence[int], origin: Origin) -> None:
         """Let pages in use be found under ``keys`` once ``origin`` is sound. A key that leads, or may come to lead, to another page
@@ -90,10 +101,14 @@ class PagePool:
 
     def check(self, owned: Iterable[Sequence[int]]) -> None:
         """Assert that each page is in as many of the lists in ``owned`` as use it, or free in one way."""
-        owners = Counter(chain.from_iterable(owned))
-        for page, uses in enumerate(self._uses):
+        owners = [0] * len(self._uses)
+        for page in chain.from_iterable(owned):
+            owners[page] += 1
+        if owners != self._uses:
+            page = next(page for page, uses in enumerate(self._uses) if owners[page] != uses)
+            uses = self._uses[page]
             assert owners[page] <= uses, f"page {page} has {owners[page]} owners and {uses} references"
-            assert owners[page] == uses, f"page {page} has leaked"
+            raise AssertionError(f"page {page} has leaked")
         unused = [page for page, uses in enumerate(self._uses) if not uses]
         assert sorted([*self._free, *self._idle]) == unused, "a page has leaked, or is free twice"
         assert self._idle.keys() <= self._labels.keys(), "a page that holds nothing is kept"

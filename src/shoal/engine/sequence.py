@@ -9,10 +9,12 @@ from enum import Enum
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
+from shoal.engine.constraint import Constraint
 from shoal.engine.page_pool import Origin
 from shoal.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+Order = tuple[int, int, int]  # who comes first: priority, number of arrival, sample
 Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
@@ -33,10 +35,12 @@ class TokenWords:
 class Request:
     """Immutable input. ``eos_ids`` are the model's end-of-generation ids (unused if ``params.ignore_eos``).
 
-    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
+    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. Its ``params.n`` samples
+    have the keys ``sample``, ``sample + 1`` and so on. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
-    ``queue_timeout``: in which it must have begun to run. ``words``: those of ``params``, in tokens.
+    ``queue_timeout``: in which it must have begun to run. ``words``: those of ``params``, in tokens. ``constraint``: what the
+    output may be; the sequence takes a copy. Those of a lower ``priority`` number come first.
     """
 
     request_id: str
@@ -49,6 +53,8 @@ class Request:
     timeout: float | None = None
     queue_timeout: float | None = None
     words: TokenWords | None = None
+    constraint: Constraint | None = None
+    priority: int = 0
 
     @property
     def generates(self) -> bool:
@@ -71,8 +77,9 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Metrics:
-    """Times of one request on the engine's clock, in seconds, how often it lost its pages, and how many tokens of its prompt were
-    in the KV cache already when it began."""
+    """Times of one request, all its samples together, on the engine's clock, in seconds: its arrival, its first token, its end, or
+    that of the last sample to have ended. How often its samples lost their pages, and how many tokens of its prompt were in the KV
+    cache already when it began."""
 
     arrival_time: float
     first_token_time: float | None = None
@@ -82,13 +89,14 @@ class Metrics:
 
 
 class Output(NamedTuple):
-    """What one request got out of one step. A plain tuple, because one is made for each running sequence at each step.
+    """What one sample of a request got out of one step. A plain tuple, because one is made for each running sequence at each step.
 
-    ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
+    ``sample`` counts from 0; ``finished`` is this sample's. ``metrics`` is the request's own record and goes on changing until all
+    are. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
     positions computed in this step, for ``want_logits`` alone. ``prompt_logprobs``: all prompt tokens but the first, in
-    the one output that comes when the prompt is complete, if asked for.
+    the one output that comes when the prompt is complete, if asked for; sample 0 has it.
     """
 
     request_id: str
@@ -101,11 +109,13 @@ class Output(NamedTuple):
     error: str | None = None
     logits: Logits | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    sample: int = 0
 
 
 class Status(Enum):
-    """Where a sequence is on its way."""
+    """Where a sequence is on its way. HELD: until the first sample of its request has computed the prompt."""
 
+    HELD = "held"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -113,7 +123,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The mutable life of a request; all of its state is here.
+    """The mutable life of one sample of a request; all of its state is here.
 
     Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, in KV group g position p in
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
@@ -122,16 +132,23 @@ class Sequence:
     positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
     the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
+    The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
+    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is;
+    ``constraint_error``: why it had no mask for the step being computed.
     """
 
     request: Request
     max_len: int  # prompt and output together never exceed this
     metrics: Metrics
+    sample: int = 0  # of its request's samples
+    order: Order = (0, 0, 0)
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
     num_to_score: int = field(init=False)
+    constraint: Constraint | None = field(init=False)
+    constraint_error: str | None = None
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
     num_computed: int = 0
@@ -141,16 +158,22 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     sampling: Any = None  # its SamplingState, from when its first token is sampled on
     origin: Origin = field(default_factory=Origin)
+    siblings: tuple[Sequence, ...] = ()
     _page_keys: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         params = self.request.params
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
-        self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
+        constraint = self.request.constraint
+        self.constraint = None if constraint is None else constraint.copy()
+        ignore_eos = params.ignore_eos and constraint is None  # where nothing but an end token is left, it ends
+        self.eos_ids = frozenset() if ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
         if self.request.want_logits:
             self.num_to_score = self.num_prompt
+        elif self.sample:  # the prompt is scored once
+            self.num_to_score = 0
         else:  # the logits at a position say how likely the token after it was
             self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
 
@@ -161,16 +184,29 @@ class Sequence:
 
     @property
     def deadline(self) -> float:
-        """When its time is up, on the engine's clock; infinity without a limit. Once it has run, that may be later than before."""
+        """When its request's time is up, on the engine's clock; infinity without a limit. Once that has run, it may be later than
+        before."""
         limits = [self.request.timeout]
-        if self.status is Status.WAITING and not self.metrics.num_preemptions:
+        begun = self.metrics.num_preemptions or self.metrics.first_token_time is not None
+        if self.status is Status.WAITING and not begun:
             limits.append(self.request.queue_timeout)
         return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 
     @property
-    def must_not_stop(self) -> bool:
+    def is_too_short(self) -> bool:
         """Whether the next token is still one of the first ``min_tokens``."""
         return len(self.token_ids) - self.num_prompt < self.request.params.min_tokens
+
+    @property
+    def must_not_stop(self) -> bool:
+        """Whether the next token may be none of ``stop_ids``; a constraint says that in its mask."""
+        return self.constraint is None and self.is_too_short
+
+    def follow(self, token: int) -> bool:
+        """Let the constraint take in a token that has been appended; whether the output is complete. Raises ConstraintError."""
+        assert self.constraint is not None
+        self.constraint.advance(token)
+        return self.constraint.is_complete
 
     @property
     def unscored(self) -> range:

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Row
 
 import numpy as np
 
+from shoal.engine.masks import Masks
 from shoal.engine.sampling_state import Mask, SamplingState
 from shoal.engine.scheduler import StepBatch
 from shoal.engine.sequence import Sequence
@@ -86,8 +87,8 @@ class SampleArrays:
         self._special: list[tuple[int, Sequence]] = []  # rows that need more than numbers
         self._held: list[Sequence] = []  # whose parameters the buffers hold: mostly the same as the step before
 
-    def fill(self, sequences: list[Sequence]) -> None:
-        """Take in the sequences that get a token from this step."""
+    def fill(self, sequences: list[Sequence], masks: Masks | None = None) -> None:
+        """Take in the sequences that get a token from this step, and the masks of those that are constrained."""
         count = len(sequences)
         self._rows[:count] = [seq.first_row + seq.num_scheduled - 1 for seq in sequences]
         self._position[:count] = [len(seq.token_ids) for seq in sequences]
@@ -99,6 +100,9 @@ class SampleArrays:
         self._mask = self._samplers = None
         if self._special:
             self._fill_special(count)
+        if masks is not None:
+            own = self._mask or [None] * count
+            self._mask = [_both(*pair) for pair in zip(own, masks, strict=True)]
 
     def take_surprise(self, start: int, stop: int) -> None:
         """Let the sequences of a block know by how much their tokens have surprised, once they are sampled."""
@@ -131,7 +135,7 @@ class SampleArrays:
         self._top_p[:count] = [p.top_p for p in params]
         self._min_p[:count] = [p.min_p for p in params]
         self._seed[:count] = [seq.request.seed & _UINT64 for seq in sequences]
-        self._sample[:count] = [seq.request.sample for seq in sequences]
+        self._sample[:count] = [seq.request.sample + seq.sample for seq in sequences]
         self._special = [(row, seq) for row, seq in enumerate(sequences) if not self._state(seq).is_plain]
         for row, seq in self._special:
             if not seq.sampling.draws_plainly:  # its samplers do all that comes before the draw
@@ -159,3 +163,10 @@ class SampleArrays:
     def _stop_ids(self, seq: Sequence) -> IntArray:
         """The ids that would end the sequence, as far as the model has them."""
         return np.array(sorted(i for i in seq.stop_ids if i < self._vocab_size), np.int32)
+
+
+def _both(one: Mask | None, other: Mask | None) -> Mask | None:
+    """What two masks allow."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other

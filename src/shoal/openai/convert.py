@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from shoal.chat.choice import checked_choice, checked_tools
+from shoal.chat.conversation import Conversation
+from shoal.chat.reply import Reply
 from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai import structured
 from shoal.openai.fields import typed
 from shoal.openai.messages import conversation
 from shoal.openai.schema import (
@@ -22,6 +26,7 @@ from shoal.openai.schema import (
     ChatLogprobs,
     CompletionBody,
     FinishReason,
+    FunctionCall,
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
@@ -30,17 +35,21 @@ from shoal.openai.schema import (
     TextCompletion,
     TextLogprobs,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
 )
-from shoal.params import BeamSearchParams, SamplingParams
+from shoal.params import BeamSearchParams, SamplingParams, check_priority
 from shoal.prompts import TEXT_OPTIONS
+from shoal.text.given import is_given
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+_CONVERSATION = [field.name for field in fields(Conversation) if field.name != "messages"]
+_NOTHING_SAID = ChatBody(messages=[])
 _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 
 
@@ -48,8 +57,11 @@ _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 class Call:
     """A body made ready: what goes into ``LLM.submit``, and what the answer has to look like.
 
-    ``prompt`` is what LLM calls one; ``model`` is None where the body names none. ``echo``: the prompt comes back before the
-    answer. ``prompt_logprobs``: those in ``params`` are asked for as vLLM's field, not only for the echo. ``beams``: the likeliest
+    ``prompt`` is what LLM calls one; ``model`` is None where the body
+    names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
+    vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
+    ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
+    ``priority``: the lowest number comes first. ``beams``: the likeliest
     texts are looked for.
     """
 
@@ -59,6 +71,10 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    constraint_field: str = "structured_outputs"
+    include_reasoning: bool = True
+    return_token_ids: bool = False
+    priority: int = 0
     beams: BeamSearchParams | None = None
 
 
@@ -68,20 +84,34 @@ class Call:
 def parse_chat(body: Any) -> Call:
     """A body of /v1/chat/completions, decoded from JSON. Raises APIError that names the field at fault."""
     chat = typed(body, ChatBody)
-    messages = conversation(chat.messages)
+    prompt = _conversation(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise APIError("top_logprobs: needs logprobs to be true", "top_logprobs")
     names = {"logprobs": "top_logprobs"}
     if chat.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    field, constraint = structured.structured_outputs(chat)
     params = _params(
-        chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
+        chat,
+        names,
+        max_tokens=_chat_max_tokens(chat),
+        logprobs=chat.top_logprobs if chat.logprobs else None,
+        thinking_token_budget=chat.thinking_token_budget,
+        structured_outputs=constraint,
     )
-    prompt: dict[str, Any] = {"messages": messages}
-    if chat.add_special_tokens:
-        prompt["add_special_tokens"] = True
-    shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, prompt, params, prompt_logprobs=shown, beams=_beams(chat, params))
+    return Call(
+        "chat",
+        chat.model,
+        prompt,
+        params,
+        echo=chat.echo,
+        prompt_logprobs=chat.prompt_logprobs is not None,
+        constraint_field=field,
+        include_reasoning=chat.include_reasoning,
+        return_token_ids=chat.return_token_ids,
+        priority=_priority(chat.priority),
+        beams=_beams(chat, params),
+    )
 
 
 def parse_completion(body: Any) -> Call:
@@ -89,10 +119,27 @@ def parse_completion(body: Any) -> Call:
     completion = typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
-    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
-    shown = completion.prompt_logprobs is not None
-    beams = _beams(completion, params)
-    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown, beams)
+    field, constraint = structured.structured_outputs(completion)
+    params = _params(
+        completion,
+        {},
+        max_tokens=max_tokens,
+        logprobs=completion.logprobs,
+        prompt_logprobs=scored,
+        structured_outputs=constraint,
+    )
+    return Call(
+        "completion",
+        completion.model,
+        _prompt(completion),
+        params,
+        echo=completion.echo,
+        prompt_logprobs=completion.prompt_logprobs is not None,
+        constraint_field=field,
+        return_token_ids=completion.return_token_ids,
+        priority=_priority(completion.priority),
+        beams=_beams(completion, params),
+    )
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -114,6 +161,8 @@ def check_model(model: str | None, served: Collection[str]) -> None:
 
 def refusal(call: Call, error: RequestError | ParameterError | TemplateError) -> APIError:
     """What ``LLM.submit`` had against a request, in the words of its body."""
+    if isinstance(error, ParameterError) and error.field.startswith("structured_outputs"):
+        return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
@@ -125,6 +174,8 @@ def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None
         return None
     if params.reports_logprobs or params.prompt_logprobs is not None:
         raise APIError("use_beam_search: without logprobs and prompt_logprobs", "use_beam_search")
+    if params.structured_outputs is not None:
+        raise APIError("use_beam_search: without a form that the answer has to have", "use_beam_search")
     if params.max_tokens is None:
         raise APIError("use_beam_search: needs max_tokens", "max_tokens")
     try:
@@ -140,20 +191,41 @@ def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
 
 
-_NOT_SAMPLING = {"model", "use_beam_search", "length_penalty"}
+_NOT_SAMPLING = {"model", "priority", "use_beam_search", "length_penalty"}
+
+
+def _conversation(chat: ChatBody) -> dict[str, Any]:
+    """A conversation as LLM takes it. What can be found out about it without the model is."""
+    prompt: dict[str, Any] = {"messages": conversation(chat.messages)}
+    for name in _CONVERSATION:
+        value = getattr(chat, name)
+        if is_given(value) and value != getattr(_NOTHING_SAID, name):
+            prompt[name] = value
+    try:
+        Conversation(**prompt)
+        checked_choice(prompt.get("tool_choice"), checked_tools(prompt.get("tools", [])))
+    except (RequestError, ParameterError) as error:
+        raise APIError(str(error), error.field) from None
+    return prompt
 
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {
-        name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in {*_NOT_SAMPLING, *chosen}
-    }
+    others = {*_NOT_SAMPLING, *structured.FIELDS, *chosen}
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     shared["allowed_token_ids"] = body.allowed_token_ids or None
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
         name = names.get(error.field, error.field)
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+def _priority(priority: int) -> int:
+    try:
+        return check_priority(priority)
+    except ParameterError as error:
+        raise APIError(str(error), "priority") from None
 
 
 def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
@@ -197,24 +269,77 @@ def _prompt(body: CompletionBody) -> str | dict[str, Any]:
 def answer(
     call: Call, output: RequestOutput, *, response_id: str, model: str, tokenizer: Tokenizer
 ) -> ChatCompletion | TextCompletion:
-    """The response body of a finished request. ``output`` must have ended with "stop" or "length"."""
-    given = output.outputs[0]
-    reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
+    """The response body of a finished request. Its answers must have ended with "stop" or "length"."""
     created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
     if call.kind == "chat":
-        chat_logprobs = _chat_logprobs(given, call.params, tokenizer)
-        choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
         return ChatCompletion(
-            f"chatcmpl-{response_id}", created, model, [choice], usage, prompt_logprobs=prompt_logprobs
+            f"chatcmpl-{response_id}",
+            created,
+            model,
+            [_chat_choice(call, given, tokenizer) for given in output.outputs],
+            usage,
+            prompt_logprobs=prompt_logprobs,
+            prompt_token_ids=_ids(call, output.prompt_token_ids),
         )
     prompt = _prompt_text(output, call.params, tokenizer) if call.echo else ""
-    logprobs = _text_logprobs(call, output, prompt, tokenizer)
-    text_choice = TextChoice(0, prompt + given.text, logprobs, reason, prompt_logprobs)
-    return TextCompletion(f"cmpl-{response_id}", created, model, [text_choice], usage)
+    text_choices = [
+        TextChoice(
+            given.index,
+            prompt + given.text,
+            _text_logprobs(call, output, given, prompt, tokenizer),
+            _reason(given.finish_reason),
+            prompt_logprobs,
+            _ids(call, given.token_ids),
+            _ids(call, output.prompt_token_ids),
+        )
+        for given in output.outputs
+    ]
+    return TextCompletion(f"cmpl-{response_id}", created, model, text_choices, usage)
+
+
+def _chat_choice(call: Call, given: CompletionOutput, tokenizer: Tokenizer) -> ChatChoice:
+    reply = given.reply
+    return ChatChoice(
+        given.index,
+        _chat_answer(call, reply),
+        _chat_logprobs(given, call.params, tokenizer),
+        _reason(reply.finish_reason(given.finish_reason)),
+        _ids(call, given.token_ids),
+    )
+
+
+def _chat_answer(call: Call, reply: Reply) -> ChatAnswer:
+    """The message that goes on with the conversation, or with its last message."""
+    assert isinstance(call.prompt, dict), "a chat has messages"
+    last = call.prompt["messages"][-1]
+    continues = call.prompt.get("continue_final_message") or call.prompt.get("add_generation_prompt") is False
+    role = last["role"] if continues else "assistant"
+    content: str | None = reply.content
+    if call.echo and last["role"] == role:
+        content = f"{last['content'] or ''}{content}"
+    if not content and (reply.tool_calls or reply.reasoning):
+        content = None
+    answer = ChatAnswer(content, role)
+    if reply.tool_calls:
+        answer.tool_calls = [ToolCall(one.id, FunctionCall(one.name, one.arguments)) for one in reply.tool_calls]
+    if reply.reasoning and call.include_reasoning:
+        answer.reasoning = answer.reasoning_content = reply.reasoning
+    return answer
+
+
+def _reason(reason: str | None) -> FinishReason:
+    if reason == "stop":
+        return "stop"
+    return "tool_calls" if reason == "tool_calls" else "length"
+
+
+def _ids(call: Call, token_ids: list[int]) -> list[int] | msgspec.UnsetType:
+    return token_ids if call.return_token_ids else msgspec.UNSET
 
 
 def _usage(output: RequestOutput) -> Usage:
-    prompt, completion = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    """The prompt counts once, the tokens of all answers."""
+    prompt, completion = len(output.prompt_token_ids), sum(len(given.token_ids) for given in output.outputs)
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
 
 
@@ -257,9 +382,10 @@ def _chat_logprobs(given: CompletionOutput, params: SamplingParams, tokenizer: T
     return ChatLogprobs(content)
 
 
-def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: Tokenizer) -> TextLogprobs | None:
-    """Log-probabilities of the answer, after those of the tokens of ``prompt`` if that is echoed."""
-    given = output.outputs[0]
+def _text_logprobs(
+    call: Call, output: RequestOutput, given: CompletionOutput, prompt: str, tokenizer: Tokenizer
+) -> TextLogprobs | None:
+    """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
     if given.logprobs is None:
         return None
     echoed: list[int] = []

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import msgspec
 
 from shoal.openai.schema import APIError, ChatBody, CompletionBody
+from shoal.openai.structured import FIELDS as CONSTRAINT_FIELDS
 from shoal.text.given import is_given, without_nulls
 
 # Fields of OpenAI's and vLLM's that say nothing about the answer itself.
@@ -23,7 +24,6 @@ IGNORED = frozenset(
         "cache_prompt",
         "cache_salt",
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -37,30 +37,33 @@ IGNORED = frozenset(
 
 # What shoal lacks: fields of OpenAI's and vLLM's that ask for it, each with the values that ask for nothing.
 LACKS: dict[str, dict[str, tuple[object, ...]]] = {
-    "tools cannot be called yet": {
-        "function_call": ({}, "none", "auto"),
-        "functions": ([],),
+    "only chats have it, in /v1/chat/completions": {
+        "add_generation_prompt": (True,),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "include_reasoning": (True,),
+        "parallel_tool_calls": (True, False),
+        "reasoning_effort": (),
+        "thinking_token_budget": (),
         "tool_choice": ({}, "none", "auto"),
         "tools": ([],),
     },
-    "a request has one answer yet": {
+    "functions are called as tools": {
+        "function_call": ({}, "none", "auto"),
+        "functions": ([],),
+    },
+    "answers are not ranked": {
         "best_of": (1,),
-        "n": (1,),
     },
     "requests cannot bring code": {"logits_processors": ([],)},
-    "answers cannot be held to a form (JSON, a schema, a grammar) yet": {
-        "grammar": (),
-        "guided_choice": ([],),
-        "guided_decoding_backend": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_whitespace_pattern": (),
-        "json_schema": (),
-        "response_format": ({}, {"type": "text"}),
-        "structural_tag": (),
-        "structured_outputs": ({},),
-    },
+    "give structured_outputs.choice": {"guided_choice": ([],)},
+    "give structured_outputs.grammar": {"guided_grammar": ()},
+    "give structured_outputs.json": {"guided_json": ()},
+    "give structured_outputs.json_object": {"guided_json_object": (False,)},
+    "give structured_outputs.regex": {"guided_regex": ()},
+    "give structured_outputs.structural_tag": {"structural_tag": ()},
+    "give structured_outputs.whitespace_pattern": {"guided_whitespace_pattern": ()},
+    "there is one backend for structured_outputs": {"guided_decoding_backend": ()},
     "answers are given whole, not as a stream": {
         "stream": (False,),
         "stream_options": ({}, {"include_usage": False}),
@@ -70,38 +73,26 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "mm_processor_kwargs": ({},),
         "modalities": ([], ["text"]),
     },
-    "the chat template takes messages alone yet": {
-        "add_generation_prompt": (True,),
-        "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "continue_final_message": (False,),
-        "documents": ([],),
-    },
-    "what a model says besides its answer (reasoning) is not told apart yet": {
-        "include_reasoning": (True,),
-        "reasoning_effort": (),
-        "thinking_token_budget": (),
-    },
+    "requests bring no chat template of their own": {"chat_template": ()},
+    "a chat template is given documents in chat_template_kwargs": {"documents": ([],)},
     "answers are as long as max_tokens lets them be": {"verbosity": ("medium",)},
     "models answer from what they know and are told": {"web_search_options": ({},)},
     "nothing is moderated": {"moderation": ({},)},
-    "rows run in the order of the file": {"priority": (0,)},
     "requests are known by their custom_id": {"request_id": ()},
     "the answer's text and logprobs are all that is reported": {
-        "return_token_ids": (False,),
         "return_tokens_as_token_ids": (False,),
         "spaces_between_special_tokens": (True,),
     },
     "a prompt is taken whole or refused": {"truncate_prompt_tokens": ()},
     "prompts are text or token ids": {"prompt_embeds": ([],)},
     "text is only gone on with, not filled in": {"suffix": ()},
-    "the prompt of a chat is not repeated in its answer": {"echo": (False,)},
     "control tokens spelled in messages are always text": {"parse_special": (False,)},
     "it belongs to vLLM's own machinery": {"kv_transfer_params": ({},), "vllm_xargs": ({},)},
 }
 _LACKING = {field: (lack, off) for lack, fields in LACKS.items() for field, off in fields.items()}
 
 _AnyBody: TypeAlias = type[ChatBody] | type[CompletionBody]
+_AS_WRITTEN = ("chat_template_kwargs", "messages", "tools")  # what the chat template gets, to the letter
 _MOST_HINTED = 40  # characters of a name that may be a typing error
 _HOMES: dict[_AnyBody, str] = {ChatBody: "/v1/chat/completions", CompletionBody: "/v1/completions"}
 _FIELDS = {body: tuple(body.__struct_fields__) for body in _HOMES}
@@ -147,7 +138,8 @@ def _used(given: dict[str, Any], kind: _AnyBody) -> Iterator[tuple[str, Any]]:
     """The fields that ``kind`` has; the others must be ones that ask for nothing."""
     for name, value in given.items():
         if name in _FIELDS[kind]:
-            yield name, without_nulls(value) if name == "messages" else _whole(without_nulls(value))
+            kept = value if name in CONSTRAINT_FIELDS else without_nulls(value)  # in a schema null may be a value
+            yield name, kept if name in _AS_WRITTEN else _whole(kept)
         else:
             _refuse_unless_off(name, value, kind)
 

@@ -149,6 +149,8 @@ def test_text_without_a_row_is_named(text: bytes, what: str) -> None:
     [
         LINES,
         b"\xef\xbb\xbf" + LINES,
+        b"\xef\xbb\xbf\xef\xbb\xbf\n",
+        b" \n",
         b"\n \n" + LINES,
         b"{}",
         b'{"prompt": "x"}',

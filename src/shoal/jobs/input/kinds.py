@@ -27,8 +27,8 @@ _REPACK = "decompress it, or pack it as .gz or .zst"
 _EXPORT = "export its rows as CSV or JSON lines"
 _SAVE = "save its table as CSV in UTF-8"
 _GGUF = _Kind("a GGUF model", "give it with --model")
-_GZIP = _Kind("gzip data", "name it .gz")
-_ZSTD = _Kind("Zstandard data", "name it .zst")
+_GZIP = _Kind("gzip data", "name it .gz, or decompress it")
+_ZSTD = _Kind("Zstandard data", "name it .zst, or decompress it")
 
 # How files begin that no text begins like.
 _KINDS: dict[bytes, _Kind] = {
@@ -96,8 +96,9 @@ def _foreign(head: bytes, table: str | None) -> Iterator[_Kind]:
         yield _Kind("an HTML page", "was it downloaded from where one has to log in?")
     if table == "csv" and _JSON.match(text):
         yield _Kind("JSON", "name it .jsonl if it has one object a line")
-    if table is None and text:
-        yield from _not_lines(text)
+    lines = [line for piece in text.split(b"\n") if (line := piece.removeprefix(BOM).strip())]
+    if table is None and lines:
+        yield from _not_lines(text, lines)
 
 
 def _binary(head: bytes) -> Iterator[_Kind]:
@@ -126,9 +127,8 @@ def _wide_encoding(head: bytes) -> str | None:
     return None
 
 
-def _not_lines(text: bytes) -> Iterator[_Kind]:
-    """What a text is of which no line is an object, or whose first one is only the beginning of one."""
-    lines = [line for piece in text.split(b"\n") if (line := piece.removeprefix(BOM).strip())]
+def _not_lines(text: bytes, lines: list[bytes]) -> Iterator[_Kind]:
+    """What a text is of whose lines (stripped, none blank) none is an object, or whose first one is only the beginning of one."""
     first = lines[0]
     # Of the last line the end may not be in the head.
     cut = not text.endswith(b"\n") and lines[-1].startswith(b"{")

@@ -144,7 +144,11 @@ class Job:
             params = replace(params, seed=derived_seed(self._llm.config.seed, row.custom_id))
         try:
             self._llm.submit(
-                row.call.prompt, row.call.beams or params, request_id=request_id, timeout=self._limits.timeout
+                row.call.prompt,
+                row.call.beams or params,
+                request_id=request_id,
+                priority=row.call.priority,
+                timeout=self._limits.timeout,
             )
         except (RequestError, ParameterError, TemplateError) as error:
             self._refuse(BadRow(row.line, row.custom_id, refusal(row.call, error)))
@@ -172,14 +176,14 @@ class Job:
         totals.full_steps += ran >= self._llm.config.max_num_seqs or stats.waiting > 0
 
     def _finish(self, row: Row, output: RequestOutput) -> None:
-        answered = output.outputs[0].finish_reason in ("stop", "length")
+        answered = all(given.finish_reason in ("stop", "length") for given in output.outputs)
         if not answered:
             self._failed += 1
         record = succeeded(row.custom_id, self._answer(row, output)) if answered else self._failure(row, output)
         self._ledger.add(row.line, record.line(), failed=not answered, usage=_usage(output))
 
     def _failure(self, row: Row, output: RequestOutput) -> Record:
-        if output.outputs[0].finish_reason == "timeout":
+        if any(given.finish_reason == "timeout" for given in output.outputs):
             late = f"the row was not finished within {self._limits.timeout:g} s"
             return failed(row.custom_id, "request_timeout", late)
         return failed(row.custom_id, "server_error", output.error or "the request was aborted")
