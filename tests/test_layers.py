@@ -35,7 +35,9 @@ RANKS = {
     "constrain": 3,
     "engine": 4,
     "outputs": 5,
+    "beam": 5,
     "prompts": 5,
+    "words": 5,
     "dispatch": 5,
     "thinking": 5,
     "llm": 5,
@@ -52,10 +54,13 @@ SAME_RANK = {
     ("fair_lock", "errors"),
     ("progress", "streams"),
     ("dispatch", "outputs"),
+    ("beam", "outputs"),
+    ("llm", "beam"),
     ("llm", "dispatch"),
     ("llm", "outputs"),
     ("llm", "prompts"),
     ("llm", "thinking"),
+    ("llm", "words"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

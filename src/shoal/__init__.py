@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import EngineConfig, SamplingParams, StructuredOutputsParams
+    from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputsParams
     from shoal.text.tokenizer import Tokenizer
 
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "EngineConfig",
     "RequestOutput",
@@ -28,6 +29,7 @@ __all__ = [
 
 _HOME = {
     "LLM": "shoal.llm",
+    "BeamSearchParams": "shoal.params",
     "CompletionOutput": "shoal.llm",
     "EngineConfig": "shoal.params",
     "RequestOutput": "shoal.llm",

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shoal.kernels import reference
+from shoal.kernels import reference_sampling as reference
 from shoal.kernels.base import LOGIT_ROWS, SampleRows
 from shoal.kernels.cpu.backend import CPUBackend, _Sampler
 from tests.kernels.runner import said_by_each_isa
