@@ -148,6 +148,12 @@ _params = st.builds(
     ignore_eos=st.booleans(),
     stop_token_ids=st.lists(st.integers(ord("a"), ord("z")), max_size=2),
     logprobs=st.sampled_from([None, 2]),
+    n=st.sampled_from([1, 1, 2]),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    presence_penalty=st.sampled_from([0.0, 0.8]),
+    logit_bias=st.sampled_from([None, {ord("a"): 5.0, ord('"'): -3.0}]),
+    typical_p=st.sampled_from([1.0, 0.8]),
+    mirostat=st.sampled_from([0, 0, 2]),
     seed=st.integers(0, 99),
 )
 

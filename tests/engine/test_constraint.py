@@ -268,3 +268,13 @@ def test_an_engine_that_is_closed_or_dropped_leaves_no_threads(closed: bool) -> 
     for thread in own:
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_what_the_request_allows_and_what_the_constraint_allows_are_both_kept() -> None:
+    steps = Steps(((10, 11), (12, 13)))
+    result = run(toy_engine(), [constrained("r", steps, allowed_token_ids=[11, 13, 20])])["r"]
+    assert (result.token_ids, result.end) == ([11, 13], ("stop", None))
+    none_left = run(toy_engine(), [constrained("r", steps, allowed_token_ids=[20])])["r"]
+    assert "leave no token" in none_left.error
+    biased = run(toy_engine(), [constrained("r", steps, logit_bias={10: -100.0})])["r"]
+    assert biased.token_ids[0] == 11

@@ -72,6 +72,7 @@ def test_fields(parse: Any, fields: dict[str, Any], expected: dict[str, Any] | N
         ({"structured_outputs": {"choice": [""]}}, "structured_outputs.choice", "not empty"),
         ({"structured_outputs": {"regex": 3}}, "structured_outputs.regex", "a text"),
         ({"grammar": 'root ::= "a"', "json_schema": SCHEMA}, "json_schema", "given together with grammar"),
+        ({"grammar": "start: A", "use_beam_search": True, "max_tokens": 5}, "use_beam_search", "without a form"),
         ({"guided_json": SCHEMA}, "guided_json", "give structured_outputs.json"),
         ({"guided_regex": "a"}, "guided_regex", "give structured_outputs.regex"),
         ({"guided_decoding_backend": "x"}, "guided_decoding_backend", "one backend"),
