@@ -169,6 +169,13 @@ def test_a_search_is_aborted(llm: LLM) -> None:
     assert (stats.running, stats.waiting) == (0, 0)
 
 
+def test_closing_ends_a_search(llm: LLM) -> None:
+    with LLM(llm.path, device="reference", max_num_seqs=2) as other:
+        other.submit(PROMPT, BeamSearchParams(2, 30))
+        assert other.has_work
+    assert not other.has_work
+
+
 def test_a_search_whose_time_is_up(llm: LLM) -> None:
     llm.submit(PROMPT, BeamSearchParams(2, 9), timeout=1e-9)
     (output,) = [output for _ in range(9) if llm.has_work for output in llm.step()]
