@@ -169,6 +169,13 @@ def test_a_search_is_aborted(llm: LLM) -> None:
     assert (stats.running, stats.waiting) == (0, 0)
 
 
+def test_closing_ends_a_search(llm: LLM) -> None:
+    with LLM(llm.path, device="reference", max_num_seqs=2) as other:
+        other.submit(PROMPT, BeamSearchParams(2, 30))
+        assert other.has_work
+    assert not other.has_work
+
+
 def test_a_search_whose_time_is_up(llm: LLM) -> None:
     llm.submit(PROMPT, BeamSearchParams(2, 9), timeout=1e-9)
     (output,) = [output for _ in range(9) if llm.has_work for output in llm.step()]
@@ -183,22 +190,30 @@ def test_bodies() -> None:
     assert parse_completion({**body, "use_beam_search": False}).beams is None
     chat = {"messages": [{"role": "user", "content": "hi"}], "use_beam_search": True}
     assert parse_chat({**chat, "max_completion_tokens": 3, "ignore_eos": True}).beams == BeamSearchParams(1, 3, True)
-    for refused, param in ((chat, "max_tokens"), ({**chat, "max_tokens": 1, "logprobs": True}, "use_beam_search")):
+    assert parse_completion({**body, "n": 4}).beams == BeamSearchParams(4, 7, length_penalty=0.5)
+    with pytest.raises(APIError, match=r"^n: .*10"):
+        parse_completion({**body, "n": 11})
+    constrained = {**chat, "max_tokens": 1, "response_format": {"type": "json_object"}}
+    for refused, param in (
+        (constrained, "use_beam_search"),
+        (chat, "max_tokens"),
+        ({**chat, "max_tokens": 1, "logprobs": True}, "use_beam_search"),
+    ):
         with pytest.raises(APIError) as caught:
             parse_chat(refused)
         assert caught.value.param == param
 
 
 def test_rows_of_a_job(llm: LLM, tmp_path: Path) -> None:
-    body = {"prompt": "one", "use_beam_search": True, "max_tokens": 5}
+    body = {"prompt": "one", "use_beam_search": True, "max_tokens": 5, "n": 3}
     rows = [{"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body} for name in ("a", "b")]
     rows[1]["body"] = {**body, "prompt": [999999]}
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = jobs.run(llm.path, source, target, show_progress=False, device="reference", max_model_len=40)
     assert (summary.rows, summary.failed) == (2, 1)
-    (choice,) = json.loads(target.read_text())["response"]["body"]["choices"]
-    (found,) = llm.beam_search(["one"], BeamSearchParams(1, 5))
+    choices = json.loads(target.read_text())["response"]["body"]["choices"]
+    (found,) = llm.beam_search(["one"], BeamSearchParams(3, 5))
     assert llm.tokenizer is not None
-    ids = found.sequences[0].tokens[len(llm.encode("one")) :]
-    assert choice["text"] == llm.tokenizer.decode(ids, skip_special=True)
+    ids = [sequence.tokens[len(llm.encode("one")) :] for sequence in found.sequences]
+    assert [choice["text"] for choice in choices] == [llm.tokenizer.decode(one, skip_special=True) for one in ids]

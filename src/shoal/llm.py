@@ -177,6 +177,7 @@ class LLM:
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
+        self._beams.clear()
         self._dispatcher.close()
         self._prompts.close()
         if self._constraints is not None:

@@ -40,6 +40,7 @@ IDS = st.integers(0, VOCAB - 2)
 def sampling_params(draw: st.DrawFn) -> SamplingParams:
     """Any few of all parameters."""
     fields: dict[str, st.SearchStrategy[Any]] = {
+        "n": st.integers(1, 3),
         "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.0]),
         "top_k": st.integers(0, 20),
         "top_p": st.floats(0.1, 1),
