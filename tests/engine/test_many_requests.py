@@ -31,6 +31,13 @@ def drawn(number: int, rng: Random) -> Request:
         max_tokens=0 if scored and rng.random() < 0.3 else rng.randrange(1, 16),
         stop_token_ids=rng.sample(range(61), rng.choice([0, 0, 3])),
         logprobs=rng.choice([None, None, 2]),
+        repetition_penalty=rng.choice([1, 1, 1.2]),
+        presence_penalty=rng.choice([0, 0, 0.5]),
+        logit_bias=rng.choice([None, None, {7: 3.0}]),
+        allowed_token_ids=rng.choice([None] * 5 + [list(range(40))]),
+        dry_multiplier=rng.choice([0, 0, 0.8]),
+        mirostat=rng.choice([0] * 6 + [1, 2]),
+        xtc_probability=rng.choice([0, 0, 0.5]),
         prompt_logprobs=1 if scored else None,
     )
     ends = frozenset({5}) if rng.random() < 0.3 else frozenset[int]()

@@ -124,6 +124,23 @@ def test_samples_equal_solo_whatever_comes_and_goes(
     assert engine.stats().free_pages == engine.num_pages
 
 
+SAMPLERS: list[dict[str, object]] = [
+    {"repetition_penalty": 1.3, "presence_penalty": 0.5, "frequency_penalty": 0.2},
+    {"dry_multiplier": 0.8, "dry_allowed_length": 1},
+    {"mirostat": 2},
+    {"mirostat": 1},
+    {"xtc_probability": 0.5, "xtc_threshold": 0.01},
+    {"typical_p": 0.8, "top_n_sigma": 2.0, "logit_bias": {3: 2.0}, "min_tokens": 3},
+]
+
+
+@pytest.mark.parametrize("seqs", [3, 64])
+@pytest.mark.parametrize("pages", [7, 1000])
+def test_each_sample_remembers_its_own_tokens(seqs: int, pages: int) -> None:
+    requests = [sampled(f"r{i}", 20 + i, 4, 12, **fields) for i, fields in enumerate(SAMPLERS)]
+    assert tokens(run(toy_engine(seqs=seqs, pages=pages), requests)) == solo(requests)
+
+
 def test_more_samples_than_rows_of_the_head() -> None:
     requests = [sampled(f"r{i}", 5 + i, 16, 2) for i in range(8)]
     assert len(requests) * 16 > LOGIT_ROWS
