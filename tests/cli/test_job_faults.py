@@ -27,14 +27,44 @@ import pytest
 from shoal.cli.main import main
 from tests.cli.conftest import environment
 from tests.jobs.compress import COMPRESS
-from tests.jobs.kills import CONTEXT, ROWS, Tally, look_at, records_of, write_rows
+from tests.jobs.kills import CONTEXT, Tally, look_at, records_of, write_rows
 from tests.support.tiny_model import write_tiny_model
 
+ROWS = 90
 RESUME = "resume with the same command"
+MANY = 2000
 NEVER = {"prompt": "x", "ignore_eos": True, "max_tokens": 100}  # of which there are more than a test has time for
 ERRORS = "out.jsonl.errors.jsonl"
 
 Done = subprocess.CompletedProcess
+
+# The command line that sends itself a signal as soon as a few rows are finished for good: so it comes in the middle of every job.
+SIGNALLED = """
+import os, sys
+from shoal.cli.main import main
+from shoal.jobs.durable import ledger
+number = int(sys.argv.pop(1))
+commit = ledger.Ledger.commit
+def commit_and_signal(self):
+    commit(self)
+    if self.totals.done + self.totals.failed > 2 and not sent:
+        sent.append(os.kill(os.getpid(), number))
+sent = []
+ledger.Ledger.commit = commit_and_signal
+ledger._SHORTEST_INTERVAL = 0.1
+sys.exit(main())
+"""
+# The command line whose first step takes a minute.
+SLOW = """
+import pathlib, sys, time
+from shoal.cli.main import main
+from shoal.kernels import reference
+def attend(*arguments):
+    pathlib.Path("at work").touch()
+    time.sleep(60)
+reference.attend = attend
+sys.exit(main())
+"""
 
 
 @dataclass(frozen=True)
@@ -92,6 +122,10 @@ class Place:
         """How often each error code is in the records, None for an answer or a row that is wrong in itself."""
         return Counter(record["error"] and record["error"]["code"] for record in self.records())
 
+    def signalled(self, number: int, *flags: str, **files: str) -> Done[str]:
+        """``run-batch``, stopped by a signal in the middle."""
+        return self.finish([sys.executable, "-c", SIGNALLED, str(int(number)), *self.command(*flags, **files)[3:]])
+
     def wait_for_commit(self, process: subprocess.Popen[str]) -> None:
         """Until rows are finished for good: the journal holds more than its header."""
         path = self.folder / "out.jsonl.shoal" / "journal"
@@ -125,7 +159,7 @@ def make(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     def make(name: str) -> Place:
         folder = tmp_path_factory.mktemp(name)
         shutil.copy(model, folder)
-        write_rows(folder / "in.jsonl", random.Random(1))
+        write_rows(folder / "in.jsonl", random.Random(1), ROWS)
         return Place(folder)
 
     return make
@@ -151,9 +185,7 @@ def whole(make: Callable[[str], Place]) -> dict[str, bytes]:
 def stopped(make: Callable[[str], Place]) -> tuple[Place, Done[str]]:
     """A job stopped by Ctrl-C in the middle, and what it said. Not to be used itself: ``half`` is a copy."""
     place = make("stopped")
-    process = place.start(place.command())
-    place.wait_for_commit(process)
-    return place, end(process, signal.SIGINT)
+    return place, place.signalled(signal.SIGINT)
 
 
 @pytest.fixture
@@ -164,7 +196,7 @@ def half(stopped: tuple[Place, Done[str]], tmp_path: Path) -> Place:
 @pytest.fixture
 def endless(place: Place) -> Iterator[tuple[Place, subprocess.Popen[str]]]:
     """A job at work that would take very long, some rows of which are finished."""
-    place.write(*[NEVER] * 20_000)
+    place.write(*[NEVER] * MANY)
     process = place.start(place.command())
     place.wait_for_commit(process)
     yield place, process
@@ -193,9 +225,7 @@ def test_a_stopped_job_goes_on(half: Place, whole: dict[str, bytes]) -> None:
 
 
 def test_so_does_sigterm(place: Place, whole: dict[str, bytes]) -> None:
-    process = place.start(place.command())
-    place.wait_for_commit(process)
-    done = end(process, signal.SIGTERM)
+    done = place.signalled(signal.SIGTERM)
     assert done.returncode == 130
     assert RESUME in done.stderr
     assert place.run().returncode == 0
@@ -203,15 +233,10 @@ def test_so_does_sigterm(place: Place, whole: dict[str, bytes]) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_the_step(place: Place) -> None:
-    """A step that takes about a minute."""
-    write_tiny_model(place.folder / "tiny.gguf", context=4096, layers=150, fmt="F16")
-    place.write({"prompt": "x" * 2000})
-    process = place.start(place.command("--max-num-batched-tokens", "2048"))
-    manifest = place.folder / "out.jsonl.shoal" / "manifest.json"
-    while not manifest.exists():
+    process = place.start([sys.executable, "-c", SLOW, *place.command()[3:]])
+    while not (place.folder / "at work").exists():
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(1.5)  # until it has loaded the model and is at work
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1)
@@ -311,11 +336,12 @@ def test_a_journal_damaged_in_the_middle_costs_what_comes_after_and_says_so(
 ) -> None:
     path = half.folder / "out.jsonl.shoal" / "journal"
     damaged = bytearray(path.read_bytes())
-    damaged[16 + 3 * 44 + 10] ^= 1  # of the fourth record, the third of a row
+    rows = [at for at in range(16, len(damaged), 44) if bytes(damaged[at : at + 4]) in (b"DONE", b"FAIL")]
+    damaged[rows[2] + 10] ^= 1
     path.write_bytes(damaged)
     done = half.run()
     assert done.returncode == 0
-    assert f"journal: {len(damaged) - 16 - 3 * 44} bytes after the last finished row were cut off" in done.stderr
+    assert f"journal: {len(damaged) - rows[2]} bytes after the last finished row were cut off" in done.stderr
     assert "going on: 2 of " in done.stderr
     assert look_at(half.outputs, whole) == Tally()
 
@@ -359,8 +385,8 @@ def test_others_see_a_job_at_work_and_can_cancel_it(endless: tuple[Place, subpro
     assert "running" in shown.stdout
     assert f"process {process.pid}" in shown.stdout
     found = json.loads(place.job("status", "--json").stdout)
-    assert (found["state"], found["pid"], found["rows"]) == ("running", process.pid, 20_000)
-    assert 0 < found["done"] < 20_000
+    assert (found["state"], found["pid"], found["rows"]) == ("running", process.pid, MANY)
+    assert 0 < found["done"] < MANY
     asked = place.job("cancel")
     assert asked.returncode == 0
     assert str(process.pid) in asked.stderr
@@ -368,7 +394,7 @@ def test_others_see_a_job_at_work_and_can_cancel_it(endless: tuple[Place, subpro
     assert process.returncode == 0
     assert "cancelled: " in stderr
     assert place.codes().keys() == {None, "batch_cancelled"}
-    assert len({record["custom_id"] for record in place.records()}) == len(place.records()) == 20_000
+    assert len({record["custom_id"] for record in place.records()}) == len(place.records()) == MANY
     assert json.loads(place.job("status", "--json").stdout)["state"] == "cancelled"
     again = place.job("cancel")
     assert again.returncode == 2
@@ -401,13 +427,13 @@ def test_where_there_is_no_job_there_is_nothing_to_see(place: Place, verb: str) 
 
 
 def test_rows_expire_at_the_deadline(place: Place) -> None:
-    place.write(*[NEVER] * 5000)
-    done = place.run("--deadline", "2.5s")
+    place.write("no json", *[NEVER] * (MANY - 1))
+    done = place.run("--deadline", "1s")
     assert done.returncode == 0
     assert "expired: " in done.stderr
     codes = place.codes()
     assert codes.keys() == {None, "batch_expired"}
-    assert codes.total() == 5000 == len({record["custom_id"] for record in place.records()})
+    assert codes.total() == MANY == len({record["custom_id"] for record in place.records()})
     assert place.run().returncode == 0  # it is over
     assert place.codes() == codes
 
@@ -558,15 +584,9 @@ QUESTIONS = ("--prompt-column", "question", "--output-column", "answer", "--max-
 
 
 def test_a_table_that_was_stopped_is_completed(place: Place) -> None:
-    write_csv(place.folder / "in.csv", 400)
+    write_csv(place.folder / "in.csv", 120)
     table: dict[str, str] = {"source": "in.csv", "output": "out.csv"}
-    process = place.start(place.command(*QUESTIONS, **table))
-    journal = place.folder / "out.csv.shoal" / "journal"
-    while not journal.exists() or journal.stat().st_size < 100:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    assert place.signalled(signal.SIGKILL, *QUESTIONS, **table).returncode < 0
     assert not (place.folder / "out.csv").exists()
     done = place.run(*QUESTIONS, **table)
     assert done.returncode == 0
@@ -575,7 +595,7 @@ def test_a_table_that_was_stopped_is_completed(place: Place) -> None:
     assert (place.folder / "out.csv").read_bytes() == (place.folder / "whole.csv").read_bytes()
     found = read_csv(place.folder / "out.csv")
     assert [{"id": row["id"], "question": row["question"]} for row in found] == read_csv(place.folder / "in.csv")
-    assert sum(bool(row["answer"]) for row in found) > 200
+    assert sum(bool(row["answer"]) for row in found) > 60
     assert not any(row["answer"] for row in found[::9])
     assert len(place.records("out.csv.errors.jsonl")) == len(found[::9])
 

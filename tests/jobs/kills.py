@@ -126,10 +126,10 @@ class Undisturbed:
 # The input -----------------------------------------------------------------------------------------------------------
 
 
-def write_rows(path: Path, rng: random.Random) -> Path:
+def write_rows(path: Path, rng: random.Random, count: int = ROWS) -> Path:
     """Chats and completions of mixed lengths, with seeds, without and greedy; each seventh row is wrong in some way."""
     with path.open("w", encoding="utf-8") as file:
-        for i in range(ROWS):
+        for i in range(count):
             file.write(_bad_line(i) if i % 7 == 3 else json.dumps(_good_row(i, rng)))
             file.write("\n")
     return path

@@ -79,10 +79,11 @@ def _doubles(x: F32) -> F64:
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
-def fixed_point(weight: F32) -> F64:
-    """Weights [n, k] as ``matmul`` takes them: whole multiples of 2^(e - 26) in float64, where 2^e is above the row's largest."""
-    exponents, fixed = _exponents(weight), weight.astype(np.float64)
-    _round(fixed, exponents - WEIGHT_BITS)
+def fixed_point(*weights: F32) -> F64:
+    """Weights, all of them [n, k] one below the other, as ``matmul`` takes them: whole multiples of 2^(e - 26) in float64, where 2^e
+    is above the row's largest."""
+    fixed = np.concatenate(weights, dtype=np.float64)
+    _round(fixed, _exponents(fixed) - WEIGHT_BITS)
     return fixed
 
 
@@ -111,7 +112,10 @@ def matmul(x: F32 | F64, weight: F64) -> F32:
 
 def _exponents(x: F32 | F64) -> NDArray[np.int32]:
     """For each row of x [rows, k] the smallest e with 2^e above all its magnitudes: [rows, 1]."""
-    exponents: NDArray[np.int32] = np.frexp(np.abs(x).max(axis=1, keepdims=True))[1]
+    largest = np.maximum(
+        x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True)
+    )  # abs(x) would take as much memory as x
+    exponents: NDArray[np.int32] = np.frexp(largest)[1]
     return exponents
 
 
@@ -279,7 +283,7 @@ class ReferenceBackend:
 
     def matrix(self, parts: Sequence[RawTensor]) -> F64:
         """Dequantised [rows, columns], rounded to fixed point."""
-        return fixed_point(np.concatenate([part.dequantised() for part in parts]))
+        return fixed_point(*(part.dequantised() for part in parts))
 
     def vector(self, tensor: RawTensor) -> F32:
         """Dequantised float32 [n]."""
