@@ -1,0 +1,75 @@
+"""One tiny encoder of each kind; what llama.cpp computes for them is in ``tests/conformance/encoders``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.support.gguf_builder import GGUFBuilder
+from tests.support.tiny_archs import TinyArch
+
+ATTENTION = "attn_q* attn_k* attn_v* attn_output* attn_output_norm*"
+BERT = f"{ATTENTION} ffn_up* ffn_down* layer_output_norm*"
+ENDS = "token_embd token_types token_embd_norm*"
+NONE, MEAN, CLS, LAST, RANK = range(5)
+_TYPES = {"token_types": (2, 40)}
+
+
+@dataclass(frozen=True)
+class TinyEncoder(TinyArch):
+    """A TinyArch that sees all of its text at once; ``pooling`` as files number it."""
+
+    kv_heads: int = 4
+    layer_norm: bool = True
+    gelu: bool = True
+    pooling: int = MEAN
+
+    def _add_keys(self, builder: GGUFBuilder) -> None:
+        super()._add_keys(builder)
+        builder.add("tokenizer.ggml.token_type_count", 2)
+        builder.add(f"{self.architecture}.attention.causal", False)
+        builder.add(f"{self.architecture}.pooling_type", self.pooling)
+
+
+TINY_ENCODERS = {
+    "bert": TinyEncoder("bert", BERT, f"{ENDS} position_embd", shapes=_TYPES),
+    "bert_rank": TinyEncoder(
+        "bert",
+        BERT,
+        f"{ENDS} position_embd cls* cls.output*",
+        shapes=_TYPES | {"cls": (40, 40), "output": (1, 40)},
+        pooling=RANK,
+    ),
+    "bert_rank_bare": TinyEncoder(
+        "bert", BERT, f"{ENDS} position_embd cls.output*", shapes=_TYPES | {"output": (1, 40)}, pooling=RANK
+    ),
+    "nomic-bert": TinyEncoder(
+        "nomic-bert",
+        "attn_qkv attn_output attn_output_norm* ffn_gate ffn_up ffn_down layer_output_norm*",
+        ENDS,
+        shapes=_TYPES,
+        gelu=False,
+        pooling=NONE,
+        keys={"rope.freq_base": 100.0},
+    ),
+    "jina-bert-v2": TinyEncoder(
+        "jina-bert-v2",
+        f"{ATTENTION} ffn_gate ffn_up ffn_down* layer_output_norm*",
+        ENDS,
+        shapes=_TYPES,
+        pooling=CLS,
+    ),
+    "jina-bert-v2_code": TinyEncoder(
+        "jina-bert-v2",
+        f"{ATTENTION} attn_q_norm* attn_k_norm* attn_norm_2* ffn_up ffn_down* layer_output_norm*",
+        ENDS,
+        shapes=_TYPES | {"ffn_up": (72, 40), "attn_q_norm": (40,), "attn_k_norm": (40,)},
+        pooling=LAST,
+    ),
+    "jina-bert-v3": TinyEncoder(
+        "jina-bert-v3",
+        "attn_qkv* attn_output* attn_output_norm* ffn_up* ffn_down* layer_output_norm*",
+        ENDS,
+        shapes=_TYPES,
+        keys={"rope.freq_base": 100.0},
+    ),
+}
