@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.engine.kv_group import PageGroup
-from shoal.engine.memory_plan import MemoryPlan, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, kv_dtype, plan_memory
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
@@ -17,7 +17,7 @@ from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepRe
 from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
-from shoal.models.weights import Model
+from shoal.models.weights import Encoder, Model
 from shoal.params import EngineConfig
 
 __all__ = [
@@ -51,11 +51,12 @@ class EngineStats:
     broken: str | None
 
 
-def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
+def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        whole_inputs=encoder,
     )
 
 
@@ -77,7 +78,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Encoder,
         backend: Backend,
         config: EngineConfig,
         *,
@@ -96,12 +97,16 @@ class Engine:
         self._steps = 0
         self._broken: str | None = None
         groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
+        self._encoder = model.config.architecture if model.config.arch.encoder else None
+        encoder = self._encoder is not None
         self._scheduler = Scheduler(
-            groups, _scheduler_limits(plan, config), prefix_caching=config.enable_prefix_caching
+            groups,
+            _scheduler_limits(plan, config, encoder=encoder),
+            prefix_caching=config.enable_prefix_caching and not encoder,
         )
         limits = _step_limits(plan, config)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
-        runner = ModelRunner(model, backend, caches, config.kv_cache_dtype, limits)
+        runner = ModelRunner(model, backend, caches, kv_dtype(model.config, config), limits)
         self._compute: tuple[ModelRunner, Sampler] | None = (
             runner,
             Sampler(runner.network, self._vocab_size, limits.max_seqs),
@@ -116,10 +121,13 @@ class Engine:
         """Put a request in line; its first Output comes from a later ``step``.
 
         Raises RequestError, naming the numbers, for an id that is in use, an empty prompt, a token that the model does
-        not have, and a request that can never fit into ``max_model_len`` or the page pool.
+        not have, and a request that can never fit into ``max_model_len`` or the page pool; and for one that wants more of an encoder
+        than states.
         """
         if self._compute is None:
             raise EngineError("the engine is closed")
+        if self._encoder is not None and request.pooling is None:
+            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", "request_id")
         for token in request.prompt_token_ids:
@@ -226,8 +234,8 @@ class Engine:
         runner, sampler = self._compute
         runner.forward(batch)
         tokens, logprobs = sampler.sample(batch.sampling)
-        logits = [runner.logits(seq) for seq in batch.scoring]
-        return StepResult(tokens, logprobs, logits, sampler.score(batch.prompts))
+        rows = [runner.rows(seq) for seq in batch.scoring]
+        return StepResult(tokens, logprobs, rows, sampler.score(batch.prompts))
 
     def _check(self) -> None:
         if self._check_every_step:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
 from shoal.engine.page_pool import Origin
-from shoal.params import SamplingParams
+from shoal.params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 Logits = Any  # float32 array [rows, vocab]; only passed through here
@@ -22,7 +22,8 @@ class Request:
 
     ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
-    ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
+    ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
+    it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
     ``queue_timeout``: in which it must have begun to run.
     """
 
@@ -35,11 +36,17 @@ class Request:
     want_logits: bool = False
     timeout: float | None = None
     queue_timeout: float | None = None
+    pooling: Pooling | None = None
 
     @property
     def generates(self) -> bool:
         """Whether anything follows the prompt."""
-        return not self.want_logits and self.params.max_tokens != 0
+        return not self.wants_rows and self.params.max_tokens != 0
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether what it is for is something at positions of its prompt: logits, or states."""
+        return self.want_logits or self.pooling is not None
 
 
 class TokenLogprobs(NamedTuple):
@@ -72,8 +79,8 @@ class Output(NamedTuple):
     ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
-    positions computed in this step, for ``want_logits`` alone. ``prompt_logprobs``: all prompt tokens but the first, in
-    the one output that comes when the prompt is complete, if asked for.
+    positions computed in this step, for ``want_logits`` alone; ``states``: the same for ``pooling``, float32 [rows, n_embd].
+    ``prompt_logprobs``: all prompt tokens but the first, in the one output that comes when the prompt is complete, if asked for.
     """
 
     request_id: str
@@ -86,6 +93,7 @@ class Output(NamedTuple):
     error: str | None = None
     logits: Logits | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    states: Logits | None = None
 
 
 class Status(Enum):
@@ -104,8 +112,8 @@ class Sequence:
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
     a group has a window, the first pages of its list belong to others again (``PageUse.num_passed``).
     ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. Of the first ``num_to_score``
-    positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
-    the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
+    positions the logits or states are wanted; ``num_scored`` of them are done, or were never wanted. That, and ``prompt_logprobs``
+    (gathered here until the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
     """
 
@@ -133,8 +141,8 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
-        if self.request.want_logits:
-            self.num_to_score = self.num_prompt
+        if self.request.want_logits or self.request.pooling:
+            self.num_scored, self.num_to_score = _pooled(self.request.pooling, self.num_prompt)
         else:  # the logits at a position say how likely the token after it was
             self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
 
@@ -174,3 +182,10 @@ class Sequence:
             before = keys[-1] if keys else b""
             keys.append(blake2b(before + tokens, digest_size=16).digest())
         return keys[:count]
+
+
+def _pooled(pooling: Pooling | None, num_prompt: int) -> tuple[int, int]:
+    """From which position to which the rows of a prompt are wanted."""
+    if pooling in ("cls", "rank"):
+        return 0, 1
+    return (num_prompt - 1 if pooling == "last" else 0), num_prompt
