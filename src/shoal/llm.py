@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from shoal import hub
 from shoal.dispatch import Dispatcher
+from shoal.embedder import Embedder, text_pairs
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError
@@ -33,7 +34,8 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, SamplingParams, check_seconds
+from shoal.params import EngineConfig, PoolingParams, SamplingParams, check_seconds
+from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.progress import Bar
 from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
 from shoal.streams import say
@@ -92,6 +94,7 @@ class LLM:
         self.config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
+        self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
         self._numbers = itertools.count()
         self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
         try:
@@ -106,6 +109,7 @@ class LLM:
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._dispatcher = Dispatcher(self.engine)
+        self._embedder = Embedder(self._prompts, self._dispatcher, loaded.config, self.config)
 
     def __enter__(self) -> LLM:
         return self
@@ -316,6 +320,52 @@ class LLM:
                 raise RequestError(item.error)
         return [item.logits for item in scored] if many is ids else scored[0].logits
 
+    # -- embeddings and scores ---------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeddings of texts (or ids), computed together; the outputs are in their order.
+
+        Of an embedding model, or of any other: then of its last token's state. How states are pooled is the file's choice, or that of
+        ``EngineConfig.pooling_type``. An input that is too long gives an output with ``error``, unless ``truncate_prompt_tokens`` (also
+        in ``pooling_params``) says how much of it to take. Time limits and progress bar as in ``generate``. Raises RequestError for no
+        input and for a model that ranks, ParameterError for more ``dimensions`` than there are.
+        """
+        inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        params = _pooling_params(pooling_params, truncate_prompt_tokens)
+        limits = _limits(timeout, queue_timeout)._asdict()
+        with _counting(len(inputs), use_tqdm) as count:
+            return self._embedder.embed(inputs, params, limits, count)
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well each document of ``data_2`` answers its query in ``data_1``: one query for all, or one for each.
+
+        A model that ranks (pooling "rank") reads query and document together; its score goes through a sigmoid unless
+        ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
+        """
+        params = _pooling_params(pooling_params, truncate_prompt_tokens)
+        limits, pairs = _limits(timeout, queue_timeout)._asdict(), text_pairs(data_1, data_2)
+        with _counting(len(pairs), use_tqdm) as count:
+            return self._embedder.score(pairs, params, limits, count)
+
     # -- one request at a time ---------------------------------------------------------------------------------------
 
     @property
@@ -340,6 +390,25 @@ class LLM:
         limits, number = _limits(timeout, queue_timeout), next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
+
+    def submit_embedding(
+        self,
+        prompt: Prompt,
+        params: PoolingParams | None = None,
+        *,
+        request_id: str | None = None,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> str:
+        """As ``submit``, for an embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
+        limits, number = _limits(timeout, queue_timeout)._asdict(), next(self._numbers)
+        name = str(number) if request_id is None else request_id
+        return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
+
+    def embeddings(self) -> list[EmbeddingRequestOutput]:
+        """Those of ``submit_embedding`` that have ended since the last call; not those that were aborted."""
+        changed = self._dispatcher.take(self._embedded)
+        return [item.snapshot() for item in changed if item.finished and item.finish_reason != "abort"]
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
@@ -427,6 +496,13 @@ def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
+
+
+def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:
+    params = params or PoolingParams()
+    if truncate_prompt_tokens is None:
+        return params
+    return replace(params, truncate_prompt_tokens=truncate_prompt_tokens)
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:

@@ -75,6 +75,37 @@ class PromptEncoder:
         expected = 'a text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
+    def encode_input(self, prompt: Prompt, most: int | None) -> Encoded:
+        """The ids of a text to embed, or of ids as they are: the first ``most`` of them, if that is given, special tokens among them.
+        Raises as ``encode``."""
+        if most is None:
+            return self.encode(prompt)
+        if isinstance(prompt, str):
+            tokenizer = self._needed_tokenizer("a text prompt")
+            if not prompt:
+                raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
+            room = most - len(tokenizer.with_special([]))
+            if room < 1:
+                raise RequestError(
+                    f"truncate_prompt_tokens: {most} leaves no room beside special tokens", "truncate_prompt_tokens"
+                )
+            return Encoded(tokenizer.with_special(tokenizer.encode(prompt, add_special=False)[:room]), prompt)
+        ids, text = self.encode(prompt)
+        return Encoded(ids[:most], text)
+
+    def encode_pair(self, query: str, document: str, most: int | None) -> list[int]:
+        """The ids of a query and a document as a ranking model reads them; ``most`` as in ``encode_input``, at the document's cost."""
+        tokenizer = self._needed_tokenizer("a text prompt")
+        if not query or not document:
+            raise RequestError("the query or the document is empty; each needs at least 1 token", "prompt")
+        if most is None:
+            self._refuse_hopeless(tokenizer, len(query) + len(document))
+        ids = tokenizer.encode_pair(query, document)
+        if most is None or len(ids) <= most:
+            return ids
+        end = ids[len(ids) - tokenizer.num_last :]
+        return [*ids[: max(0, most - len(end))], *end]
+
     def close(self) -> None:
         """End the process that renders the template; it starts anew if it is needed again."""
         if self.chat_template is not None:
