@@ -37,6 +37,14 @@ class Embedder:
                 "pooling_type", "rank", "what the model file says: only one for ranking has a classifier"
             )
 
+    def refuse_encoder(self, method: str) -> None:
+        """Raise RequestError for a model that continues no text."""
+        if self._model.arch.encoder:
+            name = self._model.architecture
+            raise RequestError(
+                f"{name} is an encoder, which continues no text: {method} needs another model (embed does not)"
+            )
+
     def embed(
         self, inputs: Sequence[Prompt], params: PoolingParams, limits: Limits, count: Count
     ) -> list[EmbeddingRequestOutput]:

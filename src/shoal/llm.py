@@ -171,6 +171,7 @@ class LLM:
         prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
         """
         limits = _limits(timeout, queue_timeout)
+        self._embedder.refuse_encoder("generate")
         if not isinstance(prompts, (str, Mapping, Sequence)):
             return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
         return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
@@ -276,6 +277,7 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
+        self._embedder.refuse_encoder("stream")
         return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
 
     def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:

@@ -62,7 +62,9 @@ def test_batch_equals_solo(model: Model | Encoder, alone: dict[str, list[int]], 
     assert (many.stats().preemptions > 0) == (pages == 5)
 
 
-def test_decoding_agrees_with_scoring_the_whole_text_at_once(model: Model | Encoder, alone: dict[str, list[int]]) -> None:
+def test_decoding_agrees_with_scoring_the_whole_text_at_once(
+    model: Model | Encoder, alone: dict[str, list[int]]
+) -> None:
     greedy = [request for request in requests() if request.params.greedy]
     whole = [
         replace(request, prompt_token_ids=request.prompt_token_ids + tuple(alone[request.request_id]), want_logits=True)

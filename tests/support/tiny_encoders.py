@@ -4,30 +4,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.support.gguf_builder import GGUFBuilder
+from tests.support.gguf_builder import INT32, GGUFBuilder
 from tests.support.tiny_archs import TinyArch
 
 ATTENTION = "attn_q* attn_k* attn_v* attn_output* attn_output_norm*"
 BERT = f"{ATTENTION} ffn_up* ffn_down* layer_output_norm*"
 ENDS = "token_embd token_types token_embd_norm*"
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 NONE, MEAN, CLS, LAST, RANK = range(5)
 _TYPES = {"token_types": (2, 40)}
 
 
 @dataclass(frozen=True)
 class TinyEncoder(TinyArch):
-    """A TinyArch that sees all of its text at once; ``pooling`` as files number it."""
+    """A TinyArch that sees all of its text at once; ``pooling`` as files number it (None: the file does not say). ``words``: its file
+    has a tokenizer, whose words are made of letters from a to v."""
 
     kv_heads: int = 4
     layer_norm: bool = True
     gelu: bool = True
-    pooling: int = MEAN
+    pooling: int | None = MEAN
+    words: bool = False
 
     def _add_keys(self, builder: GGUFBuilder) -> None:
         super()._add_keys(builder)
         builder.add("tokenizer.ggml.token_type_count", 2)
         builder.add(f"{self.architecture}.attention.causal", False)
-        builder.add(f"{self.architecture}.pooling_type", self.pooling)
+        if self.pooling is not None:
+            builder.add(f"{self.architecture}.pooling_type", self.pooling)
+
+    def _add_tokenizer(self, builder: GGUFBuilder) -> None:
+        if not self.words:
+            super()._add_tokenizer(builder)
+            return
+        letters = "abcdefghijklmnopqrstu"
+        tokens = [*SPECIAL, *(f"\u2581{letter}" for letter in letters), *letters, "\u2581v"]
+        builder.add("tokenizer.ggml.model", "bert")
+        builder.add("tokenizer.ggml.tokens", tokens)
+        builder.add("tokenizer.ggml.token_type", [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)), INT32)
+        for name, token in (("bos", 2), ("seperator", 3), ("unknown", 1), ("padding", 0)):
+            builder.add(f"tokenizer.ggml.{name}_token_id", token)
 
 
 TINY_ENCODERS = {

@@ -29,9 +29,9 @@ class Scheme:
     """What sets one file's tokenizer apart.
 
     ``encode`` gives the ids of text without special tokens, ``spell`` the bytes that a normal token stands for.
-    ``first`` and ``last`` are the tokens put around a text, ``between`` those between two that are compared. ``prefix``: text gets
-    a space in front, at the beginning and after a special token; ``strip``: decoding takes a space in front away. ``bounded``: no
-    token stands for more than its own text (as an unknown token may), and no text disappears.
+    ``first`` and ``last`` are the tokens put around a text, ``between`` what else stands between two that are compared.
+    ``prefix``: text gets a space in front, at the beginning and after a special token; ``strip``: decoding takes a space in front
+    away. ``bounded``: no token stands for more than its own text (as an unknown token may), and no text disappears.
     """
 
     encode: Callable[[str], list[int]]
@@ -50,7 +50,7 @@ def _byte_pairs(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     bos = _around(file, "bos", vocab.bos_id, default=pre.add_bos or pre.always_bos, always=pre.always_bos)
     eos = _around(file, "eos", vocab.eos_id, default=False)
     spell = letters_to_bytes if pre.bytewise else _spaced
-    return Scheme(engine.encode, spell, bos, eos, (*eos, *_separator(file, vocab)))
+    return Scheme(engine.encode, spell, bos, eos, _separator(file, vocab))
 
 
 def _sentencepiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -67,8 +67,7 @@ def _sentencepiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     prefix = file.get(_KEY + "add_space_prefix", bool, True)
     bos = _around(file, "bos", vocab.bos_id, default=True)
     eos = _around(file, "eos", vocab.eos_id, default=False)
-    between = (*eos, *_separator(file, vocab))
-    return Scheme(engine.encode, _spaced, bos, eos, between, prefix=prefix, strip=prefix)
+    return Scheme(engine.encode, _spaced, bos, eos, _separator(file, vocab), prefix=prefix, strip=prefix)
 
 
 def _wordpiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -77,7 +76,7 @@ def _wordpiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     unknown = _needed(file, "unknown", vocab.unknown_id)
     engine = WordPiece(vocab.ids, unknown, lowercase=lowercase, strip_accents=strip_accents)
     first, last = _needed(file, "bos", vocab.bos_id), _needed(file, "seperator", vocab.separator_id)
-    return Scheme(engine.encode, _spaced, (first,), (last,), (last,), bounded=False)
+    return Scheme(engine.encode, _spaced, (first,), (last,), bounded=False)
 
 
 def _unigram(file: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -95,8 +94,7 @@ def _unigram(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     )
     bos = _around(file, "bos", vocab.bos_id, default=False)
     eos = _around(file, "eos", vocab.eos_id, default=True)
-    between = (*eos, *_separator(file, vocab))
-    return Scheme(engine.encode, _spaced, bos, eos, between, strip=prefix, bounded=False)
+    return Scheme(engine.encode, _spaced, bos, eos, _separator(file, vocab), strip=prefix, bounded=False)
 
 
 def _greedy(_: GGUFFile, vocab: Vocabulary) -> Scheme:
