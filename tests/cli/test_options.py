@@ -63,6 +63,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "threads": "2",
         "device": "reference",
         "seed": "-7",
+        "pooling_type": "mean",
         "chat_template": str(template),
     }
     arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
@@ -76,6 +77,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         threads=2,
         device="reference",
         seed=-7,
+        pooling_type="mean",
         chat_template=template,
         enable_prefix_caching=False,
     )
