@@ -19,9 +19,12 @@ def test_names_of_modules() -> None:
     assert shoal.__all__ == [
         "LLM",
         "CompletionOutput",
+        "EmbeddingRequestOutput",
         "EngineConfig",
+        "PoolingParams",
         "RequestOutput",
         "SamplingParams",
+        "ScoringRequestOutput",
         "ShoalError",
         "Tokenizer",
         "jobs",
@@ -54,7 +57,22 @@ def test_errors() -> None:
 
 
 def test_the_methods_of_llm_and_what_they_take() -> None:
-    methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
+    methods = {
+        "embed",
+        "score",
+        "submit_embedding",
+        "embeddings",
+        "generate",
+        "chat",
+        "stream",
+        "logits",
+        "submit",
+        "step",
+        "abort",
+        "encode",
+        "close",
+        "has_work",
+    }
     assert public(shoal.LLM) >= methods
     limits = ["timeout", "queue_timeout"]
     takes = {name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:] for name in methods - {"has_work"}}
@@ -62,7 +80,12 @@ def test_the_methods_of_llm_and_what_they_take() -> None:
     assert takes["chat"][:3] == ["messages", "sampling_params", "use_tqdm"]
     assert takes["stream"][:2] == ["prompts", "sampling_params"]
     assert takes["submit"][:2] == ["prompt", "params"]
-    assert {"request_id", *limits} <= set(takes["submit"])
+    assert {"request_id", *limits} <= set(takes["submit"]) & set(takes["submit_embedding"])
+    assert takes["embed"][0] == "prompts"
+    assert takes["score"][:2] == ["data_1", "data_2"]
+    assert {"truncate_prompt_tokens", "use_tqdm", "pooling_params", *limits} <= set(takes["embed"]) & set(
+        takes["score"]
+    )
     assert {"chat_template_kwargs", *limits} <= set(takes["chat"])
     assert set(limits) <= set(takes["generate"]) & set(takes["stream"])
 
@@ -107,7 +130,11 @@ def test_fields() -> None:
         "enable_prefix_caching",
         "skip_tokenizer_init",
         "chat_template",
+        "pooling_type",
     }
+    assert fields(shoal.PoolingParams) == {"truncate_prompt_tokens", "dimensions", "normalize", "use_activation"}
+    assert fields(shoal.EmbeddingRequestOutput) >= {"request_id", "outputs", "prompt_token_ids", "finished", "error"}
+    assert fields(shoal.ScoringRequestOutput) >= {"request_id", "outputs", "prompt_token_ids", "finished", "error"}
     assert fields(shoal.RequestOutput) >= {
         "request_id",
         "prompt",

@@ -10,16 +10,20 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import EngineConfig, SamplingParams
+    from shoal.params import EngineConfig, PoolingParams, SamplingParams
+    from shoal.pooled import EmbeddingRequestOutput, ScoringRequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 
 __all__ = [
     "LLM",
     "CompletionOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
+    "PoolingParams",
     "RequestOutput",
     "SamplingParams",
+    "ScoringRequestOutput",
     "ShoalError",
     "Tokenizer",
     "jobs",
@@ -28,9 +32,12 @@ __all__ = [
 _HOME = {
     "LLM": "shoal.llm",
     "CompletionOutput": "shoal.llm",
+    "EmbeddingRequestOutput": "shoal.pooled",
     "EngineConfig": "shoal.params",
+    "PoolingParams": "shoal.params",
     "RequestOutput": "shoal.llm",
     "SamplingParams": "shoal.params",
+    "ScoringRequestOutput": "shoal.pooled",
     "ShoalError": "shoal.errors",
     "Tokenizer": "shoal.text.tokenizer",
     "jobs": "shoal",
