@@ -138,6 +138,9 @@ def test_what_is_too_long_is_cut_when_asked(bert: LLM) -> None:
     body = bert.encode("abc def")[1:-1]
     assert cut.prompt_token_ids == [CLS_ID, *(body * 2)[:7], SEP_ID]
     assert len(bert.embed(text, truncate_prompt_tokens=-1)[0].prompt_token_ids) == 64
+    assert bert.embed({"prompt": text}, truncate_prompt_tokens=9)[0].prompt_token_ids == cut.prompt_token_ids
+    bare: dict[str, Any] = {"prompt": text, "add_special_tokens": False}
+    assert bert.embed(bare, truncate_prompt_tokens=7)[0].prompt_token_ids == cut.prompt_token_ids[1:-1]
     assert bert.embed({"prompt_token_ids": [9] * 70}, truncate_prompt_tokens=5)[0].prompt_token_ids == [9] * 5
     assert bert.embed("a", truncate_prompt_tokens=9)[0].outputs == bert.embed("a")[0].outputs
     with pytest.raises(ParameterError, match="truncate_prompt_tokens: got 65, must be at most max_model_len 64"):

@@ -81,15 +81,9 @@ class PromptEncoder:
         if most is None:
             return self.encode(prompt)
         if isinstance(prompt, str):
-            tokenizer = self._needed_tokenizer("a text prompt")
-            if not prompt:
-                raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
-            room = most - len(tokenizer.with_special([]))
-            if room < 1:
-                raise RequestError(
-                    f"truncate_prompt_tokens: {most} leaves no room beside special tokens", "truncate_prompt_tokens"
-                )
-            return Encoded(tokenizer.with_special(tokenizer.encode(prompt, add_special=False)[:room]), prompt)
+            return self._cut_text(prompt, most)
+        if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str) and "prompt_token_ids" not in prompt:
+            return self._cut_text(prompt["prompt"], most, **_text_options(prompt))
         ids, text = self.encode(prompt)
         return Encoded(ids[:most], text)
 
@@ -120,6 +114,20 @@ class PromptEncoder:
         if not self._warned:
             self._warn(_two_firsts(tokenizer, ids) or ("" if parse_special else _taken_as_text(tokenizer, text)))
         return ids
+
+    def _cut_text(self, text: str, most: int, add_special_tokens: bool = True, parse_special: bool = False) -> Encoded:
+        """The beginning of a text, between what the file puts around it."""
+        tokenizer = self._needed_tokenizer("a text prompt")
+        if not text:
+            raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
+        ids = tokenizer.encode(text, add_special=False, parse_special=parse_special)
+        if not add_special_tokens:
+            return Encoded(ids[:most], text)
+        room = most - len(tokenizer.with_special([]))
+        if room < 1:
+            reason = f"truncate_prompt_tokens: {most} leaves no room beside special tokens"
+            raise RequestError(reason, "truncate_prompt_tokens")
+        return Encoded(tokenizer.with_special(ids[:room]), text)
 
     def _warn(self, problem: str) -> None:
         """Once is enough: it is seldom one prompt alone."""

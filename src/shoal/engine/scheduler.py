@@ -47,11 +47,10 @@ class StepBatch:
         seq.num_scheduled = count
         self.num_rows += count
         self.sequences.append(seq)
-        request = seq.request
         if seq.num_scored < seq.num_to_score and seq.unscored:
-            (self.scoring if request.wants_rows else self.prompts).append(seq)
-        if seq.num_computed + count == len(seq.token_ids) and not request.wants_rows:
-            (self.sampling if request.generates else self.ending).append(seq)
+            (self.scoring if seq.wants_rows else self.prompts).append(seq)
+        if seq.num_computed + count == len(seq.token_ids) and not seq.wants_rows:
+            (self.sampling if seq.request.generates else self.ending).append(seq)
 
     def halves(self) -> tuple[StepBatch, StepBatch]:
         """The same work as two steps. From now on the sequences' rows are those of the halves."""

@@ -41,12 +41,7 @@ class Request:
     @property
     def generates(self) -> bool:
         """Whether anything follows the prompt."""
-        return not self.wants_rows and self.params.max_tokens != 0
-
-    @property
-    def wants_rows(self) -> bool:
-        """Whether what it is for is something at positions of its prompt: logits, or states."""
-        return self.want_logits or self.pooling is not None
+        return not self.want_logits and self.pooling is None and self.params.max_tokens != 0
 
 
 class TokenLogprobs(NamedTuple):
@@ -124,6 +119,7 @@ class Sequence:
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
+    wants_rows: bool = field(init=False)  # something at positions of its prompt, logits or states, and no token
     num_to_score: int = field(init=False)
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
@@ -141,7 +137,8 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
-        if self.request.want_logits or self.request.pooling:
+        self.wants_rows = self.request.want_logits or self.request.pooling is not None
+        if self.wants_rows:
             self.num_scored, self.num_to_score = _pooled(self.request.pooling, self.num_prompt)
         else:  # the logits at a position say how likely the token after it was
             self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
