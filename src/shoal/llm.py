@@ -171,7 +171,7 @@ class LLM:
         prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
         """
         limits = _limits(timeout, queue_timeout)
-        self._embedder.refuse_encoder("generate")
+        self.refuse_encoder("generate")
         if not isinstance(prompts, (str, Mapping, Sequence)):
             return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
         return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
@@ -277,7 +277,7 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
-        self._embedder.refuse_encoder("stream")
+        self.refuse_encoder("stream")
         return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
 
     def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
@@ -346,6 +346,10 @@ class LLM:
         limits = _limits(timeout, queue_timeout)._asdict()
         with _counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
+
+    def refuse_encoder(self, what: str) -> None:
+        """Raise RequestError that says why ``what`` (a method, a verb) cannot be done, if the model is an encoder."""
+        self._embedder.refuse_encoder(what)
 
     def score(
         self,

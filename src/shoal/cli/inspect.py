@@ -253,7 +253,10 @@ def _template_lines(template: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _embedding_lines(embeddings: Mapping[str, Any]) -> Iterator[str]:
-    source = "as the file says" if embeddings["pooling"] == embeddings["pooling_of_file"] else "not the file's choice"
+    of_file = embeddings["pooling_of_file"]
+    source = (
+        "as the file says" if embeddings["pooling"] == of_file else f"of which the file says {of_file or 'nothing'}"
+    )
     rows = {"pooling": f"{embeddings['pooling']}, {source}", "dimensions": embeddings["dimensions"]}
     kind = "an encoder: embeds texts and continues none" if embeddings["encoder"] else "a decoder: also continues texts"
     yield from _group("embeddings", {"model": kind} | rows)
