@@ -13,6 +13,10 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("shoal", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shoal")
 
+# Before NumPy is imported, here and in the processes that tests start: threads of a BLAS spin until all have come, which on a busy
+# machine takes a hundred times as long as the small products of tests. tests/kernels/test_reference.py has more of them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # A shell that runs the tests in the background has SIGINT ignored, and every process started here would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

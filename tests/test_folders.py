@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from shoal.folders import cache_folder
+from shoal.folders import cache_folder, can_write
 
 
 @pytest.fixture(autouse=True)
@@ -52,3 +52,11 @@ def test_an_account_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_home_that_is_left_as_it_is_written_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: f"~/.cache/{name}")
     assert cache_folder("SHOAL_CACHE", "models") is None
+
+
+def test_whether_a_folder_can_be_written_is_told_without_trying(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert can_write(tmp_path / "a" / "b")
+    assert not can_write(tmp_path / "file")
+    assert not can_write(tmp_path / "file" / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -21,6 +21,7 @@ RANKS = {
     "params": 0,
     "version": 0,
     "fair_lock": 0,
+    "child_process": 0,
     "progress": 0,
     "streams": 0,
     "notices": 0,
@@ -30,6 +31,7 @@ RANKS = {
     "text": 2,
     "kernels": 2,
     "models": 3,
+    "constrain": 3,
     "engine": 4,
     "outputs": 5,
     "prompts": 5,
@@ -68,6 +70,7 @@ ROOMS = {"jobs.durable": 0, "jobs.input": 1, "jobs.running": 2}
 CONFINED = {
     "kernels.cpu": {"numba", "llvmlite"},
     "kernels.cuda": {"torch", "triton"},
+    "constrain": {"llguidance"},
     "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "starlette", "uvicorn"},
 }
 ARITHMETIC = {"numpy", "torch"}
@@ -202,6 +205,9 @@ def test_every_module_has_a_rank() -> None:
         ("engine.scheduler", "import numpy"),
         ("engine.page_pool", "import psutil"),
         ("jobs.running.job", "import uvicorn"),
+        ("engine.masks", "import llguidance"),
+        ("engine.masks", "from shoal.llm import LLM"),
+        ("constrain.compiler", "from shoal.engine.constraint import Constraint"),
         ("unheard_of", "import numba"),
     ],
 )

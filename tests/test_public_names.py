@@ -26,6 +26,7 @@ def test_names_of_modules() -> None:
         "SamplingParams",
         "ScoringRequestOutput",
         "ShoalError",
+        "StructuredOutputsParams",
         "Tokenizer",
         "jobs",
     ]
@@ -50,6 +51,7 @@ def test_errors() -> None:
         "ModelNotFoundError",
         "MemoryLimitError",
         "TemplateError",
+        "ConstraintError",
         "JobError",
         "NotMeasuredError",
         "EngineError",
@@ -117,6 +119,18 @@ def test_fields() -> None:
         "logit_bias",
         "bad_words",
         "allowed_token_ids",
+        "structured_outputs",
+    }
+    assert fields(shoal.StructuredOutputsParams) == {
+        "json",
+        "regex",
+        "choice",
+        "grammar",
+        "json_object",
+        "structural_tag",
+        "disable_any_whitespace",
+        "disable_additional_properties",
+        "whitespace_pattern",
     }
     assert fields(shoal.EngineConfig) >= {
         "max_model_len",

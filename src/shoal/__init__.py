@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import EngineConfig, PoolingParams, SamplingParams
+    from shoal.params import EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
     from shoal.pooled import EmbeddingRequestOutput, ScoringRequestOutput
     from shoal.text.tokenizer import Tokenizer
 
@@ -25,6 +25,7 @@ __all__ = [
     "SamplingParams",
     "ScoringRequestOutput",
     "ShoalError",
+    "StructuredOutputsParams",
     "Tokenizer",
     "jobs",
 ]
@@ -39,6 +40,7 @@ _HOME = {
     "SamplingParams": "shoal.params",
     "ScoringRequestOutput": "shoal.pooled",
     "ShoalError": "shoal.errors",
+    "StructuredOutputsParams": "shoal.params",
     "Tokenizer": "shoal.text.tokenizer",
     "jobs": "shoal",
 }

@@ -8,6 +8,7 @@
     ├── ModelNotFoundError  a model reference that leads to no file
     ├── MemoryLimitError    not enough memory, known before anything is allocated
     ├── TemplateError       a chat template that fails or refuses the conversation
+    ├── ConstraintError     a grammar that cannot go on: a token it does not allow, or a limit
     ├── JobError            a job that cannot be started, resumed or finished
     ├── NotMeasuredError    a figure that has to be measured on this machine first
     └── EngineError         the engine itself failed; not the fault of one request
@@ -77,6 +78,10 @@ class MemoryLimitError(ShoalError):
 
 class TemplateError(ShoalError):
     """A chat template that fails, refuses the conversation or produces too much."""
+
+
+class ConstraintError(ShoalError):
+    """A constraint that cannot go on while its request runs: a token that it does not allow, or a limit that it breaks."""
 
 
 class JobError(ShoalError):

@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
 from shoal.embedder import Embedder, text_pairs
+from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError, TemplateError
@@ -108,6 +110,7 @@ class LLM:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
+        self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
         self._dispatcher = Dispatcher(self.engine)
         self._embedder = Embedder(self._prompts, self._dispatcher, loaded.config, self.config)
 
@@ -123,6 +126,8 @@ class LLM:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
         self._dispatcher.close()
         self._prompts.close()
+        if self._constraints is not None:
+            self._constraints.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -454,10 +459,19 @@ class LLM:
         ids, text = self._prompts.encode(prompt)
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
+        constraint = self._constraint(params)
         generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, **limits._asdict())
+        request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        """What the request's text may be, compiled by the thread that submits it: no step waits for that."""
+        if params.structured_outputs is None:
+            return None
+        if self._constraints is None:
+            raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
+        return self._constraints.compile(params.structured_outputs)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"
@@ -537,4 +551,4 @@ def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
 
 
 def _say_compiled(kernel: str) -> None:
-    say(f"compiled {kernel} for this machine (kept for later runs)")
+    say(f"compiled {kernel} for this machine")

@@ -38,6 +38,73 @@ _NOT_YET: dict[str, tuple[object, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StructuredOutputsParams:
+    """What the text of an answer may be. The class and its fields are vLLM's; exactly one of the first six is given.
+
+    ``json``: a JSON schema, as a dict or as text. ``json_object`` True: any JSON object. ``regex`` and ``choice``: the whole text
+    matches it, is one of them. ``grammar``: Lark, or GBNF as llama.cpp has it. ``structural_tag``: free text in which tags hold
+    JSON, as a dict or as text.
+    JSON may hold short runs of white space: ``whitespace_pattern`` is another regular expression for one such run;
+    ``disable_any_whitespace`` leaves none. ``disable_additional_properties``: objects of a schema that do not say otherwise have no
+    properties but those listed.
+
+    Raises ParameterError that names the field. Whether a schema or grammar can be enforced shows when its request is submitted.
+    """
+
+    json: str | dict[str, Any] | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] | list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: str | dict[str, Any] | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ParameterError("structured_outputs", given, "exactly one of " + ", ".join(_CONSTRAINTS))
+        (kind,) = given
+        value = getattr(self, kind)
+        if not isinstance(value, _CONSTRAINTS[kind]) or not value:
+            raise ParameterError(f"structured_outputs.{kind}", value, _CONSTRAINT_VALUES[kind])
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(f"structured_outputs.{name}", getattr(self, name), "true or false")
+        if self.choice is not None:
+            object.__setattr__(self, "choice", _choices(self.choice))
+        pattern = self.whitespace_pattern
+        if pattern is not None and (not isinstance(pattern, str) or self.disable_any_whitespace):
+            allowed = "a regular expression, without disable_any_whitespace"
+            raise ParameterError("structured_outputs.whitespace_pattern", pattern, allowed)
+
+    @property
+    def kind(self) -> str:
+        """The one field of the first six that is given."""
+        return next(name for name in _CONSTRAINTS if getattr(self, name) is not None)
+
+
+# What each kind of constraint is given as; nothing empty.
+_CONSTRAINTS: dict[str, tuple[type, ...]] = {
+    "json": (str, dict),
+    "regex": (str,),
+    "choice": (list, tuple),
+    "grammar": (str,),
+    "json_object": (bool,),
+    "structural_tag": (str, dict),
+}
+_CONSTRAINT_VALUES = {
+    "json": "a JSON schema: a dict that is not empty, or a text",
+    "regex": "a text that is not empty",
+    "choice": "a list of texts that are not empty",
+    "grammar": "a text that is not empty",
+    "json_object": "true, or left out",
+    "structural_tag": "a dict, or a text in JSON",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
     """How the tokens of one request are chosen, and when it ends. Names and defaults are vLLM's.
 
@@ -46,7 +113,8 @@ class SamplingParams:
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
-    prompt is scored and nothing is generated.
+    prompt is scored and nothing is generated. ``structured_outputs``: what the text may be; with ``ignore_eos`` it ends where nothing
+    more may follow.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -72,6 +140,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name, off in _NOT_YET.items():
@@ -92,6 +161,9 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
+        constraint = self.structured_outputs
+        if constraint is not None and not isinstance(constraint, StructuredOutputsParams):
+            raise ParameterError("structured_outputs", constraint, "StructuredOutputsParams")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
 
@@ -232,6 +304,14 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
         if not isinstance(stop, str) or not 0 < len(stop) <= MAX_STOP_LENGTH:
             raise ParameterError("stop", stop, f"strings of 1 to {MAX_STOP_LENGTH} characters")
     return stops
+
+
+def _choices(value: Any) -> tuple[str, ...]:
+    choices = tuple(value)
+    for choice in choices:
+        if not isinstance(choice, str) or not choice:
+            raise ParameterError("structured_outputs.choice", choice, _CONSTRAINT_VALUES["choice"])
+    return choices
 
 
 def _token_ids(value: Any) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,15 @@ def test_stdin_that_is_not_text_is_named(model: Path) -> None:
     result = CliRunner().invoke(complete, [str(model)], input=b"ab\xff")
     assert isinstance(result.exception, RequestError)
     assert "stdin: not UTF-8 at byte 2" in str(result.exception)
+
+
+def test_the_answer_follows_a_schema_or_a_grammar(shoal: Shoal, model: Path) -> None:
+    flags = ("--device", "reference", "--max-tokens", "40")
+    schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"], "additionalProperties": false}'
+    assert json.loads(shoal("complete", model, "-p", "x", *flags, "--json-schema", schema).stdout) == {"a": 1}
+    assert shoal("complete", model, "-p", "x", *flags, "--grammar", 'root ::= "yes"').stdout == "yes\n"
+    done = shoal("complete", model, "-p", "x", *flags, "--json-schema", '{"uniqueItems": true}')
+    assert done.returncode == 2
+    assert "'uniqueItems at #', must be left out" in done.stderr
+    both = shoal("complete", model, "-p", "x", *flags, "--json-schema", "{}", "--grammar", 'root ::= "yes"')
+    assert both.returncode == 2

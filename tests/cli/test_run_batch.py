@@ -268,9 +268,34 @@ def test_a_model_may_be_called_by_any_of_its_names_or_by_those_given(batch: Shoa
     assert read(tmp_path / "served.out.errors.jsonl").keys() == {"tiny"}
 
 
-def test_an_empty_input_is_an_empty_result(batch: Shoal, tmp_path: Path) -> None:
-    assert batch(write(tmp_path / "in.jsonl"), "out.jsonl").returncode == 0
-    assert (tmp_path / "out.jsonl").read_bytes() == b""
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("in.jsonl", b"", "in.jsonl: is empty: there is nothing to run"),
+        ("in.jsonl", b"\xef\xbb\xbf\n \n", "in.jsonl: has no rows: there is nothing to run"),
+        ("in.csv", b"", "in.csv: is empty: there is nothing to run"),
+        ("in.csv", b"id,prompt\n", "in.csv: has no rows: there is nothing to run"),
+        ("in.jsonl", b"\xff\xfe{\x00}\x00", "in.jsonl: this is text in UTF-16, not JSON lines: save it as UTF-8"),
+        ("in.csv", b"\xff\xfei\x00d\x00", "in.csv: this is text in UTF-16, not CSV: save it as UTF-8"),
+        ("in.jsonl", b'[{"prompt": "x"}]', "in.jsonl: this is a JSON array, not JSON lines"),
+        ("-", b"", "-: is empty: there is nothing to run"),
+        ("-", b"[\n{}\n]\n", "-: this is a JSON array, not JSON lines"),
+    ],
+)
+def test_an_input_of_another_kind_is_one_line_and_nothing_is_written(
+    batch: Shoal, tmp_path: Path, name: str, data: bytes, says: str
+) -> None:
+    if name != "-":
+        (tmp_path / name).write_bytes(data)
+    before = sorted(tmp_path.iterdir())
+    stdin = data.decode() if name == "-" else ""
+    for output in ("out.jsonl", "-", *(["out.csv"] if name == "in.csv" else [])):
+        done = batch(name, output, "--error-file", "errors.jsonl", stdin=stdin)
+        assert (done.returncode, done.stdout) == (2, "")
+        said = [line for line in done.stderr.splitlines() if " stream" not in line and " stdin: " not in line]
+        assert len(said) == 1
+        assert said[0].startswith(f"shoal: {says}")
+        assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -293,14 +318,20 @@ def test_ctrl_c_keeps_what_is_finished(model: Path, cache: Path, tmp_path: Path)
     assert 0 < len(read(tmp_path / "out.jsonl")) < len(rows)
 
 
-def test_ctrl_c_while_it_waits_for_input(model: Path, cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("row", ["", json.dumps(completion("a", "x", max_tokens=1)) + "\n"], ids=["first", "next"])
+def test_ctrl_c_while_it_waits_for_input(model: Path, cache: Path, tmp_path: Path, row: str) -> None:
     process = _start("-", model, cache, tmp_path)
-    _wait_until((tmp_path / "out.jsonl").exists)
+    assert process.stdin is not None
+    process.stdin.write(row)
+    process.stdin.flush()
+    output = tmp_path / "out.jsonl"
+    _wait_until((output if row else tmp_path / "out.jsonl.shoal").exists)
     process.send_signal(signal.SIGINT)
     process.wait(timeout=60)
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     assert process.returncode == 130
+    assert (tmp_path / "out.jsonl.shoal").exists() == output.exists() == bool(row)
     process.communicate()
 
 

@@ -105,7 +105,7 @@ class ToyCache:
         slots = table[seen // PAGE_SIZE] * PAGE_SIZE + seen % PAGE_SIZE
         self.slots[slots[-len(positions) :]] = np.stack([tokens, positions], axis=1)
         stored, places = self.slots[slots].T
-        np.testing.assert_array_equal(places, seen)
+        assert np.array_equal(places, seen)
         sums = np.cumsum(mix(stored.astype(np.uint64)) * mix(seen.astype(np.uint64)), dtype=np.uint64)
         sums = np.concatenate([np.zeros(1, np.uint64), sums])
         begin = np.maximum(positions - self.window + 1, 0) if self.window else np.zeros_like(positions)
@@ -137,7 +137,7 @@ class ToyNetwork:
         rows = slice(step.row_start[s], step.row_start[s + 1])
         tokens, positions = step.token_ids[rows], step.positions[rows]
         assert len(positions) > 0
-        np.testing.assert_array_equal(positions, np.arange(step.kv_len[s])[-len(positions) :])
+        assert np.array_equal(positions, np.arange(step.kv_len[s])[-len(positions) :])
         states = np.zeros(len(positions), np.uint64)
         for cache, table in zip(self._caches, step.page_table[:, s], strict=True):
             states = states * np.uint64(0x9E3779B97F4A7C15) + cache.states(table, tokens, positions)

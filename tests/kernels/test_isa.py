@@ -95,6 +95,8 @@ def test_a_named_cpu_does_not_get_what_this_one_has(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(config, "CPU_NAME", "x86-64-v2")
     monkeypatch.setattr(config, "CPU_FEATURES", None)
     assert isa.possible() == ["portable"]
+    monkeypatch.setattr(config, "CPU_NAME", "one-that-llvm-does-not-know")
+    assert isa.possible() == ["portable"]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 features")

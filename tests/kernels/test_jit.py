@@ -114,6 +114,16 @@ def test_a_setting_that_changes_code_has_a_folder_of_its_own(monkeypatch: pytest
     assert len(keys) == 5
 
 
+def test_every_source_of_the_kernels_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = shutil.copytree(Path(jit.__file__).parent, tmp_path / "cpu")
+    monkeypatch.setattr(jit, "__file__", str(sources / "jit.py"))
+    keys = {jit._key()}
+    for name in ("groups.py", "simd/floats.py"):
+        (sources / name).write_text("# another")
+        keys.add(jit._key())
+    assert len(keys) == 3
+
+
 def test_a_user_without_home_and_account_keeps_kernels_in_a_temporary_folder() -> None:
     nobody = as_nobody_known()
     with public_folder() as folder:
@@ -137,6 +147,17 @@ def test_numba_that_may_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(config, "DISABLE_JIT", 1)
     with pytest.raises(ParameterError, match="NUMBA_DISABLE_JIT: got 1, must be 0 or not set"):
         Lazy(_files, lambda cache: None).get()
+
+
+def test_numba_that_cannot_be_imported_is_one_line() -> None:
+    program = "from shoal.kernels.load import load_backend; load_backend()"
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "0", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr.splitlines()[-1].startswith(
+        "shoal.errors.UnsupportedError: Numba cannot be imported: Number of threads"
+    )
 
 
 def test_no_two_kernels_are_kept_under_one_name() -> None:

@@ -9,9 +9,11 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from shoal.kernels.cpu import simd
 from shoal.kernels.cpu.jit import Lazy, kernel
-from shoal.kernels.cpu.simd import Address, f32x16, load_f32x16, store_f32x16, tanh
+from shoal.kernels.cpu.simd import Address, emit, f32x16, load_f32, load_f32x16, load_i64, store_f32x16, tanh
+from shoal.kernels.cpu.simd.floats import _fma_by_hand
+from shoal.kernels.cpu.simd.halves import narrow_by_hand, widen_by_hand
+from shoal.kernels.cpu.simd.vectors import I16, vector
 
 
 @kernel
@@ -37,43 +39,41 @@ def test_tanh_of_what_is_no_number_or_infinite() -> None:
 
 # --- what some CPUs have no instruction for: the same bits by hand ---------------------------------------------------
 
-_BITS16 = simd._vector(simd._I16, 16)
 
-
-@simd._operation(f32x16)
+@emit.operation(f32x16)
 def load_f16x16_by_hand(b: Any, _: Any, address: ir.Value) -> ir.Value:
     """As load_f16x16 where there is no instruction for it."""
-    return simd._wide_by_hand(b, simd._load(b, address, _BITS16))
+    return widen_by_hand(b, emit.load(b, address, vector(I16, 16)))
 
 
-@simd._operation(types.void)
+@emit.operation(types.void)
 def store_f16x16_by_hand(b: Any, _: Any, address: ir.Value, value: ir.Value) -> None:
     """As store_f16x16."""
-    simd._store(b, simd._narrow_by_hand(b, value), address)
+    emit.store(b, narrow_by_hand(b, value), address)
 
 
-@simd._operation(types.void)
+@emit.operation(types.void)
 def store_f16_by_hand(b: Any, _: Any, address: ir.Value, value: ir.Value) -> None:
     """As store_f16."""
-    simd._store(b, simd._narrow_by_hand(b, value), address)
+    emit.store(b, narrow_by_hand(b, value), address)
 
 
-@simd._operation(f32x16)
+@emit.operation(f32x16)
 def fma_by_hand(b: Any, _: Any, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """As fma."""
-    return simd._fma_by_hand(b, x, y, z)
+    return _fma_by_hand(b, x, y, z)
 
 
-@simd._operation(f32x16)
+@emit.operation(f32x16)
 def fma_of_llvm(b: Any, _: Any, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
     """What LLVM makes of it: an instruction, or the C library's function."""
-    return simd._call(b, "llvm.fma.v16f32", f32x16.llvm, x, y, z)
+    return emit.call(b, "llvm.fma.v16f32", f32x16.llvm, x, y, z)
 
 
 @kernel
 def widen_all(args: Address, count: int) -> None:
     """``count`` float16 to float32: args = (from, to)."""
-    source, target = simd.load_i64(args), simd.load_i64(args + 8)
+    source, target = load_i64(args), load_i64(args + 8)
     for i in range(0, count, 16):
         store_f32x16(target + 4 * i, load_f16x16_by_hand(source + 2 * i))
 
@@ -81,21 +81,21 @@ def widen_all(args: Address, count: int) -> None:
 @kernel
 def narrow_all(args: Address, count: int) -> None:
     """``count`` float32 to float16, by vectors and one by one: args = (from, to, to)."""
-    source = simd.load_i64(args)
+    source = load_i64(args)
     for i in range(0, count, 16):
-        store_f16x16_by_hand(simd.load_i64(args + 8) + 2 * i, load_f32x16(source + 4 * i))
+        store_f16x16_by_hand(load_i64(args + 8) + 2 * i, load_f32x16(source + 4 * i))
         for j in range(i, i + 16):
-            store_f16_by_hand(simd.load_i64(args + 16) + 2 * j, simd.load_f32(source + 4 * j))
+            store_f16_by_hand(load_i64(args + 16) + 2 * j, load_f32(source + 4 * j))
 
 
 @kernel
 def multiply_add_all(args: Address, count: int) -> None:
     """x * y + z both ways: args = (x, y, z, to, to)."""
     for i in range(0, 4 * count, 64):
-        x, y = load_f32x16(simd.load_i64(args) + i), load_f32x16(simd.load_i64(args + 8) + i)
-        z = load_f32x16(simd.load_i64(args + 16) + i)
-        store_f32x16(simd.load_i64(args + 24) + i, fma_by_hand(x, y, z))
-        store_f32x16(simd.load_i64(args + 32) + i, fma_of_llvm(x, y, z))
+        x, y = load_f32x16(load_i64(args) + i), load_f32x16(load_i64(args + 8) + i)
+        z = load_f32x16(load_i64(args + 16) + i)
+        store_f32x16(load_i64(args + 24) + i, fma_by_hand(x, y, z))
+        store_f32x16(load_i64(args + 32) + i, fma_of_llvm(x, y, z))
 
 
 def _run(kernel: Lazy, count: int, *arrays: NDArray[Any]) -> None:

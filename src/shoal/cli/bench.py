@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from shoal.cli.bench_constraints import constraints
 from shoal.cli.bench_files import quantize, random_model
 from shoal.cli.bench_jobs import jobs
 from shoal.cli.bench_kernels import kernels
@@ -28,7 +29,7 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sweep, startup, jobs, peers, quantize, random_model):
+for _verb in (kernels, sweep, startup, jobs, constraints, peers, quantize, random_model):
     bench.add_command(_verb)
 
 

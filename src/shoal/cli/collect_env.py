@@ -79,12 +79,10 @@ def environment() -> dict[str, Any]:
 
 def _cpu_backend() -> dict[str, Any]:
     """What the CPU kernels see of this machine: instruction set in use, flags, where compiled kernels are kept."""
-    from shoal.errors import ParameterError
-
     try:
         from shoal.kernels.cpu.isa import ISA, cpu_features
         from shoal.kernels.cpu.jit import STORE
-    except ParameterError as error:  # SHOAL_ISA
+    except (ImportError, ValueError) as error:  # SHOAL_ISA, or an installation that does not fit together
         return {"isa": f"none ({error})"}
     features = cpu_features()
     return {

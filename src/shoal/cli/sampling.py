@@ -13,7 +13,7 @@ import click
 from shoal.cli.options import Command, integer
 from shoal.cli.results import write_result
 from shoal.errors import RequestError
-from shoal.params import SamplingParams
+from shoal.params import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
     from shoal.outputs import RequestOutput
@@ -34,6 +34,12 @@ _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+_CONSTRAINT_FLAGS = {
+    "--json-schema": "A JSON schema that the answer follows.",
+    "--grammar": "A grammar that the answer follows, in GBNF or Lark.",
+}
+
+
 def sampling_options(command: Command) -> Command:
     """Add the sampling flags; the command gets them as ``params``, a SamplingParams.
 
@@ -43,14 +49,23 @@ def sampling_options(command: Command) -> Command:
     @functools.wraps(command)
     def with_params(*args: Any, **kwargs: Any) -> Any:
         values = {name: kwargs.pop(name) for name in _SAMPLING_FLAGS}
-        return command(*args, params=SamplingParams(**values), **kwargs)
+        constraint = _constraint(kwargs.pop("json_schema"), kwargs.pop("grammar"))
+        return command(*args, params=SamplingParams(**values, structured_outputs=constraint), **kwargs)
 
     defaults = SamplingParams()
     decorated: Command = with_params
+    for name, help_text in reversed(_CONSTRAINT_FLAGS.items()):
+        decorated = click.option(name, help=help_text)(decorated)
     for name, settings in reversed(_SAMPLING_FLAGS.items()):
         shown = {"default": getattr(defaults, name), "show_default": True, **settings}
         decorated = click.option(f"--{name.replace('_', '-')}", **shown)(decorated)
     return decorated
+
+
+def _constraint(json_schema: str | None, grammar: str | None) -> StructuredOutputsParams | None:
+    if json_schema is None and grammar is None:
+        return None
+    return StructuredOutputsParams(json=json_schema, grammar=grammar)
 
 
 def text_options(command: Command) -> Command:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoal.engine.kv_group import PageGroup
+from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, kv_dtype, plan_memory
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
@@ -105,6 +106,7 @@ class Engine:
             prefix_caching=config.enable_prefix_caching and not encoder,
         )
         limits = _step_limits(plan, config)
+        self._masks = MaskFiller(self._vocab_size, limits.max_seqs)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
         runner = ModelRunner(model, backend, caches, kv_dtype(model.config, config), limits)
         self._compute: tuple[ModelRunner, Sampler] | None = (
@@ -191,6 +193,7 @@ class Engine:
             self.abort(request_id)
         self._sequences.clear()
         self._outputs.clear()
+        self._masks.close()
         self._compute = None
 
     def _end_overdue(self, now: float) -> None:
@@ -232,8 +235,12 @@ class Engine:
     def _result(self, batch: StepBatch) -> StepResult:
         assert self._compute is not None, "a closed engine has no sequences"
         runner, sampler = self._compute
-        runner.forward(batch)
-        tokens, logprobs = sampler.sample(batch.sampling)
+        self._masks.start(batch.sampling)
+        try:
+            runner.forward(batch)
+        finally:
+            masks = self._masks.wait(batch.sampling)
+        tokens, logprobs = sampler.sample(batch.sampling, masks)
         rows = [runner.rows(seq) for seq in batch.scoring]
         return StepResult(tokens, logprobs, rows, sampler.score(batch.prompts))
 

@@ -5,7 +5,7 @@ It knows ids and keys only; the arrays belong to the backend.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -90,10 +90,14 @@ class PagePool:
 
     def check(self, owned: Iterable[Sequence[int]]) -> None:
         """Assert that each page is in as many of the lists in ``owned`` as use it, or free in one way."""
-        owners = Counter(chain.from_iterable(owned))
-        for page, uses in enumerate(self._uses):
+        owners = [0] * len(self._uses)
+        for page in chain.from_iterable(owned):
+            owners[page] += 1
+        if owners != self._uses:
+            page = next(page for page, uses in enumerate(self._uses) if owners[page] != uses)
+            uses = self._uses[page]
             assert owners[page] <= uses, f"page {page} has {owners[page]} owners and {uses} references"
-            assert owners[page] == uses, f"page {page} has leaked"
+            raise AssertionError(f"page {page} has leaked")
         unused = [page for page, uses in enumerate(self._uses) if not uses]
         assert sorted([*self._free, *self._idle]) == unused, "a page has leaked, or is free twice"
         assert self._idle.keys() <= self._labels.keys(), "a page that holds nothing is kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.engine.masks import Masks
 from shoal.engine.sequence import Sequence, TokenLogprobs
 from shoal.engine.step import SampleArrays
 from shoal.kernels.base import LOGIT_ROWS, BoundNetwork
@@ -17,11 +18,13 @@ class Sampler:
         self._network = network
         self._arrays = SampleArrays(max_seqs, vocab_size)
 
-    def sample(self, sequences: list[Sequence]) -> tuple[list[int], list[TokenLogprobs | None]]:
+    def sample(
+        self, sequences: list[Sequence], masks: Masks | None = None
+    ) -> tuple[list[int], list[TokenLogprobs | None]]:
         """For each sequence its next token (-1: its logits hold NaN or leave none) and what ``logprobs`` asks for."""
         tokens: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
-        self._arrays.fill(sequences)
+        self._arrays.fill(sequences, masks)
         for start in range(0, len(sequences), LOGIT_ROWS):
             block = sequences[start : start + LOGIT_ROWS]
             chosen: list[int] = self._network.sample(*self._arrays.block(start, start + len(block))).tolist()

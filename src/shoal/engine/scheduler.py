@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from shoal.engine.kv_group import PageGroup, longest_prefix
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
-from shoal.errors import RequestError
+from shoal.errors import ConstraintError, RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +291,8 @@ class Scheduler:
 
     def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
         """A sampled token joins its sequence, or ends it."""
+        if seq.constraint_error is not None:
+            return self._fail(seq, seq.constraint_error, now)
         if token < 0:
             error = f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose"
             return self._fail_unsound(seq, error, now)
@@ -308,10 +310,15 @@ class Scheduler:
         seq.token_ids.append(token)
         self.counters.generation_tokens += 1
         reported = None if logprobs is None else (logprobs,)
-        if len(seq.token_ids) < seq.max_len:
+        try:
+            complete = seq.constraint is not None and seq.follow(token)
+        except ConstraintError as error:
+            return self._fail(seq, str(error), now)
+        if len(seq.token_ids) < seq.max_len and not complete:
             return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt)
         self._retire(seq, now)
-        return Output(name, seq.metrics, (token,), reported, True, "length", prompt_logprobs=prompt)
+        why: FinishReason = "stop" if complete else "length"
+        return Output(name, seq.metrics, (token,), reported, True, why, prompt_logprobs=prompt)
 
     def _take_prompts(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Log-probabilities of prompt tokens join their sequences; NaN among them ends the sequence."""

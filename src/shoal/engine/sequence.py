@@ -9,6 +9,7 @@ from enum import Enum
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
+from shoal.engine.constraint import Constraint
 from shoal.engine.page_pool import Origin
 from shoal.params import Pooling, SamplingParams
 
@@ -24,7 +25,9 @@ class Request:
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
     it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
-    ``queue_timeout``: in which it must have begun to run.
+    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy. It
+    sleeps until the tokens ``constraint_after`` (the mark that ends thinking, say) have been generated, if there are any; until
+    then the output may not end.
     """
 
     request_id: str
@@ -36,6 +39,8 @@ class Request:
     want_logits: bool = False
     timeout: float | None = None
     queue_timeout: float | None = None
+    constraint: Constraint | None = None
+    constraint_after: tuple[int, ...] | None = None
     pooling: Pooling | None = None
 
     @property
@@ -110,6 +115,8 @@ class Sequence:
     positions the logits or states are wanted; ``num_scored`` of them are done, or were never wanted. That, and ``prompt_logprobs``
     (gathered here until the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
+    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is; ``asleep``: it does not apply yet;
+    ``constraint_error``: why it had no mask for the step being computed.
     """
 
     request: Request
@@ -121,6 +128,9 @@ class Sequence:
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
     wants_rows: bool = field(init=False)  # something at positions of its prompt, logits or states, and no token
     num_to_score: int = field(init=False)
+    constraint: Constraint | None = field(init=False)
+    asleep: bool = field(init=False)
+    constraint_error: str | None = None
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
     num_computed: int = 0
@@ -135,7 +145,11 @@ class Sequence:
         params = self.request.params
         self.token_ids = list(self.request.prompt_token_ids)
         self.num_prompt = len(self.token_ids)
-        self.eos_ids = frozenset() if params.ignore_eos else self.request.eos_ids
+        constraint = self.request.constraint
+        self.constraint = None if constraint is None else constraint.copy()
+        self.asleep = constraint is not None and bool(self.request.constraint_after)
+        ignore_eos = params.ignore_eos and constraint is None  # where nothing but an end token is left, it ends
+        self.eos_ids = frozenset() if ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
         self.wants_rows = self.request.want_logits or self.request.pooling is not None
         if self.wants_rows:
@@ -157,9 +171,24 @@ class Sequence:
         return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 
     @property
-    def must_not_stop(self) -> bool:
+    def is_too_short(self) -> bool:
         """Whether the next token is still one of the first ``min_tokens``."""
         return len(self.token_ids) - self.num_prompt < self.request.params.min_tokens
+
+    @property
+    def must_not_stop(self) -> bool:
+        """Whether the next token may be none of ``stop_ids``; a constraint that is awake says that in its mask."""
+        return self.is_too_short if self.constraint is None else self.asleep
+
+    def follow(self, token: int) -> bool:
+        """Let the constraint take in a token that has been appended; whether the output is complete. Raises ConstraintError."""
+        assert self.constraint is not None
+        if self.asleep:
+            mark = self.request.constraint_after or ()
+            self.asleep = tuple(self.token_ids[max(self.num_prompt, len(self.token_ids) - len(mark)) :]) != mark
+            return False
+        self.constraint.advance(token)
+        return self.constraint.is_complete
 
     @property
     def unscored(self) -> range:

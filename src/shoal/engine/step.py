@@ -6,6 +6,7 @@ from collections.abc import Sequence as Row
 
 import numpy as np
 
+from shoal.engine.masks import Masks
 from shoal.engine.scheduler import StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.kernels.base import IntArray, SampleRows, StepInput, StepLimits
@@ -77,11 +78,13 @@ class SampleArrays:
         self._sample = np.zeros(max_seqs, np.uint32)
         self._position = np.zeros(max_seqs, np.uint32)
         self._banned: list[IntArray | None] = []
+        self._masks: Masks | None = None
         self._held: list[Sequence] = []  # whose parameters the buffers hold: mostly the same as the step before
 
-    def fill(self, sequences: list[Sequence]) -> None:
-        """Take in the sequences that get a token from this step."""
+    def fill(self, sequences: list[Sequence], masks: Masks | None = None) -> None:
+        """Take in the sequences that get a token from this step, and the masks of those that are constrained."""
         count = len(sequences)
+        self._masks = masks
         self._rows[:count] = [seq.first_row + seq.num_scheduled - 1 for seq in sequences]
         self._position[:count] = [len(seq.token_ids) for seq in sequences]
         self._banned = [self._stop_ids(seq) if seq.must_not_stop else None for seq in sequences]
@@ -102,6 +105,7 @@ class SampleArrays:
             sample=self._sample[part],
             position=self._position[part],
             banned=self._banned[part],
+            mask=None if self._masks is None else self._masks[part],
         )
 
     def _fill_parameters(self, sequences: list[Sequence]) -> None:

@@ -174,6 +174,9 @@ class SampleRows:
 
     ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. Row r draws its one random number from
     (``seed[r]``, ``sample[r]``, ``position[r]``), so it is the same in any batch. ``banned[r]`` ids get no probability.
+
+    ``mask``: None where no row has one; ``mask[r]``: uint32 [ceil(vocab / 32)], only tokens t whose bit t % 32 of word t // 32 is set
+    get any probability.
     """
 
     temperature: NDArray[np.float32]
@@ -184,6 +187,7 @@ class SampleRows:
     sample: NDArray[np.uint32]
     position: NDArray[np.uint32]
     banned: Sequence[IntArray | None]
+    mask: Sequence[NDArray[np.uint32] | None] | None = None
 
 
 class Ops(Protocol):

@@ -274,6 +274,10 @@ def sample_row(logits: F32, how: SampleRows, row: int) -> int:
     -1 where a logit is NaN or the best is infinite (also: no token is left).
     """
     scores = logits.astype(np.float32)
+    mask = None if how.mask is None else how.mask[row]
+    if mask is not None:
+        allowed = np.unpackbits(mask.astype("<u4").view(np.uint8), count=len(scores), bitorder="little")
+        scores[allowed == 0] = -np.inf
     banned = how.banned[row]
     if banned is not None:
         scores[banned] = -np.inf

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.openai import structured
 from shoal.openai.fields import typed
 from shoal.openai.messages import conversation
 from shoal.openai.schema import (
@@ -50,7 +51,7 @@ class Call:
 
     ``prompt`` is what LLM calls one; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
-    vLLM's field, not only for the echo.
+    vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     """
 
     kind: Literal["chat", "completion"]
@@ -59,6 +60,7 @@ class Call:
     params: SamplingParams
     echo: bool = False
     prompt_logprobs: bool = False
+    constraint_field: str = "structured_outputs"
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -73,13 +75,19 @@ def parse_chat(body: Any) -> Call:
     names = {"logprobs": "top_logprobs"}
     if chat.max_completion_tokens is not None:
         names["max_tokens"] = "max_completion_tokens"
+    field, constraint = structured.structured_outputs(chat)
     params = _params(
-        chat, names, max_tokens=_chat_max_tokens(chat), logprobs=chat.top_logprobs if chat.logprobs else None
+        chat,
+        names,
+        max_tokens=_chat_max_tokens(chat),
+        logprobs=chat.top_logprobs if chat.logprobs else None,
+        structured_outputs=constraint,
     )
     prompt: dict[str, Any] = {"messages": messages}
     if chat.add_special_tokens:
         prompt["add_special_tokens"] = True
-    return Call("chat", chat.model, prompt, params, prompt_logprobs=chat.prompt_logprobs is not None)
+    shown = chat.prompt_logprobs is not None
+    return Call("chat", chat.model, prompt, params, prompt_logprobs=shown, constraint_field=field)
 
 
 def parse_completion(body: Any) -> Call:
@@ -87,9 +95,17 @@ def parse_completion(body: Any) -> Call:
     completion = typed(body, CompletionBody)
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
-    params = _params(completion, {}, max_tokens=max_tokens, logprobs=completion.logprobs, prompt_logprobs=scored)
+    field, constraint = structured.structured_outputs(completion)
+    params = _params(
+        completion,
+        {},
+        max_tokens=max_tokens,
+        logprobs=completion.logprobs,
+        prompt_logprobs=scored,
+        structured_outputs=constraint,
+    )
     shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown)
+    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown, field)
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -111,6 +127,8 @@ def check_model(model: str | None, served: Collection[str]) -> None:
 
 def refusal(call: Call, error: RequestError | ParameterError | TemplateError) -> APIError:
     """What ``LLM.submit`` had against a request, in the words of its body."""
+    if isinstance(error, ParameterError) and error.field.startswith("structured_outputs"):
+        return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
@@ -118,7 +136,8 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in ("model", *chosen)}
+    others = ("model", *structured.FIELDS, *chosen)
+    shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:

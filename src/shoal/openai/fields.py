@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import msgspec
 
 from shoal.openai.schema import APIError, ChatBody, CompletionBody, EmbeddingBody
+from shoal.openai.structured import FIELDS as CONSTRAINT_FIELDS
 from shoal.text.given import is_given, without_nulls
 
 # Fields of OpenAI's and vLLM's that say nothing about the answer itself.
@@ -58,19 +59,14 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "presence_penalty": (0,),
         "repetition_penalty": (1,),
     },
-    "answers cannot be held to a form (JSON, a schema, a grammar) yet": {
-        "grammar": (),
-        "guided_choice": ([],),
-        "guided_decoding_backend": (),
-        "guided_grammar": (),
-        "guided_json": (),
-        "guided_regex": (),
-        "guided_whitespace_pattern": (),
-        "json_schema": (),
-        "response_format": ({}, {"type": "text"}),
-        "structural_tag": (),
-        "structured_outputs": ({},),
-    },
+    "give structured_outputs.choice": {"guided_choice": ([],)},
+    "give structured_outputs.grammar": {"guided_grammar": ()},
+    "give structured_outputs.json": {"guided_json": ()},
+    "give structured_outputs.json_object": {"guided_json_object": (False,)},
+    "give structured_outputs.regex": {"guided_regex": ()},
+    "give structured_outputs.structural_tag": {"structural_tag": ()},
+    "give structured_outputs.whitespace_pattern": {"guided_whitespace_pattern": ()},
+    "there is one backend for structured_outputs": {"guided_decoding_backend": ()},
     "answers are given whole, not as a stream": {
         "stream": (False,),
         "stream_options": ({}, {"include_usage": False}),
@@ -162,7 +158,8 @@ def _used(given: dict[str, Any], kind: _AnyBody) -> Iterator[tuple[str, Any]]:
     """The fields that ``kind`` has; the others must be ones that ask for nothing."""
     for name, value in given.items():
         if name in _FIELDS[kind]:
-            yield name, without_nulls(value) if name == "messages" else _whole(without_nulls(value))
+            kept = value if name in CONSTRAINT_FIELDS else without_nulls(value)  # in a schema null may be a value
+            yield name, kept if name == "messages" else _whole(kept)
         else:
             _refuse_unless_off(name, value, kind)
 

@@ -65,7 +65,7 @@ def parse_json(data: bytes) -> Any:
 
 
 class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. Meaning and ranges are those of SamplingParams."""
+    """What both endpoints take. Meaning and ranges are those of SamplingParams; the last four are read by ``openai.structured``."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -81,6 +81,10 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    grammar: str | None = None
+    json_schema: dict[str, Any] | str | None = None
 
 
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):

@@ -24,7 +24,7 @@ class Tokenizer:
 
     ``vocab_size``; ``bos_id`` and ``eos_id`` (None if the file has none); ``eog_ids``, the tokens that end a
     generation, and ``eog_sources``, which says for each where that comes from (a metadata key, or the token's text);
-    ``longest_piece_bytes``, the most bytes of text that one token can stand for.
+    ``control_ids``, the tokens that are no text; ``longest_piece_bytes``, the most bytes of text that one token can stand for.
     """
 
     def __init__(self, vocab: Vocabulary, scheme: Scheme) -> None:
@@ -40,7 +40,7 @@ class Tokenizer:
         self._first, self._last = list(scheme.first), list(scheme.last)
         self._between = list(scheme.between)
         self._special = SpecialTokens(vocab.special_tokens())
-        self._hidden = vocab.ids_of(*_HIDDEN)
+        self.control_ids = vocab.ids_of(*_HIDDEN)
 
     @classmethod
     def from_gguf(cls, source: str | Path | GGUFFile) -> Tokenizer:
@@ -101,6 +101,22 @@ class Tokenizer:
         """The (start, end) of every control token that is spelled in ``text``."""
         return self._special.control_spans(text)
 
+    def cut_at_control(self, text: str) -> list[str | int]:
+        """``text`` as the control tokens that it spells, by id, and the texts between them."""
+        parts: list[str | int] = []
+        for part in self._special.cut(text, control=True, user_spans=()):
+            spelled = self._vocab.pieces[part] if isinstance(part, int) and part not in self.control_ids else part
+            if isinstance(spelled, str) and parts and isinstance(parts[-1], str):
+                parts[-1] += spelled
+            else:
+                parts.append(spelled)
+        return parts
+
+    def encode_more(self, text: str) -> list[int]:
+        """Token ids of text that continues another: no space is put in front, and control tokens are text."""
+        parts = self._special.cut(text, control=False, user_spans=())
+        return [token for part in parts for token in ([part] if isinstance(part, int) else self._scheme.encode(part))]
+
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of ``ids``; bytes that are not UTF-8 become U+FFFD. ``skip_special`` leaves control tokens out.
 
@@ -160,7 +176,7 @@ class Tokenizer:
         return ids
 
     def _shown_bytes(self, token_id: int) -> bytes:
-        return b"" if token_id in self._hidden else self.token_bytes(token_id)
+        return b"" if token_id in self.control_ids else self.token_bytes(token_id)
 
 
 def _byte_of(piece: str) -> bytes:

@@ -66,6 +66,12 @@ def test_a_record_is_a_plain_row() -> None:
     ]
 
 
+def test_tables_with_byte_order_marks_may_be_joined() -> None:
+    mark = b"\xef\xbb\xbf"
+    data = mark + b"id,prompt\n1,a\n" + mark + b'2,"b\n' + mark + b'c"\n' + mark + b'"3",d\n'
+    assert records(data) == [["1", "a"], ["2", "b\n\ufeffc"], ["3", "d"]]
+
+
 @pytest.mark.parametrize(
     ("record", "says"),
     [

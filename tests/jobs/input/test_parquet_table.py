@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -93,11 +94,19 @@ def test_a_column_that_cannot_hold_prompts_is_refused(
 def test_what_is_no_parquet_or_damaged_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", {"prompt": [f"{number} " * 50 for number in range(5000)]}, compression="gzip")
     whole = path.read_bytes()
-    for data in (b"", b"PAR1", b"prompt\na\n", whole[:-9], whole[:200]):
+    for data in (b"PAR1", whole[:-9], whole[:200]):
         path.write_bytes(data)
         with pytest.raises(JobError, match=r"in\.parquet: Parquet cannot be read after row 0: "):
             ParquetTable(path)
-    for data in (whole[:1000] + b"\xff" * 1000 + whole[2000:], whole[len(whole) // 2 :]):
+    for data, says in (
+        (b"", "is empty"),
+        (b"prompt\na\n", "something else, not Parquet: such"),
+        (gzip.compress(whole), "gzip data, not Parquet"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(JobError, match=says):
+            ParquetTable(path)
+    for data in (whole[:1000] + b"\xff" * 1000 + whole[2000:], b"PAR1" + whole[len(whole) // 2 :]):
         path.write_bytes(data)
         with pytest.raises(JobError, match=r"in\.parquet: Parquet cannot be read after row \d+: "):
             rows(path)

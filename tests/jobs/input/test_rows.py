@@ -66,7 +66,7 @@ def test_lines_are_those_of_the_file_in_order(lines: list[bytes], ends: bool) ->
     data = b"\n".join(lines) + b"\n" * ends
     expected = []
     for number, text in enumerate(data.split(b"\n"), start=1):
-        text = text.removeprefix(b"\xef\xbb\xbf") if number == 1 and len(text) <= limit else text
+        text = text.removeprefix(b"\xef\xbb\xbf") if len(text) <= limit else text
         if len(text) > limit:
             expected.append(Line(number, None, "the line is longer than 12 bytes"))
         elif text.strip():
@@ -85,6 +85,12 @@ def test_the_limit_is_the_length_of_a_line_without_its_end() -> None:
 def test_byte_order_mark_line_ends_and_blank_lines_are_passed_over() -> None:
     lines = list(LineReader(io.BytesIO(b"\xef\xbb\xbf1\r\n\n \t\r\n2")))
     assert lines == [Line(1, b"1\r\n"), Line(4, b"2")]
+
+
+def test_files_with_byte_order_marks_may_be_joined() -> None:
+    mark = b"\xef\xbb\xbf"
+    lines = list(LineReader(io.BytesIO(mark + b"1\n2\n" + mark + b"3\n" + mark + b"\n" + mark)))
+    assert lines == [Line(1, b"1\n"), Line(2, b"2\n"), Line(3, b"3\n")]
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def test_compressed_data_that_is_cut_is_named_with_its_place(
     whole = COMPRESS[suffix](TEXT)
     path = tmp_path_factory.mktemp("cut") / f"in{suffix}"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    with pytest.raises(JobError, match=rf"in\{suffix}: (cannot be read on at about byte \d+|is empty)"):
+    with pytest.raises(JobError, match=rf"in\{suffix}: (cannot be read on at about byte \d+|is empty|this is)"):
         contents(path)
 
 
@@ -57,10 +57,30 @@ def test_compressed_data_that_is_cut_is_named_with_its_place(
 def test_damaged_data_and_data_of_another_kind_are_refused(tmp_path: Path, suffix: str) -> None:
     whole = COMPRESS[suffix](TEXT)
     path = tmp_path / f"in{suffix}"
-    for damaged in (whole + b"rubbish", whole[:5] + b"\xff" * 20 + whole[25:], TEXT):
+    for damaged in (whole + b"rubbish", whole[:5] + b"\xff" * 20 + whole[25:]):
         path.write_bytes(damaged)
         with pytest.raises(JobError, match="cannot be read on at about byte"):
             contents(path)
+    other = {".gz": ".zst", ".zst": ".gz"}[suffix]
+    for foreign, says in (
+        (TEXT, f"not compressed, though its name ends in {suffix}"),
+        (COMPRESS[other](TEXT), f"name it {other}"),
+    ):
+        path.write_bytes(foreign)
+        with pytest.raises(JobError, match=says):
+            contents(path)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_the_head_stays_to_be_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"in{suffix}"
+    path.write_bytes(COMPRESS[suffix](TEXT))
+    with open_stream(path) as stream:
+        head = stream.head()
+        assert len(head) > 1000
+        assert TEXT.startswith(head)
+        assert stream.head() == head
+        assert stream.readline(100) == b"line 0\n"
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])

@@ -1,6 +1,6 @@
 """One start of shoal, stage by stage, up to the first token: a process for ``shoal bench startup``.
 
-    python -P startup_worker.py '{"spawned": <time.monotonic() of the caller>, "model": ..., "prompt_len": 16, <engine flags>}'
+    python -P worker.py '{"spawned": <time.monotonic() of the caller>, "model": ..., "prompt_len": 16, <engine flags>}'
 
 It says one line of JSON. It is run as a script, so that nothing of shoal is imported before the clock runs.
 """
@@ -40,9 +40,9 @@ def main(spawned: float, model: str, prompt_len: int, **flags: Any) -> None:
     stages.seconds["start Python"] = STARTED - spawned
     stages.time("import shoal", lambda: __import__("shoal"))()
     stages.time("import shoal.llm", lambda: __import__("shoal.llm"))()
-    from shoal import llm
+    from shoal import llm, prompts
 
-    _time_parts(stages, llm)
+    _time_parts(stages, llm, prompts)
     compiled: list[str] = []
     with llm.LLM(model, on_compile=compiled.append, **flags) as loaded:
         stages.time("first token", first_token)(loaded, prompt_len)
@@ -52,16 +52,16 @@ def main(spawned: float, model: str, prompt_len: int, **flags: Any) -> None:
     print(json.dumps({"stages": stages.seconds, "total": total, "compiled": len(compiled), "peak_rss": peak_rss()}))
 
 
-def _time_parts(stages: Stages, llm: Any) -> None:
-    """Time the parts that LLM is put together from, where it calls them."""
-    for name, stage in (
-        ("load_backend", "import Numba, start threads"),
-        ("_tokenizer", "tokenizer"),
-        ("_chat_template", "chat template"),
-        ("load_model", "pack weights"),
-        ("Engine", "KV cache, bind, compile"),
+def _time_parts(stages: Stages, llm: Any, prompts: Any) -> None:
+    """Time the parts that LLM is put together from, where they are called."""
+    for module, name, stage in (
+        (llm, "load_backend", "import Numba, start threads"),
+        (prompts, "_tokenizer", "tokenizer"),
+        (prompts, "_chat_template", "chat template"),
+        (llm, "load_model", "pack weights"),
+        (llm, "Engine", "KV cache, bind, compile"),
     ):
-        setattr(llm, name, stages.time(stage, getattr(llm, name)))
+        setattr(module, name, stages.time(stage, getattr(module, name)))
     llm.GGUFFile.open = stages.time("open the file", llm.GGUFFile.open)
 
 

@@ -1,19 +1,22 @@
 """CSV tables: their records one at a time, and the same table with one more column.
 
-Read as RFC 4180 has it: the first record is the header; cells in quotes may hold delimiters, line ends and doubled
-quotes. The delimiter is the one of comma, semicolon, tab and bar that splits the header into most cells.
+Read as RFC 4180 has it: the first record is the header; cells in quotes may hold delimiters, line ends and doubled quotes. A byte
+order mark at the beginning of a record is passed over. The delimiter is the one of comma, semicolon, tab and bar that splits the
+header into most cells.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
 from shoal.errors import JobError
+from shoal.jobs.input.kinds import refuse_foreign
 from shoal.jobs.input.rows import MAX_LINE_BYTES, Line
 from shoal.jobs.input.streams import LineStream, open_stream
 
@@ -85,7 +88,6 @@ class _RecordLines:
     def __init__(self, stream: LineStream, limit: int) -> None:
         self._stream = stream
         self._limit = limit
-        self._encoding = "utf-8-sig"
         self.begin_record()
 
     def begin_record(self) -> None:
@@ -93,6 +95,7 @@ class _RecordLines:
         self.encoding_error: csv.Error | None = None
         self._size = 0
         self._quotes = 0
+        self._encoding = "utf-8-sig"  # files with a byte order mark each may have been joined
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -125,6 +128,14 @@ class _RecordLines:
             place = self._size - len(data) + error.start
             self.encoding_error = csv.Error(f"the record is not valid UTF-8 at its byte {place}")
             return data.decode(self._encoding, "surrogateescape")
+
+
+@contextmanager
+def open_csv(path: Path) -> Iterator[CsvTable]:
+    """The table in a file. Raises JobError for one that is none, as its first bytes show, or whose header cannot be read."""
+    with open_stream(path) as stream:
+        refuse_foreign(path, stream.head(), "csv")
+        yield CsvTable(path, stream, csv_delimiter(path))
 
 
 def csv_delimiter(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from shoal.errors import JobError
+from shoal.jobs.input.kinds import HEAD_BYTES, refuse_foreign
 from shoal.jobs.input.rows import MAX_LINE_BYTES, Line
 
 _BATCH_BYTES = 8 << 20
@@ -29,6 +30,8 @@ class ParquetTable:
         self._pyarrow, self._parquet = _pyarrow()
         self._rows_read = 0
         with self._reading():
+            with open(path, "rb") as file:
+                refuse_foreign(path, file.read(HEAD_BYTES), "parquet")
             # Buffered and not ahead: else a whole row group is held.
             self._file = self._parquet.ParquetFile(path, buffer_size=_READ_BUFFER, pre_buffer=False)
             self._schema = self._file.schema_arrow

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from shoal.jobs.input.kinds import BOM
 from shoal.jobs.input.streams import LineStream
 from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
 from shoal.openai.embeddings import EMBEDDINGS, EmbeddingCall, parse_embedding
@@ -25,7 +26,6 @@ MAX_LINE_BYTES = 16 << 20
 MAX_CUSTOM_ID = 512
 
 _CHUNK = 1 << 20
-_BOM = b"\xef\xbb\xbf"
 _KEYS = ("custom_id", "method", "url", "body")
 _EMPTY: tuple[object, ...] = (None, "", [])
 _NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
@@ -92,7 +92,7 @@ class ChatSettings:
 class LineReader:
     """Iterates over the Lines of ``stream``, holding no more than one of them.
 
-    A byte order mark at the start, and blank lines, are passed over.
+    A byte order mark at the beginning of a line, as files that were joined have it, and blank lines are passed over.
     """
 
     def __init__(self, stream: LineStream, *, limit: int = MAX_LINE_BYTES) -> None:
@@ -107,7 +107,7 @@ class LineReader:
                 self._skip_rest()
                 yield Line(self._number, None, f"the line is longer than {self._limit} bytes")
                 continue
-            text = data.removeprefix(_BOM) if self._number == 1 else data
+            text = data.removeprefix(BOM)
             if text.strip():
                 yield Line(self._number, text)
 

@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from gzip import GzipFile
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, cast
 
 from shoal.errors import JobError
+from shoal.jobs.input.kinds import HEAD_BYTES, refuse_misnamed
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,14 +37,17 @@ class LineStream(Protocol):
 
 
 class InputStream:
-    """An open input, read line by line and decompressed. ``size`` counts its bytes as stored; None for a pipe."""
+    """An open input, read line by line and decompressed. ``size`` counts its bytes as stored; None for a pipe.
+
+    Raises JobError for one that is not compressed as ``compression``, a suffix, says.
+    """
 
     def __init__(self, path: Path, stored: BinaryIO, compression: str = "") -> None:
         self.path = path
         self.size = _size_of(stored)
         self._stored = stored
-        if compression and self.size == 0:
-            raise JobError(f"{path}: is empty, which no {compression} file is")
+        if compression:
+            refuse_misnamed(path, _peek(stored), compression)
         self._content = _decompressed(stored, compression)
 
     @property
@@ -50,12 +55,22 @@ class InputStream:
         """How much of ``size`` is behind, 0 if that is not known. A decompressor is some kilobytes ahead."""
         return 0 if self.size is None else self._stored.tell()
 
+    def head(self) -> bytes:
+        """The next bytes, some thousands if they are there, which stay to be read. JobError as of ``readline``."""
+        try:
+            return _peek(self._content)
+        except _DAMAGE as error:
+            raise self._damage(error) from error
+
     def readline(self, size: int, /) -> bytes:
         """The next line with its end, or the next ``size`` bytes of it. JobError for damaged or truncated data."""
         try:
             return self._content.readline(size)
         except _DAMAGE as error:
-            raise JobError(f"{self.path}: cannot be read on at about byte {self.bytes_read}: {error}") from error
+            raise self._damage(error) from error
+
+    def _damage(self, error: Exception) -> JobError:
+        return JobError(f"{self.path}: cannot be read on at about byte {self.bytes_read}: {error}")
 
 
 @contextmanager
@@ -66,7 +81,7 @@ def open_stream(path: Path) -> Iterator[InputStream]:
             raise JobError("-: stdin is closed")
         yield InputStream(path, sys.stdin.buffer)
         return
-    with open(path, "rb") as stored:
+    with open(path, "rb", buffering=HEAD_BYTES) as stored:
         yield InputStream(path, stored, compression_of(path))
 
 
@@ -94,6 +109,10 @@ def table_format(path: Path) -> TableFormat | None:
 def _size_of(stream: BinaryIO) -> int | None:
     status = os.fstat(stream.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _peek(stream: BinaryIO) -> bytes:
+    return cast(BufferedReader, stream).peek(HEAD_BYTES)[:HEAD_BYTES]  # as all of them can
 
 
 def _decompressed(stored: BinaryIO, compression: str) -> BinaryIO:

@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 from shoal.errors import JobError
 from shoal.jobs.durable.file_systems import sync, sync_folder
-from shoal.jobs.input.csv_table import CsvTable, csv_delimiter, write_extended_csv
+from shoal.jobs.input.csv_table import open_csv, write_extended_csv
 from shoal.jobs.input.parquet_table import ParquetTable
-from shoal.jobs.input.streams import compression_of, open_stream, table_format
+from shoal.jobs.input.streams import compression_of, table_format
 from shoal.streams import open_above_standard
 
 
@@ -36,8 +36,8 @@ def _columns(source: Path) -> list[str]:
     if table_format(source) == "parquet":
         with closing(ParquetTable(source)) as table:
             return table.columns
-    with open_stream(source) as stream:
-        return CsvTable(source, stream, csv_delimiter(source)).header
+    with open_csv(source) as csv:
+        return csv.header
 
 
 def assemble(source: Path, results: Callable[[int], str | None], target: Path, column: str) -> None:

@@ -72,7 +72,9 @@ class JobFiles:
 
 
 def _check_input(path: Path) -> None:
-    if path.is_dir() or not path.exists():
+    if path.is_dir():
+        raise ParameterError("input file", str(path), "a file, not a folder")
+    if not path.exists():
         raise ParameterError("input file", str(path), "a file that exists")
     if not path.is_file():  # a pipe: the check of its rows would use them up
         raise ParameterError("input file", str(path), "a regular file, or - for stdin")

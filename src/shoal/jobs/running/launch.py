@@ -192,9 +192,13 @@ def _checked(task: Task, folder: Path) -> int | None:
     if task.from_stdin:
         if task.options.strict:
             raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
-        return None
+        with _source(task):  # refuses what is not JSON lines, and takes nothing of it
+            return None
     with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
-        return check_input(source, index, task.reader() if task.options.strict else None)
+        rows = check_input(source, index, task.reader() if task.options.strict else None)
+    if rows == 0:
+        raise JobError(f"{task.files.input}: has no rows: there is nothing to run")
+    return rows
 
 
 def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report, llm: LLM | None) -> State:
@@ -283,16 +287,22 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
         for path in _held(files.errors):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
     say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
-    with _naming_output(files), _temporary_folder() as folder:
-        total = _checked(task, folder)
-        deadline = None if options.deadline is None else time.time() + options.deadline
-        limits = JobLimits(options.timeout, deadline, options.max_errors)
-        with (
-            LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
-            StreamLedger.open(files.output, files.errors) as ledger,
-            _rows(task, total, ledger.finished, folder) as rows,
-        ):
-            state = Job(llm, task.served, ledger, limits).run(rows, total, report)
+    with _temporary_folder() as folder:
+        return _run_into_stream(task, folder, report)
+
+
+def _run_into_stream(task: Task, folder: Path, report: Report) -> Summary:
+    files, options = task.files, task.options
+    total = _checked(task, folder)
+    deadline = None if options.deadline is None else time.time() + options.deadline
+    limits = JobLimits(options.timeout, deadline, options.max_errors)
+    with (
+        LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
+        _naming_output(files),
+        StreamLedger.open(files.output, files.errors) as ledger,
+        _rows(task, total, ledger.finished, folder) as rows,
+    ):
+        state = Job(llm, task.served, ledger, limits).run(rows, total, report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 

@@ -194,7 +194,7 @@ class _Sampler:
         self._banned_start = np.zeros(LOGIT_ROWS + 1, np.int32)
         self._banned = np.zeros(1, np.int32)
         self._banned_address = np.array([address_of(self._banned)], np.int64)
-        vocab = logits.shape[1]
+        self._vocab = vocab = logits.shape[1]
         scratch = -(-sample.scratch_bytes(vocab) // LINE) * LINE
         self._scratch = np.zeros(backend.threads * scratch + LINE, np.uint8)
         self._count = np.array([backend.threads], np.int64)
@@ -227,13 +227,23 @@ class _Sampler:
         self._temperature[:n], self._top_p[:n], self._min_p[:n] = how.temperature, how.top_p, how.min_p
         self._top_k[:n], self._seed[:n] = how.top_k, how.seed
         self._sample[:n], self._position[:n] = how.sample, how.position
-        if any(ids is not None for ids in how.banned):
-            ids = [np.zeros(0, np.int32) if b is None else b for b in how.banned]
+        banned = how.banned if how.mask is None else [self._banned_ids(how, row) for row in range(n)]
+        if any(ids is not None for ids in banned):
+            ids = [np.zeros(0, np.int32) if b is None else b for b in banned]
             self._banned = np.concatenate(ids).astype(np.int32)
             self._banned_start[1 : n + 1] = np.cumsum([len(b) for b in ids])
             self._banned_address[0] = address_of(self._banned)
         else:
             self._banned_start[:] = 0
+
+    def _banned_ids(self, how: SampleRows, row: int) -> NDArray[np.int32] | None:
+        """What a row's mask and its list leave out."""
+        mask, banned = how.mask[row] if how.mask else None, how.banned[row]
+        if mask is None:
+            return banned
+        allowed = np.unpackbits(mask.astype("<u4").view(np.uint8), count=self._vocab, bitorder="little")
+        ids = np.flatnonzero(allowed == 0).astype(np.int32)
+        return ids if banned is None else np.concatenate([ids, banned])
 
     def program(self) -> NDArray[np.int64]:
         """One operation: thread by thread, so that each has scratch memory of its own."""

@@ -132,11 +132,12 @@ def _private_folder(parent: str) -> Path | None:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            return None
         _try_to_write(folder)
     except OSError:
         return None
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o077
-    return folder if is_ours else None
+    return folder
 
 
 def _try_to_write(folder: Path) -> None:

@@ -63,8 +63,9 @@ def target_features() -> frozenset[str]:
     """What of _AVX2 and _AVX512 can be relied upon. "f16c" is any CPU's way to convert halves without calling a function."""
     name, features = target()
     if config.CPU_FEATURES is None and name != binding.get_host_cpu_name():
-        # Numba switches on whatever this CPU has; who names another one means that one, less what this one lacks.
-        features = ",".join(re.findall(r"-[^,]+", features))
+        # Numba switches on whatever this CPU has; who names another one means that one, less what this one lacks. 64 bits stay: a
+        # name that LLVM does not know would end the process.
+        features = ",".join(re.findall(r"-[^,]+|\+64bit", features))
     switched_on = frozenset(re.findall(r"\+([^,]+)", features))
     if switched_on >= _AVX2:
         return switched_on

@@ -1,0 +1,1 @@
+"""Schemas, grammars and the like -> which tokens may come next, by way of llguidance, which nothing else imports."""

@@ -1,0 +1,252 @@
+"""Bytes and int32, and the dot product of int8, which is the only arithmetic written per instruction set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.simd import emit
+from shoal.kernels.cpu.simd.emit import Builder
+from shoal.kernels.cpu.simd.vectors import (
+    F32X16,
+    I1,
+    I8,
+    I16,
+    I32,
+    I32X16,
+    U8X64,
+    Tile,
+    i16x32,
+    i32x16,
+    tile_of,
+    u8x64,
+    vector,
+)
+
+# What the int8 dot product sums in before `dot_end`: int32 lanes with VNNI, pairs of int16 with AVX2.
+DOT = i16x32 if ISA == "avx2" else i32x16
+_DOT_IS_WIDE = ISA != "avx2"
+
+
+@emit.operation(i32x16)
+def round_i32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """Nearest integers (ties to even); |x| < 2^22."""
+    # Adding 1.5 * 2^23 leaves the rounded integer in the low mantissa bits: the same on every machine.
+    shifted = b.fadd(x, emit.const(12582912.0, F32X16))
+    return b.sub(b.bitcast(shifted, I32X16), emit.const(0x4B400000, I32X16))
+
+
+@emit.operation(i32x16)
+def magnitude(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """Bits of |x|: as integers they are ordered like the numbers, with infinity and then NaN above all."""
+    return b.and_(b.bitcast(x, I32X16), emit.const(0x7FFFFFFF, I32X16))
+
+
+@emit.operation(i32x16)
+def maximum_i32(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger of each pair of int32."""
+    return b.select(b.icmp_signed(">", x, y), x, y)
+
+
+@emit.operation(types.int32)
+def sum_lanes_i32(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """Sum of all int32 lanes."""
+    return emit.fold(b, x, b.add)
+
+
+@emit.operation(i32x16)
+def count_from(b: Builder, _: Any, first: ir.Value) -> ir.Value:
+    """first, first + 1, ... first + 15."""
+    return b.add(emit.splat(b, b.trunc(first, I32), 16), ir.Constant(I32X16, list(range(16))))
+
+
+@emit.operation(types.int64)
+def ones(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """How many bits of an int64 are set."""
+    return b.ctpop(x)
+
+
+@emit.operation(types.int64)
+def lowest_bit(b: Builder, _: Any, x: ir.Value) -> ir.Value:
+    """Number of the lowest set bit of an int64 that is not 0."""
+    return b.cttz(x, ir.Constant(I1, 1))
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+@emit.operation(u8x64)
+def bits(b: Builder, _: Any, x: ir.Value, shift: ir.Value, mask: ir.Value) -> ir.Value:
+    """(x >> shift) & mask in every byte, for a mask that keeps bits of the byte's own: mask <= 255 >> shift."""
+    wide = vector(I16, 32)
+    moved = b.lshr(b.bitcast(x, wide), emit.splat(b, b.trunc(shift, I16), 32))
+    return b.and_(b.bitcast(moved, U8X64), emit.splat(b, b.trunc(mask, I8), 64))
+
+
+@emit.operation(u8x64)
+def bits_up(b: Builder, _: Any, x: ir.Value, shift: ir.Value, mask: ir.Value) -> ir.Value:
+    """(x << shift) & mask in every byte, for a mask without the lowest ``shift`` bits."""
+    wide = vector(I16, 32)
+    moved = b.shl(b.bitcast(x, wide), emit.splat(b, b.trunc(shift, I16), 32))
+    return b.and_(b.bitcast(moved, U8X64), emit.splat(b, b.trunc(mask, I8), 64))
+
+
+@emit.operation(u8x64)
+def either(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
+    """x | y."""
+    return b.or_(x, y)
+
+
+@emit.operation(u8x64)
+def plus(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
+    """x + y of bytes."""
+    return b.add(x, y)
+
+
+@emit.operation(u8x64)
+def every_byte(b: Builder, _: Any, value: ir.Value) -> ir.Value:
+    """One number in every byte."""
+    return emit.splat(b, b.trunc(value, I8), 64)
+
+
+def _lookup_avx512(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    repeated = emit.shuffle(b, table, table, list(range(16)) * 4)
+    return emit.call(b, "llvm.x86.avx512.pshuf.b.512", U8X64, repeated, x)
+
+
+def _lookup_avx2(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    repeated = emit.shuffle(b, table, table, list(range(16)) * 2)
+    halves = [
+        emit.call(
+            b, "llvm.x86.avx2.pshuf.b", vector(I8, 32), repeated, emit.shuffle(b, x, x, list(range(start, start + 32)))
+        )
+        for start in (0, 32)
+    ]
+    return emit.shuffle(b, halves[0], halves[1], list(range(64)))
+
+
+def _lookup_portable(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    """A tree of selections: by bit 0, then 1, 2 and 3."""
+    entries = [emit.splat(b, b.extract_element(table, ir.Constant(I32, i)), 64) for i in range(16)]
+    for bit in range(4):
+        is_set = b.icmp_unsigned("!=", b.and_(x, emit.const(1 << bit, U8X64)), emit.const(0, U8X64))
+        entries = [b.select(is_set, high, low) for low, high in zip(entries[::2], entries[1::2], strict=True)]
+    return entries[0]
+
+
+_LOOKUP = {"avx512vnni": _lookup_avx512, "avx2": _lookup_avx2, "portable": _lookup_portable}[ISA]
+
+
+@emit.operation(u8x64)
+def lookup(b: Builder, _: Any, x: ir.Value, table: ir.Value) -> ir.Value:
+    """table[byte] for bytes below 16; the table is a constant tuple of 16 numbers below 256."""
+    entries = ir.Constant(vector(I8, 16), ir.Undefined)
+    for i in range(16):
+        entries = b.insert_element(entries, b.trunc(b.extract_value(table, i), I8), ir.Constant(I32, i))
+    return _LOOKUP(b, x, entries)
+
+
+# --- tiles, and the dot product --------------------------------------------------------------------------------------
+
+
+@emit.operation(lambda shape: tile_of(i32x16, shape))
+def tile_zero_i32(b: Builder, args: Any, shape: ir.Value) -> ir.Value:
+    """Zero int32 vectors."""
+    return emit.each(b, tile_of(i32x16, args[0]), lambda t: emit.const(0, I32X16))
+
+
+@emit.operation(lambda shape, *_: tile_of(i32x16, shape))
+def tile_shifted(
+    b: Builder, args: Any, shape: ir.Value, address: ir.Value, stride: ir.Value, shift: ir.Value
+) -> ir.Value:
+    """The int32 at address + t * stride, shifted left, everywhere."""
+
+    def one(t: int) -> ir.Value:
+        return b.shl(
+            emit.splat(b, emit.load(b, emit.at(b, address, stride, t), I32), 16), emit.splat(b, b.trunc(shift, I32), 16)
+        )
+
+    return emit.each(b, tile_of(i32x16, args[0]), one)
+
+
+@emit.operation(lambda x, *_: x)
+def tile_shift_add(b: Builder, args: Any, x: ir.Value, y: ir.Value, shift: ir.Value) -> ir.Value:
+    """(x << shift) + y for int32 tiles."""
+    by = emit.splat(b, b.trunc(shift, I32), 16)
+    return emit.each(b, args[0], lambda t: b.add(b.shl(b.extract_value(x, t), by), b.extract_value(y, t)))
+
+
+@emit.operation(lambda start: Tile(DOT, start.count))
+def dot_start(b: Builder, args: Any, start: ir.Value) -> ir.Value:
+    """Sums for `tile_dot`: they go on from ``start`` where they are int32, else from zero (see `dot_end`)."""
+    tile = Tile(DOT, args[0].count)
+    return emit.each(b, tile, lambda t: b.extract_value(start, t) if _DOT_IS_WIDE else emit.const(0, DOT.llvm))
+
+
+def _dot_vnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    return emit.call(b, "llvm.x86.avx512.vpdpbusd.512", I32X16, acc, b.bitcast(w, I32X16), a)
+
+
+def _dot_avx2(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    words16 = vector(I16, 16)
+    a = b.bitcast(a, U8X64)
+    halves = [
+        emit.call(b, "llvm.x86.avx2.pmadd.ub.sw", words16, emit.shuffle(b, w, w, half), emit.shuffle(b, a, a, half))
+        for half in (list(range(32)), list(range(32, 64)))
+    ]
+    return b.add(acc, emit.shuffle(b, halves[0], halves[1], list(range(32))))
+
+
+def _dot_portable(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    wide = vector(I32, 64)
+    products = b.mul(b.zext(w, wide), b.sext(b.bitcast(a, U8X64), wide))
+    for i in range(4):
+        acc = b.add(acc, emit.shuffle(b, products, products, list(range(i, 64, 4))))
+    return acc
+
+
+_DOT = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}[ISA]
+
+
+@emit.operation(lambda acc, *_: acc)
+def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Value, stride: ir.Value) -> ir.Value:
+    """Add the products of 4 unsigned weight bytes (of each of 16 rows) with the 4 int8 at address + t * stride.
+
+    With AVX2 the sums stay in int16 pairs: at most 32767 / (2 * 127 * largest weight) calls before `dot_end`.
+    """
+
+    def one(t: int) -> ir.Value:
+        activation = emit.splat(b, emit.load(b, emit.at(b, address, stride, t), I32), 16)
+        return _DOT(b, b.extract_value(acc, t), w, activation)
+
+    return emit.each(b, args[0], one)
+
+
+def _widen(b: Builder, x: ir.Value) -> ir.Value:
+    """int16 pairs -> int32 sums."""
+    words16 = vector(I16, 16)
+    halves = [
+        emit.call(
+            b,
+            "llvm.x86.avx2.pmadd.wd",
+            vector(I32, 8),
+            emit.shuffle(b, x, x, list(range(start, start + 16))),
+            ir.Constant(words16, [1] * 16),
+        )
+        for start in (0, 16)
+    ]
+    return emit.shuffle(b, halves[0], halves[1], list(range(16)))
+
+
+@emit.operation(lambda acc, start: start)
+def dot_end(b: Builder, args: Any, acc: ir.Value, start: ir.Value) -> ir.Value:
+    """The sums of `tile_dot` that began with `dot_start` of the same ``start``, as int32."""
+
+    def one(t: int) -> ir.Value:
+        total = b.extract_value(acc, t)
+        return total if _DOT_IS_WIDE else b.add(_widen(b, total), b.extract_value(start, t))
+
+    return emit.each(b, args[1], one)
