@@ -78,6 +78,20 @@ def test_the_same_bits_alone_and_together(tmp_path: Path, name: str) -> None:
         assert np.array_equal(vector, alone[i % len(TEXTS)])
 
 
+@pytest.mark.parametrize("fmt", ["Q4_0", "Q8_0", "F16"])
+@pytest.mark.parametrize("name", ["bert", "nomic-bert"])
+def test_quantised_encoders(tmp_path: Path, name: str, fmt: str) -> None:
+    """Activations are int8 then: near the twin's floats, and the same bits in any company."""
+    wide: dict[str, Any] = {"n_embd": 64, "n_ff": 96, "head_dim": 16, "shapes": {"token_types": (2, 64)}, "fmt": fmt}
+    path = encoder(tmp_path / "tiny.gguf", name, **wide)
+    with load(path, max_num_seqs=8, pooling_type="mean") as llm:
+        found = vectors(llm, TEXTS)
+        assert all(np.array_equal(vectors(llm, text)[0], vector) for text, vector in zip(TEXTS, found, strict=True))
+    with load(path, "reference", pooling_type="mean") as llm:
+        expected = vectors(llm, TEXTS)
+    assert max(1 - a @ b for a, b in zip(found, expected, strict=True)) < (1e-6 if fmt == "F16" else 1e-3)
+
+
 def test_pooling_is_of_the_states(tmp_path: Path) -> None:
     path = encoder(tmp_path / "tiny.gguf")
     found = {}

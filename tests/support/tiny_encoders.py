@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tests.support.gguf_builder import INT32, GGUFBuilder
 from tests.support.tiny_archs import TinyArch
 
@@ -18,13 +20,15 @@ _TYPES = {"token_types": (2, 40)}
 @dataclass(frozen=True)
 class TinyEncoder(TinyArch):
     """A TinyArch that sees all of its text at once; ``pooling`` as files number it (None: the file does not say). ``words``: its file
-    has a tokenizer, whose words are made of letters from a to v."""
+    has a tokenizer, whose words are made of letters from a to v. ``fmt``: the format of its layers' matrices.
+    """
 
     kv_heads: int = 4
     layer_norm: bool = True
     gelu: bool = True
     pooling: int | None = MEAN
     words: bool = False
+    fmt: str = "F32"
 
     def _add_keys(self, builder: GGUFBuilder) -> None:
         super()._add_keys(builder)
@@ -32,6 +36,14 @@ class TinyEncoder(TinyArch):
         builder.add(f"{self.architecture}.attention.causal", False)
         if self.pooling is not None:
             builder.add(f"{self.architecture}.pooling_type", self.pooling)
+
+    def _add_tensor(self, builder: GGUFBuilder, name: str, rng: np.random.Generator) -> None:
+        base = name.split(".")[-2]
+        if self.fmt == "F32" or not name.startswith("blk.") or name.endswith(".bias") or "norm" in base:
+            super()._add_tensor(builder, name, rng)
+            return
+        shape = self.shapes.get(base) or self._shape(base)
+        builder.add_random_tensor(name, shape, self.fmt, rng, std=1.4 / shape[-1] ** 0.5)
 
     def _add_tokenizer(self, builder: GGUFBuilder) -> None:
         if not self.words:
