@@ -280,6 +280,13 @@ def test_without_a_classifier_scores_are_cosines(bert: LLM) -> None:
     assert np.allclose(scores, np.array([1.0, a @ b, a @ c]), atol=1e-6)
 
 
+def test_what_needs_one_embedding_refuses_many(tmp_path: Path) -> None:
+    with load(encoder(tmp_path / "tiny.gguf"), pooling_type="none") as llm:
+        for call in (lambda: llm.score("a", "b"), lambda: llm.submit_embedding("a")):
+            with pytest.raises(RequestError, match="pooling none gives an embedding for each token"):
+                call()
+
+
 def test_a_classifier_is_needed_to_rank(tmp_path: Path) -> None:
     from shoal.errors import GGUFError
 

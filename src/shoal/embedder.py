@@ -45,6 +45,12 @@ class Embedder:
                 f"{name} is an encoder, which continues no text: {method} needs another model (embed does not)"
             )
 
+    def refuse_many(self, what: str) -> None:
+        """Raise RequestError where an input has as many embeddings as tokens and ``what`` needs one."""
+        if self.pooling == "none":
+            reason = "pooling none gives an embedding for each token"
+            raise RequestError(f"{reason}; {what} needs one for each text: choose another pooling_type")
+
     def embed(
         self, inputs: Sequence[Prompt], params: PoolingParams, limits: Limits, count: Count
     ) -> list[EmbeddingRequestOutput]:
@@ -75,6 +81,7 @@ class Embedder:
     def submit(self, prompt: Prompt, params: PoolingParams, limits: Limits, sink: list[Any], request_id: str) -> str:
         """Put one input in line; its item goes to ``sink``. Raises RequestError or ParameterError."""
         self._check(params)
+        self.refuse_many("submit_embedding")
         ids = self._encode(prompt, self._most(params))
         return self._start(ids, params, limits, sink, request_id).request_id
 
@@ -82,7 +89,7 @@ class Embedder:
         self, pairs: Sequence[Pair], params: PoolingParams, limits: Limits, count: Count
     ) -> list[ScoringRequestOutput]:
         """Cosines of embeddings; each text is embedded once."""
-        self._check(params)
+        self.refuse_many("score")
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))
         found = dict(zip(texts, self.embed(texts, params, limits, lambda done: None), strict=True))
         count(len(pairs))

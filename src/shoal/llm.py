@@ -411,7 +411,7 @@ class LLM:
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
-        """As ``submit``, for an embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
+        """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
         limits, number = _limits(timeout, queue_timeout)._asdict(), next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)

@@ -87,7 +87,7 @@ def test_nobody_finds_pages_that_no_token_has_vouched_for() -> None:
 
 def test_nan_among_the_states_ends_that_request_alone(every_state: Any) -> None:
     found = run(toy_engine(), pooled("bad", (5, 6, NAN_TOKEN, 7)), pooled("good"))
-    assert found["bad"][-1].error == "the states at position 2 hold NaN"
+    assert found["bad"][-1].error == "the states at position 2 are not finite"
     assert np.array_equal(states(found["good"]), every_state)
 
 

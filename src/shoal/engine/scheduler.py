@@ -352,9 +352,11 @@ class Scheduler:
         """Logits or states of prompt positions; those of the last one that is wanted end the sequence, and so does NaN."""
         first, seq.num_scored = seq.num_scored, seq.num_computed
         name, what = seq.request.request_id, "states" if seq.request.pooling else "logits"
-        bad = next((index for index, row in enumerate(rows) if math.isnan(row.max())), None)
+        is_bad = _is_infinite if seq.request.pooling else _holds_nan
+        bad = next((index for index, row in enumerate(rows) if is_bad(row)), None)
         if bad is not None:
-            return self._fail_unsound(seq, f"the {what} at position {first + bad} hold NaN", now)
+            reason = "are not finite" if seq.request.pooling else "hold NaN"
+            return self._fail_unsound(seq, f"the {what} at position {first + bad} {reason}", now)
         found = {what: rows}
         if seq.num_scored < seq.num_to_score:
             return Output(name, seq.metrics, **found)
@@ -385,3 +387,11 @@ class Scheduler:
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
+
+
+def _holds_nan(row: Logits) -> bool:
+    return math.isnan(row.max())
+
+
+def _is_infinite(row: Logits) -> bool:
+    return not (math.isfinite(row.max()) and math.isfinite(row.min()))
