@@ -1,4 +1,4 @@
-"""Tiny encoders made here, against what llama.cpp made of them (record_encoders.py), on both backends."""
+"""Tiny encoders and decoders made here, against what llama.cpp made of their states (record_encoders.py), on both backends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shoal.llm import LLM
 from shoal.params import PoolingParams
 from tests.conformance.test_archs import nmse
 from tests.support.tiny_archs import digest, tokens
-from tests.support.tiny_encoders import RANK, TINY_ENCODERS
+from tests.support.tiny_encoders import EMBEDDING, RANK, TINY_ENCODERS
 
 FOLDER = Path(__file__).parent / "encoders"
 RAW = PoolingParams(normalize=False)
@@ -20,28 +20,33 @@ RAW = PoolingParams(normalize=False)
 
 def tolerance(name: str) -> float:
     """That of ``test_archs``: llama.cpp looks GELU up in a table of float16 values."""
-    return 1e-6 if TINY_ENCODERS[name].gelu else 1e-9
+    return 1e-6 if EMBEDDING[name].gelu else 1e-9
 
 
 @pytest.mark.parametrize("device", ["cpu", "reference"])
-@pytest.mark.parametrize("name", TINY_ENCODERS)
+@pytest.mark.parametrize("name", EMBEDDING)
 def test_states_and_pooling(tmp_path: Path, name: str, device: str) -> None:
     """Beside other texts, in one step with them or after them."""
-    path, ids = TINY_ENCODERS[name].write(tmp_path / "tiny.gguf"), tokens()
+    path, ids = EMBEDDING[name].write(tmp_path / "tiny.gguf"), tokens()
     with np.load(FOLDER / f"{name}.npz") as file:
         states, pooled, known_as = file["states"], file["pooled"], str(file["digest"])
     assert digest(path) == known_as, "made otherwise than when this was recorded: run record_encoders.py"
     inputs = [{"prompt_token_ids": some} for some in (ids[5:], ids, ids[:3])]
 
     def load(rows: int, pooling: str | None) -> LLM:
-        flags: dict[str, Any] = {"device": device, "max_num_seqs": 3, "skip_tokenizer_init": True}
+        flags: dict[str, Any] = {
+            "device": device,
+            "kv_cache_dtype": "f32",
+            "max_num_seqs": 3,
+            "skip_tokenizer_init": True,
+        }
         return LLM(path, max_num_batched_tokens=rows, pooling_type=pooling, **flags)
 
     for rows in (64, 24):
         with load(rows, "none") as llm:
             found = llm.embed(inputs, pooling_params=RAW)[1].outputs.embedding
         assert nmse(np.array(found), states) <= tolerance(name)
-    if TINY_ENCODERS[name].pooling != RANK:
+    if pooled.shape != (1,):
         with load(64, None) as llm:
             found = llm.embed(inputs, pooling_params=RAW)[1].outputs.embedding
         assert nmse(np.array(found), pooled) <= tolerance(name)
@@ -68,4 +73,4 @@ def test_scores(tmp_path: Path, name: str, device: str) -> None:
 
 
 def test_every_recorded_encoder_is_here() -> None:
-    assert {path.stem for path in FOLDER.glob("*.npz")} == set(TINY_ENCODERS)
+    assert {path.stem for path in FOLDER.glob("*.npz")} == set(EMBEDDING)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tests.support.gguf_builder import INT32, GGUFBuilder
-from tests.support.tiny_archs import TinyArch
+from tests.support.tiny_archs import TINY_ARCHS, TinyArch
 
 ATTENTION = "attn_q* attn_k* attn_v* attn_output* attn_output_norm*"
 BERT = f"{ATTENTION} ffn_up* ffn_down* layer_output_norm*"
@@ -100,4 +100,10 @@ TINY_ENCODERS = {
         shapes=_TYPES,
         keys={"rope.freq_base": 100.0},
     ),
+}
+
+# What is held to llama.cpp's states: these, and decoders with either norm, learned positions, factors and caps behind the last norm.
+EMBEDDING: dict[str, TinyArch] = {
+    **TINY_ENCODERS,
+    **{name: TINY_ARCHS[name] for name in ("starcoder", "xverse", "minicpm", "gemma3_unwindowed")},
 }
