@@ -31,6 +31,7 @@ RANKS = {
     "text": 2,
     "kernels": 2,
     "models": 3,
+    "chat": 3,
     "constrain": 3,
     "engine": 4,
     "outputs": 5,
@@ -38,6 +39,7 @@ RANKS = {
     "dispatch": 5,
     "embedder": 5,
     "pooled": 5,
+    "thinking": 5,
     "llm": 5,
     "openai": 6,
     "jobs": 7,
@@ -61,6 +63,7 @@ SAME_RANK = {
     ("llm", "pooled"),
     ("llm", "outputs"),
     ("llm", "prompts"),
+    ("llm", "thinking"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

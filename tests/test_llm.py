@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.errors import ParameterError, RequestError, UnsupportedError
+from shoal.errors import MemoryLimitError, ParameterError, RequestError, UnsupportedError
 from shoal.llm import LLM
 from shoal.outputs import RequestOutput
 from shoal.params import EngineConfig, SamplingParams
@@ -418,3 +419,119 @@ def test_closing_twice_and_using_a_closed_one(path: Path) -> None:
     llm.close()
     llm.close()
     assert not llm.has_work
+
+
+# --- several answers to one prompt
+
+
+def test_each_sample_is_what_a_request_of_its_own_would_give(llm: LLM) -> None:
+    params = SamplingParams(n=4, max_tokens=6, seed=5, ignore_eos=True)
+    (output,) = llm.generate("hello", params)
+    assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
+    assert len({tuple(answer.token_ids) for answer in output.outputs}) == 4
+    (alone,) = llm.generate("hello", SamplingParams(n=1, max_tokens=6, seed=5, ignore_eos=True))
+    assert alone.outputs[0] == output.outputs[0]
+    assert llm.generate(["x", "hello"], [GREEDY, params])[1].outputs == output.outputs
+
+
+def test_a_stop_string_ends_its_own_sample_alone(llm: LLM) -> None:
+    params = SamplingParams(n=4, max_tokens=30, seed=5, ignore_eos=True)
+    free = llm.generate("hello", params)[0].outputs
+    stop = free[1].text[3:6]
+    cut = llm.generate("hello", replace(params, stop=[stop]))[0].outputs
+    assert [answer.text for answer in cut] == [answer.text.split(stop)[0] for answer in free]
+    assert [answer.finish_reason for answer in cut] == ["stop" if stop in answer.text else "length" for answer in free]
+    assert len({answer.finish_reason for answer in cut}) == 2
+
+
+def test_samples_stream_apart(llm: LLM) -> None:
+    last = None
+    for output in llm.stream("hello", SamplingParams(n=3, max_tokens=4, seed=5, ignore_eos=True)):
+        assert [len(answer.token_ids) for answer in output.outputs] == [len(output.outputs[0].token_ids)] * 3
+        last = output
+    assert last is not None
+    assert last.finished
+    assert last.outputs == llm.generate("hello", SamplingParams(n=3, max_tokens=4, seed=5, ignore_eos=True))[0].outputs
+
+
+def test_an_abort_is_that_of_all_samples(llm: LLM) -> None:
+    name = llm.submit("hello", SamplingParams(n=3, max_tokens=400, ignore_eos=True))
+    llm.step()
+    assert llm.abort(name)
+    assert not llm.has_work or llm.step() == []
+    assert llm.engine.stats().running == 0
+
+
+# --- priorities
+
+
+@pytest.fixture
+def narrow(path: Path) -> Iterator[LLM]:
+    """One sequence at a time."""
+    with LLM(path, device="reference", max_num_seqs=1) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize(("priority", "order"), [(0, "0123"), ([3, 1, 2, 1], "1320")])
+def test_the_lowest_priority_number_comes_first(narrow: LLM, priority: int | list[int], order: str) -> None:
+    ends = [output.request_id for output in narrow.stream(list("abcd"), GREEDY, priority=priority) if output.finished]
+    assert "".join(ends) == order
+
+
+def test_one_request_may_have_a_priority(narrow: LLM) -> None:
+    for name, priority in (("later", 5), ("sooner", -5)):
+        narrow.submit("x", GREEDY, request_id=name, priority=priority)
+    ends = []
+    while narrow.has_work:
+        ends += [output.request_id for output in narrow.step() if output.finished]
+    assert ends == ["sooner", "later"]
+
+
+@pytest.mark.parametrize("priority", [[1], [1, 2, 3], [1, "2"], 0.5, True, 2**63])
+def test_wrong_priorities_are_refused(llm: LLM, priority: Any) -> None:
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.generate(["a", "b"], GREEDY, priority=priority)
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.generate(iter(["a", "b"]), GREEDY, priority=priority)
+    with pytest.raises(ParameterError, match=r"^priority: "):
+        llm.submit("a", GREEDY, priority=priority)
+
+
+# --- other sizes
+
+
+def test_sizes_change_while_requests_are_under_way(llm: LLM) -> None:
+    params = [SamplingParams(n=2, seed=seed, max_tokens=20, ignore_eos=True) for seed in range(4)]
+    expected = llm.generate(list("abcd"), params)
+    weights, found = llm.engine._model, {}
+    for name, prompt in enumerate("abcd"):
+        llm.submit(prompt, params[name], request_id=str(name))
+    sizes: list[dict[str, Any]] = [
+        {"max_num_seqs": 3},
+        {"kv_cache_memory": "64KiB", "max_num_batched_tokens": 5},
+        {"max_num_seqs": 16},
+    ]
+    for size in (*sizes, *[{}] * 200):
+        for output in llm.step() if llm.has_work else []:
+            found[output.request_id] = output.outputs
+        llm.resize(**size)
+    assert [found[str(name)] for name in range(4)] == [output.outputs for output in expected]
+    assert llm.engine._model is weights
+    assert (llm.config.max_num_seqs, llm.config.max_num_batched_tokens) == (16, 5)
+    assert llm.engine.memory_plan.kv_bytes <= 64 * 1024
+
+
+@pytest.mark.parametrize("size", [{"max_num_seqs": 0}, {"kv_cache_memory": "much"}, {"max_num_batched_tokens": 1.5}])
+def test_wrong_sizes_are_refused(llm: LLM, size: dict[str, Any]) -> None:
+    before = llm.config
+    with pytest.raises(ParameterError, match=next(iter(size))):
+        llm.resize(**size)
+    assert llm.config is before
+
+
+def test_too_little_memory_for_a_page_is_refused_with_both_numbers(llm: LLM) -> None:
+    before = llm.config
+    with pytest.raises(MemoryLimitError, match=r"one page needs \d+ bytes, 10 bytes are given"):
+        llm.resize(kv_cache_memory=10)
+    assert llm.config is before
+    assert text_of(llm.generate("x", GREEDY)[0])

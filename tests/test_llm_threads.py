@@ -86,6 +86,18 @@ def test_threads_get_what_they_get_alone(llm: LLM) -> None:
     assert (stats.running, stats.waiting, llm.has_work) == (0, 0, False)
 
 
+def test_one_thread_changes_the_size_under_the_others(llm: LLM) -> None:
+    expected = [generated(llm, who) for who in range(4)]
+
+    def resize() -> None:
+        for number in range(20):
+            llm.resize(max_num_seqs=1 + number % 5, kv_cache_memory=f"{64 + number % 3}KiB")
+
+    *found, _ = in_threads([*(partial(WAYS[who % 3], llm, who) for who in range(4)), resize])
+    assert found == expected
+    assert llm.config.max_num_seqs == 5
+
+
 def test_threads_share_the_steps(llm: LLM) -> None:
     """Requests of several threads are in one batch: all together take little more steps than the longest alone."""
     generated(llm, 0)

@@ -121,3 +121,43 @@ def test_without_logprobs_there_are_none() -> None:
     answer = generation().snapshot().outputs[0]
     assert answer.logprobs is None
     assert answer.cumulative_logprob is None
+
+
+def test_samples_end_each_by_itself_and_the_request_with_the_last() -> None:
+    growing = generation(n=3)
+    assert not growing.take(step(5, sample=2, finished=True, finish_reason="length"))
+    assert not growing.take(step(6))
+    assert not growing.take(step(7, sample=1, finished=True, finish_reason="stop"))
+    early = growing.snapshot()
+    assert not growing.take(step(8, finished=True, finish_reason="length"))
+    late = growing.snapshot()
+    assert [answer.index for answer in late.outputs] == [0, 1, 2]
+    assert [answer.token_ids for answer in early.outputs] == [[6], [7], [5]]
+    assert [answer.token_ids for answer in late.outputs] == [[6, 8], [7], [5]]
+    assert (early.finished, late.finished) == (False, True)
+    assert [answer.finish_reason for answer in late.outputs] == ["length", "stop", "length"]
+
+
+def test_what_comes_after_the_end_of_a_sample_is_nothing() -> None:
+    growing = generation(n=2)
+    growing.take(step(5, sample=1, finished=True, finish_reason="length"))
+    del growing.sink[:]
+    assert not growing.take(step(6, sample=1, finished=True, finish_reason="abort"))
+    assert growing.sink == []
+    assert growing.snapshot().outputs[1].token_ids == [5]
+
+
+def test_an_abort_ends_the_samples_that_have_not_ended() -> None:
+    growing = generation(n=2)
+    growing.take(step(5, sample=1, finished=True, finish_reason="stop"))
+    assert not growing.aborted
+    growing.abort()
+    assert growing.aborted
+    assert [answer.finish_reason for answer in growing.snapshot().outputs] == ["abort", "stop"]
+
+
+def test_the_error_of_any_sample_is_that_of_the_request() -> None:
+    growing = generation(n=2)
+    growing.take(step(5, finished=True, finish_reason="stop"))
+    growing.take(step(sample=1, finished=True, finish_reason="error", error="NaN"))
+    assert growing.snapshot().error == "NaN"

@@ -97,11 +97,11 @@ def test_a_prompt_may_be_a_text_with_options(spm: PromptEncoder) -> None:
         {"prompt": text, "add_special_tokens": None, "parse_special": None},
     ]
     for prompt in nothing_said:
-        assert spm.encode(prompt) == (tokenizer.encode(text), text)
+        assert spm.encode(prompt)[:2] == (tokenizer.encode(text), text)
     for add in (True, False):
         for parse in (True, False):
             prompt = {"prompt": text, "add_special_tokens": add, "parse_special": parse}
-            assert spm.encode(prompt) == (tokenizer.encode(text, add, parse), text)
+            assert spm.encode(prompt)[:2] == (tokenizer.encode(text, add, parse), text)
 
 
 def test_a_text_that_a_template_was_applied_to_gives_the_ids_of_its_messages(bpe: PromptEncoder) -> None:

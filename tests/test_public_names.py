@@ -59,35 +59,24 @@ def test_errors() -> None:
 
 
 def test_the_methods_of_llm_and_what_they_take() -> None:
-    methods = {
-        "embed",
-        "score",
-        "submit_embedding",
-        "embeddings",
-        "generate",
-        "chat",
-        "stream",
-        "logits",
-        "submit",
-        "step",
-        "abort",
-        "encode",
-        "close",
-        "has_work",
-    }
+    methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
+    methods |= {"resize", "config", "embed", "score", "submit_embedding", "embeddings"}
     assert public(shoal.LLM) >= methods
-    limits = ["timeout", "queue_timeout"]
-    takes = {name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:] for name in methods - {"has_work"}}
+    limits = ["priority", "timeout", "queue_timeout"]
+    takes = {
+        name: list(inspect.signature(getattr(shoal.LLM, name)).parameters)[1:]
+        for name in methods - {"has_work", "config"}
+    }
     assert takes["generate"][:3] == ["prompts", "sampling_params", "use_tqdm"]
     assert takes["chat"][:3] == ["messages", "sampling_params", "use_tqdm"]
     assert takes["stream"][:2] == ["prompts", "sampling_params"]
     assert takes["submit"][:2] == ["prompt", "params"]
+    assert set(takes["resize"]) == {"max_num_seqs", "kv_cache_memory", "max_num_batched_tokens"}
     assert {"request_id", *limits} <= set(takes["submit"]) & set(takes["submit_embedding"])
     assert takes["embed"][0] == "prompts"
     assert takes["score"][:2] == ["data_1", "data_2"]
-    assert {"truncate_prompt_tokens", "use_tqdm", "pooling_params", *limits} <= set(takes["embed"]) & set(
-        takes["score"]
-    )
+    pooled = {"truncate_prompt_tokens", "use_tqdm", "pooling_params", *limits}
+    assert pooled <= set(takes["embed"]) & set(takes["score"])
     assert {"chat_template_kwargs", *limits} <= set(takes["chat"])
     assert set(limits) <= set(takes["generate"]) & set(takes["stream"])
 

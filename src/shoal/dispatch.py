@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError
@@ -84,6 +85,11 @@ class Dispatcher:
             if not item.finished:
                 self.abort(item.request_id)
 
+    def resize(self, sizes: Mapping[str, Any]) -> None:
+        """Give the engine other sizes: fields of EngineConfig. Raises ParameterError for a wrong one, else as ``Engine.resize``."""
+        with self._own_turn():
+            self._engine.resize(replace(self._engine.config, **sizes))
+
     def close(self) -> None:
         """Abort everything, let go of the KV memory, refuse what comes later."""
         with self._own_turn():
@@ -111,11 +117,10 @@ class Dispatcher:
             item = self._active.get(output.request_id)
             if item is None:  # aborted, or ended by a stop string
                 continue
-            item.take(output)
-            if output.finished:
+            if item.take(output):
+                self._engine.abort(output.request_id, output.sample)
+            if item.finished:
                 del self._active[output.request_id]
-            elif item.finished:
-                self._abort(item.request_id)
 
     def _abort(self, request_id: str) -> bool:
         item = self._active.pop(request_id, None)

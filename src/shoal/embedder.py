@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 from shoal.dispatch import Dispatcher
-from shoal.engine.engine import Request
-from shoal.engine.memory_plan import max_model_len
+from shoal.engine.engine import Engine, Request
 from shoal.errors import ParameterError, RequestError
 from shoal.models.config import ModelConfig
-from shoal.params import EngineConfig, Pooling, PoolingParams, SamplingParams
+from shoal.params import Pooling, PoolingParams, SamplingParams
 from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.prompts import Prompt, PromptEncoder
 
@@ -25,12 +24,10 @@ _Encode = Callable[[], list[int]]
 class Embedder:
     """Embeddings and scores of one model. May be used from several threads, as the dispatcher may."""
 
-    def __init__(
-        self, prompts: PromptEncoder, dispatcher: Dispatcher, model: ModelConfig, config: EngineConfig
-    ) -> None:
+    def __init__(self, prompts: PromptEncoder, dispatcher: Dispatcher, engine: Engine, model: ModelConfig) -> None:
+        config = engine.config
         self.pooling: Pooling = config.pooling_type or model.pooling_type
-        self._prompts, self._dispatcher, self._model = prompts, dispatcher, model
-        self._longest = max_model_len(model, config)
+        self._prompts, self._dispatcher, self._engine, self._model = prompts, dispatcher, engine, model
         self._numbers = itertools.count()
         if config.pooling_type == "rank" and model.pooling != "rank":
             raise ParameterError(
@@ -141,10 +138,10 @@ class Embedder:
 
     def _most(self, params: PoolingParams) -> int | None:
         """How many tokens of an input are taken, if not all of them."""
-        most = params.truncate_prompt_tokens
-        if most is not None and most > self._longest:
-            raise ParameterError("truncate_prompt_tokens", most, f"at most max_model_len {self._longest}")
-        return self._longest if most == -1 else most
+        most, longest = params.truncate_prompt_tokens, self._engine.max_model_len
+        if most is not None and most > longest:
+            raise ParameterError("truncate_prompt_tokens", most, f"at most max_model_len {longest}")
+        return longest if most == -1 else most
 
 
 def text_pairs(queries: str | Sequence[str], documents: str | Sequence[str]) -> list[Pair]:

@@ -36,25 +36,47 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.params import EngineConfig, PoolingParams, SamplingParams, check_seconds
+from shoal.params import (
+    EngineConfig,
+    PoolingParams,
+    SamplingParams,
+    StructuredOutputsParams,
+    check_priority,
+    check_seconds,
+)
 from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.progress import Bar
-from shoal.prompts import Message, Params, Prompt, PromptEncoder, paired, paired_lazily, token_ids
+from shoal.prompts import (
+    Encoded,
+    Message,
+    Params,
+    Priority,
+    Prompt,
+    PromptEncoder,
+    paired,
+    paired_lazily,
+    paired_priorities,
+    token_ids,
+)
 from shoal.streams import say
+from shoal.thinking import ThinkingConstraint, ThinkingMarks
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
+_Asked = tuple[Prompt, SamplingParams, "_Limits"]
+
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class _Limits(NamedTuple):
-    """What time a request has, in seconds (see ``Request``)."""
+    """What time a request has, in seconds, and its priority (see ``Request``)."""
 
     timeout: float | None
     queue_timeout: float | None
+    priority: int = 0
 
 
 class LLM:
@@ -68,8 +90,8 @@ class LLM:
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
     (default: they are listed on stderr).
 
-    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with the chat template's own arguments
-    under ``"chat_template_kwargs"``. In a text, the spelling of a control token is text like any other, and BOS is added where the
+    A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
+    ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
     model asks for it; ``{"prompt": text, "parse_special": True, "add_special_tokens": False}`` is for one that a chat template has
     been applied to already. (In messages control tokens are never parsed, and BOS is the template's unless ``"add_special_tokens"``.)
     The first text that spells control tokens in vain, or gets two BOS, is said by ``logging``.
@@ -93,26 +115,29 @@ class LLM:
         on_compile: Callable[[str], None] | None = None,
         **flags: Any,
     ) -> None:
-        self.config = _config(config, flags)
+        config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
         self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
         self._numbers = itertools.count()
-        self._backend = load_backend(self.config.device, self.config.threads, on_compile or _say_compiled)
+        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                longest = max_model_len(ModelConfig.from_gguf(file), self.config)
-                self._prompts = PromptEncoder.from_gguf(file, self.config, longest)
+                model_config = ModelConfig.from_gguf(file)
+                longest = max_model_len(model_config, config)
+                # What an encoder takes follows from the size of a step, which may change.
+                most = model_config.context_length if model_config.arch.encoder else longest
+                self._prompts = PromptEncoder.from_gguf(file, config, most)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, self.config)
+            self.engine = Engine(loaded, self._backend, config)
         except BaseException:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
         self._dispatcher = Dispatcher(self.engine)
-        self._embedder = Embedder(self._prompts, self._dispatcher, loaded.config, self.config)
+        self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
 
     def __enter__(self) -> LLM:
         return self
@@ -121,6 +146,31 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def config(self) -> EngineConfig:
+        """How the engine is sized now."""
+        return self.engine.config
+
+    def resize(
+        self,
+        *,
+        max_num_seqs: int | None = None,
+        kv_cache_memory: int | str | None = None,
+        max_num_batched_tokens: int | None = None,
+    ) -> None:
+        """Change the sizes of the engine, those that are given, while the model stays loaded and requests are under way.
+
+        KV memory is given back before the new is taken. Requests that run are preempted and go on with the same result; one
+        that can no longer fit at all ends with an ``error``. Raises ParameterError for a wrong size, MemoryLimitError with both
+        numbers for more memory than there is: then nothing has changed.
+        """
+        sizes = {
+            "max_num_seqs": max_num_seqs,
+            "kv_cache_memory": kv_cache_memory,
+            "max_num_batched_tokens": max_num_batched_tokens,
+        }
+        self._dispatcher.resize({name: size for name, size in sizes.items() if size is not None})
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
@@ -139,6 +189,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -150,6 +201,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -160,6 +212,7 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
@@ -167,28 +220,29 @@ class LLM:
 
         ``sampling_params``: one for all, or one for each. ``use_tqdm`` shows a progress bar if stderr is a terminal.
         ``timeout`` and ``queue_timeout``: the seconds that each prompt has, from its start until it has ended, and until it
-        begins to run; past them it ends with finish_reason "timeout" and the text so far. A prompt that cannot be served
+        begins to run; past them it ends with finish_reason "timeout" and the text so far. ``priority``: one for all, or one for
+        each; those of the lowest number are admitted first. A prompt that cannot be served
         gives an output with ``error`` and the others complete. Raises RequestError for an empty list, ParameterError where
-        the numbers of prompts and parameters differ, and for a time limit that is not a positive number.
+        the numbers of prompts and parameters or priorities differ, and for a time limit that is not a positive number.
 
         Prompts that are not in a sequence, but come from an iterator, are taken from it when the engine has room, and the
         outputs are yielded one by one: memory does not grow with their number. Then parameters behind those of the last
-        prompt are left alone. Closing the generator aborts what is not finished, and so does an error of the iterator.
+        prompt are left alone, and one priority is for all. Closing the generator aborts what is not finished, and so does an error of
+        the iterator.
         """
         limits = _limits(timeout, queue_timeout)
         self.refuse_encoder("generate")
         if not isinstance(prompts, (str, Mapping, Sequence)):
-            return self._answers(paired_lazily(iter(prompts), sampling_params), limits, use_tqdm)
-        return self._all_answers(paired(prompts, sampling_params), limits, use_tqdm)
+            limits = limits._replace(priority=check_priority(priority))
+            requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
+            return self._answers(requests, use_tqdm)
+        return self._all_answers(_requests(prompts, sampling_params, priority, limits), use_tqdm)
 
-    def _all_answers(
-        self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool
-    ) -> list[RequestOutput]:
+    def _all_answers(self, requests: list[_Asked], show: bool) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             with _counting(len(started), show) as count:
                 waiting = {item for item in started if isinstance(item, Generation)}
                 count(len(started) - len(waiting))
@@ -200,9 +254,9 @@ class LLM:
             self._drop(started)
         return [_output(item) for item in started]
 
-    def _answers(self, pairs: Iterator[tuple[Prompt, SamplingParams]], limits: _Limits, show: bool) -> Outputs:
+    def _answers(self, requests: Iterator[_Asked], show: bool) -> Outputs:
         sink: list[Generation] = []
-        starting = (self._start(prompt, params, limits, sink) for prompt, params in pairs)
+        starting = (self._start(*request, sink) for request in requests)
         window: deque[Generation | RequestOutput] = deque()
         try:
             answered = 0
@@ -223,7 +277,15 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput]: ...
@@ -235,7 +297,15 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Outputs: ...
@@ -246,27 +316,53 @@ class LLM:
         sampling_params: Params = None,
         use_tqdm: bool = True,
         *,
+        chat_template: None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_effort: str | None = None,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[RequestOutput] | Outputs:
         """Answer one conversation (a list of messages) or many, as ``generate`` answers prompts.
 
-        A message is ``{"role": ..., "content": ...}``; what the chat template takes besides goes into
-        ``chat_template_kwargs``. A template that asks for the date is told that of this call, for all conversations;
-        ``strftime_now`` there is a datetime to tell it instead.
+        A message is ``{"role": ..., "content": ...}``, also with ``tool_calls`` and of role "tool", as OpenAI has them; what the
+        chat template takes besides goes into ``chat_template_kwargs``. A template that asks for the date is told that of this
+        call, for all conversations; ``strftime_now`` there is a datetime to tell it instead.
+
+        ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``reasoning_effort`` are OpenAI's. The calls and the reasoning are
+        found in ``outputs[0].reply``; ``outputs[0].text`` is all that the model wrote. ``continue_final_message`` goes on with the
+        last message; otherwise a new one is begun, unless ``add_generation_prompt`` is False. ``chat_template`` is given to LLM,
+        not here.
         """
-        template_kwargs = {"strftime_now": datetime.now(), **(chat_template_kwargs or {})}
+        if chat_template is not None:
+            raise ParameterError("chat_template", chat_template, "given to LLM, not with a request")
+        template_kwargs = chat_template_kwargs
+        if template_kwargs is None or isinstance(template_kwargs, Mapping):
+            template_kwargs = {"strftime_now": datetime.now(), **(template_kwargs or {})}
+        options = {
+            "chat_template_kwargs": template_kwargs,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "tool_choice": tool_choice,
+            "parallel_tool_calls": parallel_tool_calls,
+            "reasoning_effort": reasoning_effort,
+        }
 
         def prompt(conversation: Any) -> Prompt:
-            return {"messages": conversation, "chat_template_kwargs": template_kwargs}
+            return {"messages": conversation, **options}
 
-        limits = {"timeout": timeout, "queue_timeout": queue_timeout}
+        scheduling: dict[str, Any] = {"priority": priority, "timeout": timeout, "queue_timeout": queue_timeout}
         if not isinstance(messages, Sequence):
-            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **limits)
+            return self.generate(map(prompt, messages), sampling_params, use_tqdm, **scheduling)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         return self.generate(
-            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **limits
+            [prompt(conversation) for conversation in conversations], sampling_params, use_tqdm, **scheduling
         )
 
     def stream(
@@ -274,6 +370,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
+        priority: Priority = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> Iterator[RequestOutput]:
@@ -283,14 +380,13 @@ class LLM:
         what is not finished.
         """
         self.refuse_encoder("stream")
-        return self._stream(paired(prompts, sampling_params), _limits(timeout, queue_timeout))
+        return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
 
-    def _stream(self, pairs: list[tuple[Prompt, SamplingParams]], limits: _Limits) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            for prompt, params in pairs:
-                started.append(self._start(prompt, params, limits, sink))
+            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
@@ -336,6 +432,7 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
         pooling_params: PoolingParams | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[EmbeddingRequestOutput]:
@@ -348,7 +445,7 @@ class LLM:
         """
         inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits = _limits(timeout, queue_timeout)._asdict()
+        limits = _all_limits(timeout, queue_timeout, priority)
         with _counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
 
@@ -364,6 +461,7 @@ class LLM:
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
         pooling_params: PoolingParams | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> list[ScoringRequestOutput]:
@@ -373,7 +471,7 @@ class LLM:
         ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
         """
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits, pairs = _limits(timeout, queue_timeout)._asdict(), text_pairs(data_1, data_2)
+        limits, pairs = _all_limits(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
         with _counting(len(pairs), use_tqdm) as count:
             return self._embedder.score(pairs, params, limits, count)
 
@@ -382,7 +480,7 @@ class LLM:
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        told = any(item.finish_reason != "abort" for item in self._inbox)
+        told = any(not item.aborted for item in self._inbox)
         return self._dispatcher.has_work or told
 
     def submit(
@@ -391,14 +489,16 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
-        """Put one request in line and return its id; ``step`` reports on it. Time limits as in ``generate``.
+        """Put one request in line and return its id; ``step`` reports on it. Priority and time limits as in ``generate``.
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits, number = _limits(timeout, queue_timeout), next(self._numbers)
+        limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
+        number = next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
 
@@ -408,11 +508,12 @@ class LLM:
         params: PoolingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
         queue_timeout: float | None = None,
     ) -> str:
         """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
-        limits, number = _limits(timeout, queue_timeout)._asdict(), next(self._numbers)
+        limits, number = _all_limits(timeout, queue_timeout, priority), next(self._numbers)
         name = str(number) if request_id is None else request_id
         return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
 
@@ -424,7 +525,7 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
         outputs = self._dispatcher.step(self._inbox)
-        return [output for output in outputs if output.outputs[0].finish_reason != "abort"]
+        return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
@@ -456,22 +557,36 @@ class LLM:
         number: int,
         request_id: str,
     ) -> Generation:
-        ids, text = self._prompts.encode(prompt)
+        encoded = self._prompts.encode(prompt)
+        ids = encoded.ids
         eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        constraint = self._constraint(params)
-        generation = Generation(request_id, text, ids, params, self.tokenizer, sink)
+        constraint = self._constraint(params, encoded)
+        generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
         request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
         self._dispatcher.start(request, generation)
         return generation
 
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        """What the request's text may be, compiled by the thread that submits it: no step waits for that."""
-        if params.structured_outputs is None:
+    def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
+        """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""
+        asked, budget = _asked(params, encoded), params.thinking_token_budget
+        reply = encoded.reply
+        if budget is not None and (reply is None or reply.reasoning is None):
+            problem = "no reasoning is told apart from answers here"
+            raise RequestError(f"thinking_token_budget: {problem}", "thinking_token_budget")
+        if asked is None and budget is None:
             return None
-        if self._constraints is None:
+        if self._constraints is None or self.tokenizer is None:
             raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
-        return self._constraints.compile(params.structured_outputs)
+        try:
+            constraint = None if asked is None else self._constraints.compile(asked)
+        except ParameterError as error:
+            if asked is params.structured_outputs:
+                raise
+            raise RequestError(f"tools: their schemas cannot be enforced: {error}", "tools") from None
+        if reply is None or reply.reasoning is None:
+            return constraint
+        return ThinkingConstraint(ThinkingMarks.of(reply.reasoning, self.tokenizer), reply, constraint, budget)
 
     def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         request_id = f"logits-{next(self._numbers)}"
@@ -492,6 +607,17 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
+
+
+def _asked(params: SamplingParams, encoded: Encoded) -> StructuredOutputsParams | None:
+    """What the text may be: as the request says, or as its tools need it."""
+    if encoded.constraint is None:
+        return params.structured_outputs
+    if params.structured_outputs is None:
+        return StructuredOutputsParams(**encoded.constraint)
+    if encoded.reply is not None and encoded.reply.choice.forces:
+        raise RequestError("tool_choice: a forced call cannot follow structured_outputs too", "tool_choice")
+    return params.structured_outputs
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:
@@ -516,6 +642,17 @@ def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
     check_seconds("timeout", timeout)
     check_seconds("queue_timeout", queue_timeout)
     return _Limits(timeout, queue_timeout)
+
+
+def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: _Limits) -> list[_Asked]:
+    """Each prompt with all that is its own. Raises as ``paired``."""
+    pairs = paired(prompts, params)
+    priorities = paired_priorities(len(pairs), priority)
+    return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
+
+
+def _all_limits(timeout: float | None, queue_timeout: float | None, priority: int) -> dict[str, Any]:
+    return _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))._asdict()
 
 
 def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:

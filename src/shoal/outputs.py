@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.chat.reply import Reply, ReplyFormat
+from shoal.chat.thinking import ThinkingGate
 from shoal.engine.engine import Metrics, Output, TokenLogprobs
 from shoal.params import SamplingParams
 from shoal.text.tokenizer import StreamDecoder, Tokenizer
@@ -28,7 +30,8 @@ class CompletionOutput:
 
     ``logprobs``: for each of ``token_ids`` the chosen token first, then the best ones; None if not asked for, as is
     ``cumulative_logprob``. ``finish_reason``: "stop", "length", "abort", "timeout" or "error"; None while it goes on.
-    ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it.
+    ``stop_reason``: the stop string, or the id of ``stop_token_ids``, that ended it. The text of an answer in a chat holds the marks
+    of its reasoning and tool calls; ``reply`` takes it apart.
     """
 
     index: int
@@ -38,6 +41,12 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
+    reply_format: ReplyFormat | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def reply(self) -> Reply:
+        """The text in its channels: content, reasoning, tool calls. Outside of a chat all of it is content."""
+        return Reply(self.text) if self.reply_format is None else self.reply_format.parse(self.text)
 
     def finished(self) -> bool:
         """Whether nothing will be added."""
@@ -50,7 +59,8 @@ class RequestOutput:
 
     ``prompt`` is None where the prompt was given as ids or as messages. ``prompt_logprobs``: for each of
     ``prompt_token_ids`` the token itself first, then the best ones at its place, None for the first token; None as a whole
-    if not asked for or as long as the prompt is not complete. ``error`` says why ``outputs[0]`` has finish_reason "error".
+    if not asked for or as long as the prompt is not complete. ``outputs``: one for each of the request's ``n``, in the order of their
+    ``index``. ``error`` says why one of them has finish_reason "error".
     ``num_cached_tokens`` of the prompt were not computed: another prompt began with them.
     ``metrics``: times on the engine's clock in seconds; None for a request that never reached it.
     """
@@ -134,34 +144,30 @@ def _fallbacks(pattern: str) -> list[int]:
 
 
 @dataclass(slots=True, eq=False)
-class Generation:
-    """One request on its way: takes the engine's Outputs, gives RequestOutputs.
+class Answer:
+    """One sample of a request on its way: tokens, and the text they make. Without ``tokenizer`` the text stays empty."""
 
-    ``sink`` is the list of the caller that waits for it: the generation puts itself there whenever it has changed.
-    Without ``tokenizer`` the text stays empty.
-    """
-
-    request_id: str
-    prompt: str | None
-    prompt_token_ids: list[int]
+    index: int
     params: SamplingParams
     tokenizer: Tokenizer | None
-    sink: list[Any]
+    reply: ReplyFormat | None = None
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cumulative_logprob: float = 0.0
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
-    metrics: Metrics | None = None
     _decoder: StreamDecoder | None = field(init=False)
     _stops: StopFinder = field(init=False)
+    _thinking: ThinkingGate | None = None  # while stop strings sleep
 
     def __post_init__(self) -> None:
-        params, tokenizer = self.params, self.tokenizer
-        self._decoder = tokenizer.stream(skip_special=params.skip_special_tokens) if tokenizer else None
+        params, tokenizer, reply = self.params, self.tokenizer, self.reply
+        shown = reply.marks if reply else ()
+        self._decoder = tokenizer.stream(params.skip_special_tokens, shown) if tokenizer else None
+        if reply and reply.reasoning and params.stop:
+            self._thinking = ThinkingGate(reply.reasoning, reply.opened)
         self._stops = StopFinder(tuple(params.stop or ()), include=params.include_stop_str_in_output)
 
     @property
@@ -170,54 +176,39 @@ class Generation:
         return self.finish_reason is not None
 
     def take(self, output: Output) -> None:
-        """Add what a step brought. Where that completes a stop string, the generation is finished and the engine not."""
-        self.metrics = output.metrics
-        if output.prompt_logprobs is not None:
-            self.prompt_logprobs = [None, *map(self._place, output.prompt_logprobs)]
+        """Add what a step brought. Where that completes a stop string, the answer is finished and the engine not."""
         for index, token in enumerate(output.new_token_ids):
             self.token_ids.append(token)
             if output.logprobs is not None:
-                self.logprobs.append(self._place(output.logprobs[index]))
+                self.logprobs.append(place_of(output.logprobs[index], self.tokenizer))
                 self.cumulative_logprob += output.logprobs[index].logprob
             self._show(self._piece(token))
         if output.finished:
             self._finish(output)
         elif self._stops.found is not None:
             self.finish_reason, self.stop_reason = "stop", self._stops.found
-        self.sink.append(self)
 
-    def abort(self) -> None:
-        """End it where it is, unless it has ended."""
-        if not self.finished:
-            self.finish_reason = "abort"
-            self.sink.append(self)
-
-    def snapshot(self) -> RequestOutput:
+    def snapshot(self) -> CompletionOutput:
         """How far it is: an output of its own, that later steps do not change."""
         with_logprobs = self.params.logprobs is not None
-        answer = CompletionOutput(
-            index=0,
+        return CompletionOutput(
+            index=self.index,
             text=self.text,
             token_ids=self.token_ids.copy(),
             cumulative_logprob=self.cumulative_logprob if with_logprobs else None,
             logprobs=self.logprobs.copy() if with_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-        )
-        return RequestOutput(
-            self.request_id,
-            self.prompt,
-            self.prompt_token_ids,
-            [answer],
-            finished=self.finished,
-            prompt_logprobs=self.prompt_logprobs,
-            num_cached_tokens=self.metrics.num_cached if self.metrics else 0,
-            metrics=self.metrics,
-            error=self.error,
+            reply_format=self.reply,
         )
 
     def _show(self, piece: str) -> None:
-        """Add text. Stop strings are looked for after the first ``min_tokens`` tokens."""
+        """Add text. Stop strings are looked for after the first ``min_tokens`` tokens, and when the model has thought."""
+        if self._thinking is not None:
+            thought, piece = self._thinking.push(piece)
+            self.text += thought
+            if self._thinking.open:
+                self._thinking = None
         if len(self.token_ids) > self.params.min_tokens:
             piece = self._stops.push(piece)
         self.text += piece
@@ -231,6 +222,8 @@ class Generation:
     def _finish(self, output: Output) -> None:
         if self._decoder is not None:
             self._show(self._decoder.flush())
+        if self._thinking is not None:
+            self.text += self._stops.push(self._thinking.flush())
         self.text += self._stops.flush()
         self.error = output.error
         if self._stops.found is not None:
@@ -238,18 +231,91 @@ class Generation:
         else:
             self.finish_reason, self.stop_reason = output.finish_reason, output.stop_reason
 
-    def _place(self, found: TokenLogprobs) -> dict[int, Logprob]:
-        """The chosen or given token first, then the best ones that are not it."""
-        entry = {found.token_id: self._logprob(found.token_id, found.logprob, found.rank)}
-        for rank, (token, logprob) in enumerate(found.top, start=1):
-            if token != found.token_id:
-                entry[token] = self._logprob(token, logprob, rank)
-        return entry
 
-    def _logprob(self, token: int, logprob: float, rank: int) -> Logprob:
-        if self.tokenizer is None or token >= self.tokenizer.vocab_size:
-            return Logprob(logprob, rank, "")
-        return Logprob(logprob, rank, self.tokenizer.token_bytes(token).decode("utf-8", "replace"))
+@dataclass(slots=True, eq=False)
+class Generation:
+    """One request on its way: takes the engine's Outputs, gives RequestOutputs.
+
+    ``sink`` is the list of the caller that waits for it: the generation puts itself there whenever it has changed.
+    ``reply``: how the text of a chat is to be read.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    tokenizer: Tokenizer | None
+    sink: list[Any]
+    reply: ReplyFormat | None = None
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    metrics: Metrics | None = None
+    answers: list[Answer] = field(init=False)
+    finished: bool = False  # nothing will be added, whatever the engine still says
+
+    def __post_init__(self) -> None:
+        self.answers = [
+            Answer(
+                index, self.params, self.tokenizer, self.reply and replace(self.reply, key=f"{self.reply.key}.{index}")
+            )
+            for index in range(self.params.n)
+        ]
+
+    @property
+    def aborted(self) -> bool:
+        """Whether it was ended before all of its answers had come to an end of their own."""
+        return any(answer.finish_reason == "abort" for answer in self.answers)
+
+    def take(self, output: Output) -> bool:
+        """Add what a step brought; whether that was the end of an answer that the engine would go on with."""
+        answer = self.answers[output.sample]
+        if answer.finished:
+            return False
+        self.metrics = output.metrics
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = [None, *(place_of(found, self.tokenizer) for found in output.prompt_logprobs)]
+        answer.take(output)
+        if answer.finished:
+            self.finished = all(one.finished for one in self.answers)
+        self.sink.append(self)
+        return answer.finished and not output.finished
+
+    def abort(self) -> None:
+        """End it where it is, unless it has ended."""
+        if self.finished:
+            return
+        for answer in self.answers:
+            answer.finish_reason = answer.finish_reason or "abort"
+        self.finished = True
+        self.sink.append(self)
+
+    def snapshot(self) -> RequestOutput:
+        """How far it is: an output of its own, that later steps do not change."""
+        return RequestOutput(
+            self.request_id,
+            self.prompt,
+            self.prompt_token_ids,
+            [answer.snapshot() for answer in self.answers],
+            finished=self.finished,
+            prompt_logprobs=self.prompt_logprobs,
+            num_cached_tokens=self.metrics.num_cached if self.metrics else 0,
+            metrics=self.metrics,
+            error=next((answer.error for answer in self.answers if answer.error is not None), None),
+        )
+
+
+def place_of(found: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
+    """The chosen or given token first, then the best ones that are not it."""
+    entry = {found.token_id: _logprob(found.token_id, found.logprob, found.rank, tokenizer)}
+    for rank, (token, logprob) in enumerate(found.top, start=1):
+        if token != found.token_id:
+            entry[token] = _logprob(token, logprob, rank, tokenizer)
+    return entry
+
+
+def _logprob(token: int, logprob: float, rank: int, tokenizer: Tokenizer | None) -> Logprob:
+    if tokenizer is None or token >= tokenizer.vocab_size:
+        return Logprob(logprob, rank, "")
+    return Logprob(logprob, rank, tokenizer.token_bytes(token).decode("utf-8", "replace"))
 
 
 @dataclass(slots=True, eq=False)
@@ -263,14 +329,15 @@ class Scoring:
     error: str | None = None
     _filled: int = 0
 
-    def take(self, output: Output) -> None:
-        """Add the rows that a step brought."""
+    def take(self, output: Output) -> bool:
+        """Add the rows that a step brought; True never, as in ``Generation.take``: the end is the engine's."""
         self.error, self.finished = output.error, output.finished
         if output.logits is not None:
             rows = len(output.logits)
             self.logits[self._filled : self._filled + rows] = output.logits
             self._filled += rows
         self.sink.append(self)
+        return False
 
     def abort(self) -> None:
         """End it where it is, unless it has ended."""

@@ -6,6 +6,7 @@ Both are frozen and validated when they are made, so that nothing below has to c
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -13,11 +14,28 @@ from typing import Any, Literal
 
 from shoal.errors import ParameterError
 
+MAX_N = 16
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_SECONDS = 1e9
+
+# How replies are read; vLLM's names where it has them. "none": not at all.
+TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
+REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
+
+# What vLLM calls some of them.
+_PARSER_ALIASES = {
+    "tool_call_parser": {
+        "openai": "harmony",
+        "llama4_pythonic": "pythonic",
+        "granite": "generic",
+        "phi4_mini_json": "generic",
+    },
+    "reasoning_parser": dict.fromkeys(("deepseek_r1", "qwen3", "glm45"), "think") | {"openai_gptoss": "harmony"},
+}
+
 _INT64_MAX = 2**63 - 1
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -27,7 +45,6 @@ POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as GG
 # Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
 # means "off"; anything else is refused by name, never ignored.
 _NOT_YET: dict[str, tuple[object, ...]] = {
-    "n": (1,),
     "presence_penalty": (0, None),
     "frequency_penalty": (0, None),
     "repetition_penalty": (1, None),
@@ -108,13 +125,15 @@ _CONSTRAINT_VALUES = {
 class SamplingParams:
     """How the tokens of one request are chosen, and when it ends. Names and defaults are vLLM's.
 
+    ``n`` answers to one prompt, which is computed once; each draws random numbers of its own, and the first is the one that ``n`` 1
+    would give.
     ``temperature`` 0 is greedy. ``top_k`` 0 (or -1), ``top_p`` 1 and ``min_p`` 0 are off; ``top_p`` 0 keeps only the likeliest token.
     Whole numbers may be given as floats (4.0) and as NumPy's. ``max_tokens`` None means up to
     the end of the context. ``seed`` None draws a fresh seed. ``stop`` strings end the text and are not part of it unless
     ``include_stop_str_in_output``. ``logprobs`` k reports the chosen token and the k best at each step;
     ``prompt_logprobs`` k does so for each token of the prompt (0: the token alone). With it ``max_tokens`` may be 0: the
     prompt is scored and nothing is generated. ``structured_outputs``: what the text may be; with ``ignore_eos`` it ends where nothing
-    more may follow.
+    more may follow. After ``thinking_token_budget`` tokens of thought, in a chat, the answer begins.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -141,12 +160,14 @@ class SamplingParams:
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
     structured_outputs: StructuredOutputsParams | None = None
+    thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, off in _NOT_YET.items():
             value = getattr(self, name)
             if value not in off:
                 raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
+        _whole(self, "n", 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 1e4)
         _number("top_p", self.top_p, 0.0, 1.0)
         _number("min_p", self.min_p, 0.0, 1.0)
@@ -158,6 +179,7 @@ class SamplingParams:
         _whole(self, "seed", -(2**63), 2**64 - 1, optional=True)
         _whole(self, "logprobs", 0, MAX_LOGPROBS, optional=True)
         _whole(self, "prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
+        _whole(self, "thinking_token_budget", 0, _INT64_MAX - 1, optional=True)
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")
@@ -212,6 +234,11 @@ class EngineConfig:
     usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
     without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
     it changes no result. ``pooling_type``: none, mean, cls, last or rank, in place of what the model file says (for embeddings).
+    ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
+    ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
+    ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
+    and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
+    milliseconds as long as other requests get a token from it; it changes no result.
     """
 
     max_model_len: int | None = None
@@ -225,6 +252,11 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
     chat_template: str | Path | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    preempt_for_priority: bool = False
+    target_step_ms: float | None = None
     pooling_type: Pooling | None = None
 
     def __post_init__(self) -> None:
@@ -243,14 +275,36 @@ class EngineConfig:
             pooling = self.pooling_type.lower() if isinstance(self.pooling_type, str) else self.pooling_type
             _choice("pooling_type", pooling, POOLINGS)
             object.__setattr__(self, "pooling_type", pooling)
-        if not isinstance(self.enable_prefix_caching, bool):
-            raise ParameterError("enable_prefix_caching", self.enable_prefix_caching, "true or false")
+        if self.target_step_ms is not None:
+            _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
+        for name in ("enable_prefix_caching", "preempt_for_priority"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
+        if self.chat_template_kwargs is not None:
+            object.__setattr__(self, "chat_template_kwargs", template_kwargs(self.chat_template_kwargs))
+        for name, known in (("tool_call_parser", TOOL_CALL_PARSERS), ("reasoning_parser", REASONING_PARSERS)):
+            object.__setattr__(self, name, _parser(name, getattr(self, name), known))
+
+
+def template_kwargs(value: Any) -> Mapping[str, Any]:
+    """What goes to a chat template beside the messages: an object, that does not bring a template. Raises ParameterError."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise ParameterError("chat_template_kwargs", value, "an object")
+    for name in ("chat_template", "messages", "tokenize"):
+        if name in value:
+            raise ParameterError("chat_template_kwargs", value, f"given without {name!r}")
+    return value
 
 
 def check_seconds(field: str, value: Any) -> None:
     """A time limit: seconds, or None for no limit. Raises ParameterError that names the field."""
     if value is not None:
         _number(field, value, 0.0, MAX_SECONDS, low_open=True)
+
+
+def check_priority(value: Any) -> int:
+    """The priority of a request: the lowest number comes first. Raises ParameterError for anything but an integer."""
+    return _integer("priority", value, -(2**63), _INT64_MAX)
 
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)(b?)\s*", re.IGNORECASE)
@@ -294,6 +348,14 @@ def _number(field: str, value: Any, low: float, high: float, *, low_open: bool =
 def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(field, value, "one of " + ", ".join(allowed))
+
+
+def _parser(field: str, value: Any, known: tuple[str, ...]) -> str | None:
+    if value is None:
+        return None
+    name = _PARSER_ALIASES[field].get(value, value) if isinstance(value, str) else value
+    _choice(field, name, known)
+    return str(name)
 
 
 def _stop_strings(value: Any) -> tuple[str, ...]:

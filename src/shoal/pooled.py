@@ -106,14 +106,15 @@ class Pooled:
         """Whether nothing will be added."""
         return self.finish_reason is not None
 
-    def take(self, output: Output) -> None:
-        """Add what a step brought."""
+    def take(self, output: Output) -> bool:
+        """Add what a step brought. It never ends before the engine does: False."""
         self.metrics, self.error = output.metrics, output.error
         if output.finished:
             self.finish_reason = output.finish_reason
         if output.states is not None:
             self._add(output.states)
         self.sink.append(self)
+        return False
 
     def abort(self) -> None:
         """End it where it is, unless it has ended."""

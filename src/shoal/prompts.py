@@ -6,21 +6,25 @@ import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from shoal.chat.conversation import Conversation, ConversationEncoder
+from shoal.chat.reply import ReplyFormat
 from shoal.errors import ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, check_priority
 from shoal.text.chat import ChatTemplate
 from shoal.text.given import given_message
 from shoal.text.tokenizer import Tokenizer
 
 Prompt = str | Mapping[str, Any]  # text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}
 Message = Mapping[str, Any]
+Priority = int | Sequence[int]  # one for all prompts, or one for each
 Params = SamplingParams | Iterable[SamplingParams] | None  # one for all prompts, or one for each
 
 # How a text becomes ids; with their defaults, which are vLLM's and llama.cpp's.
@@ -30,25 +34,43 @@ _LOG = logging.getLogger(__name__)
 
 
 class Encoded(NamedTuple):
-    """A prompt as ids, and as text where it was given as text."""
+    """A prompt as ids, and as text where it was given as text. The rest is a conversation's, as in ``EncodedConversation``."""
 
     ids: list[int]
     text: str | None
+    reply: ReplyFormat | None = None
+    constraint: dict[str, Any] | None = None
 
 
 class PromptEncoder:
     """What turns the prompts of one model into ids. May be used from several threads.
 
     ``tokenizer`` is None where ``skip_tokenizer_init`` left it out, ``chat_template`` where the model has none. What cannot fit into
-    ``max_model_len`` tokens is refused before it is encoded. The first prompt that does not mean what its author seems to think (it
-    spells control tokens and does not parse them, it begins with two BOS) gets a warning in the log.
+    ``max_model_len`` tokens is refused before it is encoded. ``config`` says how conversations are read. The first prompt that does
+    not mean what its author seems to think (it spells control tokens and does not parse them, it begins with two BOS) gets a warning
+    in the log.
     """
 
     def __init__(
-        self, path: Path, tokenizer: Tokenizer | None, chat_template: ChatTemplate | None, max_model_len: int
+        self,
+        path: Path,
+        tokenizer: Tokenizer | None,
+        chat_template: ChatTemplate | None,
+        max_model_len: int,
+        config: EngineConfig | None = None,
     ) -> None:
+        config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.conversations: ConversationEncoder | None = None
+        if tokenizer is not None and chat_template is not None:
+            self.conversations = ConversationEncoder(
+                chat_template,
+                tokenizer,
+                tool_call_parser=config.tool_call_parser,
+                reasoning_parser=config.reasoning_parser,
+                template_kwargs=config.chat_template_kwargs,
+            )
         self._path = path
         self._max_model_len = max_model_len
         self._warned = False
@@ -59,7 +81,7 @@ class PromptEncoder:
         path = file.path
         if config.skip_tokenizer_init:
             return cls(path, None, None, max_model_len)
-        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), max_model_len)
+        return cls(path, _tokenizer(file), _chat_template(file, config.chat_template), max_model_len, config)
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The ids of a prompt. Raises RequestError or TemplateError that say what is wrong with it."""
@@ -68,8 +90,7 @@ class PromptEncoder:
         if isinstance(prompt, Mapping) and "prompt_token_ids" in prompt:
             return Encoded(token_ids(prompt["prompt_token_ids"]), None)
         if isinstance(prompt, Mapping) and "messages" in prompt:
-            add_special = _flag(prompt, "add_special_tokens", default=False)  # the template has them
-            return Encoded(self._encode_chat(prompt["messages"], _template_options(prompt), add_special), None)
+            return self._encode_chat(Conversation.of(prompt))
         if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str):
             return Encoded(self._encode_text(prompt["prompt"], **_text_options(prompt)), prompt["prompt"])
         expected = 'a text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}'
@@ -84,8 +105,8 @@ class PromptEncoder:
             return self._cut_text(prompt, most)
         if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str) and "prompt_token_ids" not in prompt:
             return self._cut_text(prompt["prompt"], most, **_text_options(prompt))
-        ids, text = self.encode(prompt)
-        return Encoded(ids[:most], text)
+        encoded = self.encode(prompt)
+        return encoded._replace(ids=encoded.ids[:most])
 
     def encode_pair(self, query: str, document: str, most: int | None) -> list[int]:
         """The ids of a query and a document as a ranking model reads them; ``most`` as in ``encode_input``, at the document's cost."""
@@ -135,21 +156,21 @@ class PromptEncoder:
             self._warned = True
             _LOG.warning("%s (said once)", problem)
 
-    def _encode_chat(self, messages: Sequence[Message], options: Mapping[str, Any], add_special: bool) -> list[int]:
+    def _encode_chat(self, conversation: Conversation) -> Encoded:
         tokenizer = self._needed_tokenizer("a conversation")
-        if self.chat_template is None:
+        if self.conversations is None:
             raise RequestError(f"{self._path.name} has no chat template; give one with chat_template", "messages")
+        messages = conversation.messages
         if isinstance(messages, (list, tuple)):
             self._refuse_hopeless(tokenizer, sum(map(_content_length, messages)))
             with suppress(RecursionError):  # nested too deeply, which encode refuses
-                messages = list(map(given_message, messages))
-        ids = self.chat_template.encode(tokenizer, messages, **options)
-        if not add_special:
-            return ids
-        ids = tokenizer.with_special(ids)
-        if not self._warned:
-            self._warn(_two_firsts(tokenizer, ids))
-        return ids
+                conversation = replace(conversation, messages=list(map(given_message, messages)))
+        ids, reply, constraint = self.conversations.encode(conversation)
+        if conversation.add_special_tokens:  # otherwise the template has them
+            ids = tokenizer.with_special(ids)
+            if not self._warned:
+                self._warn(_two_firsts(tokenizer, ids))
+        return Encoded(ids, None, reply, constraint)
 
     def _needed_tokenizer(self, what: str) -> Tokenizer:
         if self.tokenizer is None:
@@ -193,6 +214,24 @@ def paired_lazily(prompts: Iterator[Prompt], params: Params) -> Iterator[tuple[P
         yield prompt, _checked(item)
 
 
+def given_template(given: str | Path | None) -> str | None:
+    """The text of ``EngineConfig.chat_template``, which may be a path. Raises ParameterError where it is not UTF-8."""
+    try:
+        return given.read_text(encoding="utf-8") if isinstance(given, Path) else given
+    except UnicodeDecodeError as error:
+        raise ParameterError(
+            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
+        ) from None
+
+
+def paired_priorities(count: int, priority: Priority) -> list[int]:
+    """A priority for each of ``count`` prompts. Raises ParameterError where the numbers differ, and for one that is no integer."""
+    each = list(priority) if isinstance(priority, Sequence) else [priority] * count
+    if len(each) != count:
+        raise ParameterError("priority", f"{len(each)} items", f"one, or as many as there are prompts ({count})")
+    return [check_priority(item) for item in each]
+
+
 def token_ids(ids: Any) -> list[int]:
     """A list of ids, from a list or an array; 4.0 is 4. Raises RequestError for what is neither."""
     if isinstance(ids, (str, bytes)) or not isinstance(ids, (Sequence, np.ndarray)):
@@ -218,14 +257,8 @@ def _tokenizer(file: GGUFFile) -> Tokenizer:
 
 
 def _chat_template(file: GGUFFile, given: str | Path | None) -> ChatTemplate | None:
-    """The template that was given (a path, or the text itself), else the file's own, else None."""
-    try:
-        source = given.read_text(encoding="utf-8") if isinstance(given, Path) else given
-    except UnicodeDecodeError as error:
-        raise ParameterError(
-            "chat_template", str(given), f"a text in UTF-8; at byte {error.start} it is none"
-        ) from None
-    return ChatTemplate.from_gguf(file, source)
+    """The template that was given, else the file's own, else None."""
+    return ChatTemplate.from_gguf(file, given_template(given))
 
 
 def _text_options(prompt: Mapping[str, Any]) -> dict[str, bool]:
@@ -261,13 +294,6 @@ def _taken_as_text(tokenizer: Tokenizer, text: str) -> str:
     if start == 0 and tokenizer.begins_twice(tokenizer.encode(spelled, parse_special=True)):
         remedy += " and add_special_tokens to false"
     return f"a prompt spells the control token {spelled!r}, which is taken as text: {remedy}"
-
-
-def _template_options(prompt: Mapping[str, Any]) -> Mapping[str, Any]:
-    options = prompt.get("chat_template_kwargs") or {}
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise RequestError(f"chat_template_kwargs: got {options!r:.60}, must be an object", "chat_template_kwargs")
-    return options
 
 
 def _content_length(message: Any) -> int:

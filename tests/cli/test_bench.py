@@ -53,7 +53,30 @@ def test_latency(shoal: Shoal, tiny: Path, tmp_path: Path, device: str) -> None:
     assert found["avg_latency"] == pytest.approx(sum(found["latencies"]) / 4)
 
 
-@pytest.mark.parametrize("command", [bench.commands["throughput"], bench.commands["latency"], perplexity])
+def test_mixed(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    """With a target the same is measured without one first."""
+    sizes = {
+        "batch-size": 2,
+        "input-len": 5,
+        "output-len": 9,
+        "num-prefills": 3,
+        "prefill-len": 40,
+        "prefill-interval": 0,
+    }
+    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    more = ["--device", "reference", "--target-step-ms", "20", "--output-json", "out.json"]
+    done = shoal("bench", "mixed", tiny, *flags, *more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (
+        [line.split(":")[0] for line in done.stdout.splitlines()] == list(found) == ["without a target", "target 20 ms"]
+    )
+    assert all(list(result["inter_token_latency"]) == ["50", "90", "99"] for result in found.values())
+
+
+@pytest.mark.parametrize(
+    "command", [bench.commands["throughput"], bench.commands["latency"], bench.commands["mixed"], perplexity]
+)
 def test_what_repeats_prompts_has_no_prefix_cache_unless_asked(command: click.Command) -> None:
     (flag,) = (option for option in command.params if option.name == "enable_prefix_caching")
     assert flag.get_default(click.Context(command)) is False

@@ -42,7 +42,24 @@ def test_json_holds_all_facts(shoal: Shoal, model: Path) -> None:
     ends = {end["id"]: end["source"] for end in tokenizer["end_of_generation"]}
     assert ends[END_ID] == "tokenizer.ggml.eos_token_id"
     assert found["chat_template"]["present"]
+    assert (found["chat_template"]["tool_call_parser"], found["chat_template"]["reasoning_parser"]) == (
+        "hermes",
+        "none",
+    )
     assert found["backend"].startswith("reference")
+
+
+def test_how_answers_are_read_follows_the_template_and_the_flags(shoal: Shoal, model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "chat.jinja"
+    template.write_text("[TOOL_CALLS] <think></think>")
+    for flags, expected in (
+        (("--chat-template", template), ("mistral", "think")),
+        (("--tool-call-parser", "pythonic", "--reasoning-parser", "granite"), ("pythonic", "granite")),
+        (("--tool-call-parser", "none"), ("none", "none")),
+    ):
+        found = facts(shoal, model, *FLAGS, *flags)["chat_template"]
+        assert (found["tool_call_parser"], found["reasoning_parser"]) == expected
+    assert "tool_call_parser  hermes" in shoal("inspect", model, *FLAGS).stdout
 
 
 def test_the_memory_plan_is_the_one_that_an_engine_makes(shoal: Shoal, model: Path) -> None:
@@ -77,6 +94,7 @@ def test_an_unsupported_model_says_why(shoal: Shoal, tmp_path: Path) -> None:
     assert found["hyper_parameters"] == {"block_count": 3}
     assert "error" in found["tokenizer"]
     assert found["chat_template"]["present"] is False
+    assert found["chat_template"]["tool_call_parser"] == "none"
     done = shoal("inspect", path, *FLAGS)
     assert "supported      no: general.architecture: 'mamba'" in done.stdout
     assert "not usable" in done.stdout

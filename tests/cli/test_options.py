@@ -60,30 +60,54 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "max_num_batched_tokens": "256",
         "kv_cache_memory": "1GiB",
         "kv_cache_dtype": "f32",
+        "target_step_ms": "50",
         "threads": "2",
         "device": "reference",
         "seed": "-7",
         "pooling_type": "mean",
         "chat_template": str(template),
+        "chat_template_kwargs": '{"enable_thinking": false}',
+        "tool_call_parser": "mistral",
+        "reasoning_parser": "none",
     }
     arguments = [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", value)]
-    arguments.append("--no-enable-prefix-caching")
+    arguments += ["--no-enable-prefix-caching", "--preempt-for-priority"]
     assert config(*arguments) == EngineConfig(
         max_model_len=2048,
         max_num_seqs=8,
         max_num_batched_tokens=256,
         kv_cache_memory=2**30,
         kv_cache_dtype="f32",
+        target_step_ms=50,
         threads=2,
         device="reference",
         seed=-7,
         pooling_type="mean",
         chat_template=template,
+        chat_template_kwargs={"enable_thinking": False},
+        tool_call_parser="mistral",
+        reasoning_parser="none",
         enable_prefix_caching=False,
+        preempt_for_priority=True,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching"}
+    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
     assert offered - {"model_argument", "model_flag"} <= {field.name for field in fields(EngineConfig)}
+
+
+@pytest.mark.parametrize("value", ["{", "[1]", "5", ""])
+def test_template_arguments_must_be_an_object(value: str) -> None:
+    result = run(probe, "--chat-template-kwargs", value)
+    assert result.exit_code == 2
+    assert "JSON" in result.output
+
+
+def test_parsers_have_vllms_names_too() -> None:
+    assert config("--reasoning-parser", "deepseek_r1").reasoning_parser == "think"
+    assert config("--tool-call-parser", "openai").tool_call_parser == "harmony"
+    for flag in ("--reasoning-parser", "--tool-call-parser"):
+        with pytest.raises(ParameterError, match=r"_parser: got 'nobody', must be one of .*none"):
+            run(probe, flag, "nobody")
 
 
 def test_a_benchmark_has_a_prefix_cache_only_when_asked() -> None:

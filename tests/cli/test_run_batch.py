@@ -116,7 +116,7 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
         chat("good", "Hello", max_tokens=3),
         chat("too long", "x" * 300),
         chat("no messages", "x", messages=[]),
-        completion("not yet", "x", n=3),
+        completion("too many", "x", n=17),
         completion("nan", "x", temperature=float("nan")),
         completion("vocabulary", [5, 100_000]),
         chat("other model", "x", model="gpt-4o"),
@@ -143,7 +143,7 @@ def test_bad_rows_go_to_the_error_file_and_harm_nobody(batch: Shoal, tmp_path: P
         1: (None, 400, None),
         3: ("too long", 400, "messages"),
         4: ("no messages", 400, "messages"),
-        5: ("not yet", 400, "n"),
+        5: ("too many", 400, "n"),
         6: ("nan", 400, "temperature"),
         7: ("vocabulary", 400, "prompt"),
         8: ("other model", 404, "model"),
@@ -192,7 +192,7 @@ def test_one_file_may_take_results_and_failures(batch: Shoal, tmp_path: Path) ->
 
 
 def test_strict_refuses_the_whole_file_before_anything_is_run(batch: Shoal, tmp_path: Path) -> None:
-    source = write(tmp_path / "in.jsonl", completion("a", "x", max_tokens=1), "bad", completion("b", "x", n=2))
+    source = write(tmp_path / "in.jsonl", completion("a", "x", max_tokens=1), "bad", completion("b", "x", n=17))
     done = batch(source, "out.jsonl", "--strict")
     assert done.returncode == 2
     assert (

@@ -16,7 +16,7 @@ from shoal.engine.engine import Request
 from shoal.engine.sequence import Metrics, Sequence
 from shoal.errors import ConstraintError
 from shoal.params import SamplingParams
-from tests.engine.toy import NAN_TOKEN, VOCAB, Result, drain, mixed_requests, run, solo, tokens, toy_engine
+from tests.engine.toy import VOCAB, mixed_requests, run, solo, tokens, toy_engine
 
 END = 2
 WORDS = -(-VOCAB // 32)
@@ -63,7 +63,7 @@ def bits_of(row: Mask) -> set[int]:
     return set(np.flatnonzero(np.unpackbits(row.astype("<u4").view(np.uint8), bitorder="little")).tolist())
 
 
-def constrained(name: str, constraint: Constraint, *, after: tuple[int, ...] = (), **fields: Any) -> Request:
+def constrained(name: str, constraint: Constraint, **fields: Any) -> Request:
     params = SamplingParams(**{"temperature": 1.0, "max_tokens": 12, **fields})
     return Request(
         name,
@@ -72,7 +72,6 @@ def constrained(name: str, constraint: Constraint, *, after: tuple[int, ...] = (
         eos_ids=frozenset((END,)),
         seed=hash(name) % 1000,
         constraint=constraint,
-        constraint_after=after or None,
     )
 
 
@@ -194,7 +193,7 @@ def test_it_moves_on_only_with_accepted_tokens() -> None:
     steps = Steps(((10, 11), (12, 13), (14, 15)))
     engine = toy_engine()
     engine.add(constrained("r", steps))
-    (seq,) = engine._sequences.values()
+    ((seq,),) = engine._sequences.values()
     assert engine._compute is not None
     sampler = engine._compute[1]
     original, failures = sampler.sample, iter((True, False, True, False, False))
@@ -279,40 +278,7 @@ def test_a_mask_that_takes_too_long_holds_nobody_up_for_long(monkeypatch: pytest
         engine.close()
 
 
-# --- thinking
-
-
-def test_it_sleeps_until_the_mark_and_the_output_may_not_end_before() -> None:
-    mark = (30, 31)
-    engine = toy_engine()
-    steps = Steps(((10,), (11,)))
-    engine.add(constrained("r", steps, after=mark, max_tokens=20))
-    (seq,) = engine._sequences.values()
-    assert seq.must_not_stop
-    assert seq.asleep
-    for token in (30, 30, 31):  # the toy says what it likes: these are given by hand
-        seq.token_ids.append(token)
-        assert not seq.follow(token)
-    assert not seq.asleep
-    assert not seq.must_not_stop
-    results: dict[str, Result] = {}
-    drain(engine, results)
-    assert tokens(results) == {"r": [10, 11]}
-
-
-def test_the_mark_in_the_prompt_does_not_wake_it() -> None:
-    seq = sequence(Steps(((10,),)), after=(7, 8))
-    seq.token_ids.append(8)  # the prompt ends with 7
-    seq.follow(8)
-    assert seq.asleep
-
-
-def test_rows_that_sleep_have_no_mask_but_no_end_token_either() -> None:
-    engine = toy_engine()
-    request = constrained("r", Steps(((10,),)), after=(99,), max_tokens=200, stop_token_ids=[NAN_TOKEN])
-    result = run(engine, [request])["r"]
-    assert result.end == ("length", None)
-    assert not {END, NAN_TOKEN}.intersection(result.token_ids)
+# --- threads
 
 
 def mask_threads() -> list[threading.Thread]:

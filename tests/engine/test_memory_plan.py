@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.engine import memory_plan
-from shoal.engine.memory_plan import MemoryPlan, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.machine_limits import MemoryRoom
 from shoal.models.config import ModelConfig
@@ -85,6 +85,21 @@ def test_more_than_there_is_is_refused_and_more_than_is_of_use_not_taken(room: S
     room.available = 4096
     with pytest.raises(MemoryLimitError, match="131072 bytes are needed, 4096 bytes of memory are available"):
         plan(config)
+
+
+def test_what_is_owned_already_counts_as_far_as_it_is_filled_and_can_always_be_had_again(
+    room: SimpleNamespace,
+) -> None:
+    room.available = 100 * PAGE_BYTES
+    owned = OwnedMemory(total=200 * PAGE_BYTES, filled=20 * PAGE_BYTES)
+
+    def pages(count: int) -> int:
+        config = EngineConfig(max_num_seqs=2, kv_cache_memory=count * PAGE_BYTES)
+        return plan_memory(MODEL, 1000, config, ToyBackend(), owned).num_pages[0]
+
+    assert [pages(count) for count in (50, 120, 200)] == [50, 120, 200]
+    with pytest.raises(MemoryLimitError, match=f"{201 * PAGE_BYTES} bytes are needed, {120 * PAGE_BYTES} bytes of"):
+        pages(201)
 
 
 # --- windows: a page of the layers below takes PAGE_BYTES each

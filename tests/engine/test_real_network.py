@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Iterator
+from collections.abc import Sequence as Row
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shoal.engine.engine import Engine, Request
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.base import Backend, StepInput
+from shoal.kernels.base import AttentionShape, Backend, KVGroup, StepInput
 from shoal.kernels.load import load_backend
 from shoal.kernels.reference import ReferenceBackend
 from shoal.models.weights import Encoder, Model, load_model
 from shoal.params import EngineConfig, SamplingParams
 from tests.engine.faulty import faulty
 from tests.engine.random_network import HEADS, KV_HEADS, LAYERS, NAN_TOKEN, VOCAB, WIDTH, write_network
-from tests.engine.toy import Result, run, tokens
+from tests.engine.toy import Result, collect, drain, run, samples, tokens
 
 PAGE_BYTES = LAYERS * 2 * KV_HEADS * (WIDTH // HEADS) * 2 * 16
 
@@ -143,6 +146,54 @@ def test_nan_harms_neither_neighbours_nor_those_who_get_its_pages(
             for request in bad:
                 assert "NaN" in results.pop(request.request_id).error
             assert ends(results) == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "q8_0"])
+def test_samples_go_on_from_copies_of_the_last_page(
+    tmp_path: Path, backend: Backend, architecture: str, dtype: str
+) -> None:
+    with GGUFFile.open(write_network(tmp_path / "net.gguf", architecture)) as file:
+        model = load_model(file, backend)
+    many = [
+        replace(r, params=replace(r.params, n=3, temperature=0.9)) for r in requests() if len(r.prompt_token_ids) > 2
+    ]
+    clean = engine(model, backend, dtype=dtype)
+    alone = {one.request_id: tokens(run(clean, [one]))[one.request_id] for r in many for one in samples(r)}
+    assert tokens(run(engine(model, backend, dtype=dtype, budget=40), many)) == alone
+
+
+def test_other_sizes_change_no_token_and_take_their_memory_after_the_old_went(
+    tmp_path: Path, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with GGUFFile.open(write_network(tmp_path / "net.gguf", "gemma2")) as file:
+        model = load_model(file, backend)
+    clean = engine(model, backend)
+    alone = {request.request_id: tokens(run(clean, [request]))[request.request_id] for request in requests()}
+    arrays: list[weakref.ref[np.ndarray]] = []
+    kv_cache = backend.kv_cache
+
+    def watched(groups: Row[KVGroup], shape: AttentionShape, dtype: str) -> Any:
+        assert all(array() is None for array in arrays), "the old memory is still there"
+        cache = kv_cache(groups, shape, dtype)
+        kept = [cache.k] if isinstance(cache.k, np.ndarray) else cache.k.values()
+        arrays.extend(weakref.ref(array) for array in kept)
+        return cache
+
+    monkeypatch.setattr(backend, "kv_cache", watched)
+    one = engine(model, backend, pages=30)
+    results: dict[str, Result] = {}
+    for request in requests():
+        one.add(request)
+    for pages, seqs, budget in ((60, 8, 64), (12, 2, 20), (30, 5, 7)):
+        for _ in range(4):
+            collect(one.step(), results)
+        one.resize(
+            replace(one.config, kv_cache_memory=pages * PAGE_BYTES, max_num_seqs=seqs, max_num_batched_tokens=budget)
+        )
+    drain(one, results)
+    assert tokens(results) == alone
+    assert one.stats().preemptions > 0
 
 
 def test_a_fault_harms_no_neighbour(tmp_path: Path, backend: Backend) -> None:

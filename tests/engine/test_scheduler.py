@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shoal.engine.kv_group import PageGroup, PageUse
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
 from shoal.engine.sequence import Output, Request, Status, TokenLogprobs
@@ -31,13 +32,17 @@ def make(
     longest: int = 100,
     windowed: Sequence[tuple[int, int]] = (),
     prefix_caching: bool = False,
+    preempt_for_priority: bool = False,
+    pacer: StepPacer | None = None,
 ) -> Scheduler:
     """``pages`` without a window; ``windowed``: window and pages of further groups."""
-    limits = SchedulerLimits(max_model_len=longest, max_num_seqs=seqs, max_num_batched_tokens=budget)
-    groups = [
-        PageGroup(PagePool(count), PageUse(page_size, budget, window)) for window, count in ((0, pages), *windowed)
-    ]
-    return Scheduler(groups, limits, prefix_caching=prefix_caching)
+    limits = SchedulerLimits(longest, seqs, budget, preempt_for_priority)
+    groups = page_groups(page_size, budget, [(0, pages), *windowed])
+    return Scheduler(groups, limits, prefix_caching=prefix_caching, pacer=pacer)
+
+
+def page_groups(page_size: int, budget: int, windowed: Sequence[tuple[int, int]]) -> list[PageGroup]:
+    return [PageGroup(PagePool(count), PageUse(page_size, budget, window)) for window, count in windowed]
 
 
 def request(
@@ -91,6 +96,16 @@ def test_rows_that_decode_come_before_a_prompt() -> None:
         batch, outputs = step(scheduler)
         assert shares(batch)[:2] == [("a", 1), ("b", 1)]
         assert [output.request_id for output in outputs][:2] == ["a", "b"]
+
+
+def test_a_pace_is_for_all_prompts_of_a_step_together_and_only_beside_those_that_decode() -> None:
+    scheduler = make(budget=40, pacer=FixedPacer(12))
+    scheduler.add(request("a", 20, 50), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 20)]
+    for name in "bcd":
+        scheduler.add(request(name, 9, 50), 0.0)
+    assert shares(step(scheduler)[0]) == [("a", 1), ("b", 9), ("c", 5)]
+    assert shares(step(scheduler)[0]) == [("a", 1), ("b", 1), ("c", 4), ("d", 9)]
 
 
 def test_more_sequences_than_rows_never_stand_still() -> None:
@@ -605,6 +620,23 @@ def test_pages_that_a_window_has_passed_are_kept_as_well() -> None:
     assert finish(scheduler, prompt("b", [*range(20), *range(200, 230)]))[0].metrics.num_cached == 20
 
 
+class FixedPacer(StepPacer):
+    """Always as many rows."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(1.0)
+        self._rows = rows
+
+    @property
+    def further_rows(self) -> int:
+        return self._rows
+
+
+def name_of(one: Running | Output) -> str:
+    request_id = one.request_id if isinstance(one, Output) else one.request.request_id
+    return f"{request_id}/{one.sample}"
+
+
 def slot(group: int, seq: Running, position: int) -> int:
     """Where a position lies, with pages of 2."""
     return seq.pages[group][position // 2] * 2 + position % 2
@@ -615,7 +647,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     ``slots`` are the memory of each KV group: what was last stored where. What a step sees must still be there: rows of the sequence
     itself, or with a prefix cache of any sequence that had the same tokens up to there. A row of a sequence that is ``struck`` is
-    bad, as are those after it, that see it; no other sequence ever sees a bad one.
+    bad, as are those after it, that see it; no other sequence ever sees a bad one. A request may have several samples: names are
+    those of samples.
     """
 
     @initialize(
@@ -624,8 +657,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.integers(1, 12),
         windowed=st.lists(st.tuples(st.integers(1, 12), st.integers(3, 15)), max_size=2),
         prefix_caching=st.booleans(),
+        preempt_for_priority=st.booleans(),
+        further_rows=st.one_of(st.none(), st.integers(1, 8)),
     )
-    def start(self, pages: int, seqs: int, budget: int, windowed: list[tuple[int, int]], prefix_caching: bool) -> None:
+    def start(
+        self,
+        pages: int,
+        seqs: int,
+        budget: int,
+        windowed: list[tuple[int, int]],
+        prefix_caching: bool,
+        preempt_for_priority: bool,
+        further_rows: int | None,
+    ) -> None:
         self.scheduler = make(
             pages=pages,
             page_size=2,
@@ -634,8 +678,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             longest=30,
             windowed=windowed,
             prefix_caching=prefix_caching,
+            preempt_for_priority=preempt_for_priority,
+            pacer=None if further_rows is None else FixedPacer(further_rows),
         )
         self.prefix_caching = prefix_caching
+        self.further_rows = further_rows
         self.stepped: list[
             list[list[int]]
         ] = []  # page lists that a step was committed with: new ones at each admission
@@ -643,63 +690,93 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.struck: set[str] = set()
         self.bad_rows: set[tuple[str, int]] = set()
         self.alive: dict[str, Running] = {}
-        self.admitted: list[str] = []
         self.wanted: dict[str, int] = {}
         self.produced: dict[str, int] = {}
         self.count = 0
 
     @rule(
         prompt=st.integers(1, 20),
-        fork=st.integers(0, 20),
+        alike=st.integers(0, 20),
         kind=st.integers(0, 2),
         tokens=st.one_of(st.none(), st.integers(1, 12)),
         wanted=st.sampled_from(
             [{}, {"want_logits": True}, {"prompt_logprobs": 0}, {"prompt_logprobs": 0, "max_tokens": 0}]
         ),
+        n=st.sampled_from([1, 1, 2, 4]),
+        priority=st.sampled_from([0, 0, 1]),
     )
-    def add(self, prompt: int, fork: int, kind: int, tokens: int | None, wanted: dict[str, Any]) -> None:
-        """All prompts begin alike, up to the ``fork``."""
-        name = f"{self.count:04}"
-        ids = tuple(i if i < fork else 100 * kind + i for i in range(prompt))
-        one = replace(request(name, prompt, **{"max_tokens": tokens, **wanted}), prompt_token_ids=ids)
+    def add(
+        self,
+        prompt: int,
+        alike: int,
+        kind: int,
+        tokens: int | None,
+        wanted: dict[str, Any],
+        n: int,
+        priority: int,
+    ) -> None:
+        """All prompts begin with tokens that are ``alike``."""
+        ids = tuple(i if i < alike else 100 * kind + i for i in range(prompt))
+        one = request(f"{self.count:04}", prompt, **{"max_tokens": tokens, **wanted})
+        params = replace(one.params, n=1 if "want_logits" in wanted else n)
         try:
-            seq = self.scheduler.add(one, 0.0)
+            seq = self.scheduler.add(replace(one, params=params, prompt_token_ids=ids, priority=priority), 0.0)
         except RequestError:
             return
         self.count += 1
-        self.alive[name] = seq
-        self.wanted[name] = prompt if "want_logits" in wanted else seq.max_len - prompt
+        for sample in (seq, *seq.siblings):
+            self.alive[name_of(sample)] = sample
+            self.wanted[name_of(sample)] = prompt if "want_logits" in wanted else seq.max_len - prompt
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.alive)))
-        output = self.scheduler.abort(self.alive.pop(name), 0.0)
-        assert (output.request_id, output.finish_reason) == (name, "abort")
+        """One of those that wait for another to compute their prompt is left to that one."""
+        name = data.draw(st.sampled_from([name for name, seq in self.alive.items() if seq.status is not Status.HELD]))
+        outputs = self.scheduler.abort(self.alive[name], 0.0)
+        assert name_of(outputs[0]) == name
+        assert {output.finish_reason for output in outputs} == {"abort"}
+        self.forget(outputs)
+
+    def forget(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            assert self.alive.pop(name_of(output)).status is Status.FINISHED
+
+    @rule(pages=st.integers(3, 15), seqs=st.integers(1, 6), budget=st.integers(1, 12), data=st.data())
+    def resize(self, pages: int, seqs: int, budget: int, data: st.DataObject) -> None:
+        limits = replace(self.scheduler.limits, max_num_seqs=seqs, max_num_batched_tokens=budget)
+        windows = [group.use.window for group in self.scheduler.groups[1:]]
+        windowed = [(window, data.draw(st.integers(3, 15))) for window in windows]
+        self.scheduler.preempt_all()
+        self.slots = [{} for _ in self.scheduler.groups]
+        outputs = self.scheduler.resize(page_groups(2, budget, [(0, pages), *windowed]), limits, 0.0)
+        assert {output.finish_reason for output in outputs} <= {"error", "length"}
+        self.forget(outputs)
+        for name, seq in self.alive.items():
+            assert all(sibling.max_len == seq.max_len for sibling in seq.siblings)
+            if not seq.request.want_logits:
+                self.wanted[name] = seq.max_len - seq.num_prompt
 
     @precondition(lambda self: self.alive)
     @rule()
     def drop_a_step(self) -> None:
-        self.note_admissions(self.scheduler.schedule())
+        self.schedule()
 
     @precondition(lambda self: self.alive)
     @rule()
     def fail_a_step(self) -> None:
-        batch = self.scheduler.schedule()
-        self.note_admissions(batch)
-        for output in self.scheduler.fail(batch, "broken", 0.0):
-            del self.alive[output.request_id]
+        self.forget(self.scheduler.fail(self.schedule(), "broken", 0.0))
 
     @precondition(lambda self: self.alive)
     @rule()
     def step(self) -> None:
-        self.run(self.scheduler.schedule())
+        self.run(self.schedule())
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
     def strike(self, data: st.DataObject) -> None:
         """A step in which the rows of one sequence go wrong, and those of no other."""
-        batch = self.scheduler.schedule()
+        batch = self.schedule()
         victim = data.draw(st.sampled_from(batch.sequences))
         self.struck.add(victim.request.request_id)
         self.run(batch, victim)
@@ -708,63 +785,68 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def compute_half_of_a_step(self) -> None:
         """A step that fails as a whole, and so does its second half."""
-        batch = self.scheduler.schedule()
-        self.note_admissions(batch)
+        batch = self.schedule()
         self.store(batch, None)
         first, second = batch.halves()
         for output in self.scheduler.commit(first, self.result(first), 0.0):
             self.note(output)
-        for output in self.scheduler.fail(second, "broken", 0.0):
-            del self.alive[output.request_id]
+        self.forget(self.scheduler.fail(second, "broken", 0.0))
+
+    def schedule(self) -> StepBatch:
+        """The next step; whoever it begins with comes before all who wait."""
+        before = set(self.scheduler.running)
+        batch = self.scheduler.schedule()
+        begun = [seq.order for seq in self.scheduler.running if seq not in before]
+        waiting = [seq.order for seq in self.scheduler.waiting]
+        assert not begun or not waiting or max(begun) < min(waiting)
+        return batch
 
     def run(self, batch: StepBatch, victim: Running | None = None) -> None:
-        self.note_admissions(batch)
         self.hold_the_shape_of(batch)
         self.store(batch, victim)
         self.hold_what_is_seen(batch)
         self.stepped += [seq.pages for seq in batch.sequences]
         for output in self.scheduler.commit(batch, self.result(batch), 0.0):
             self.note(output)
+        self.stepped += [seq.pages for seq in batch.sampling]  # of new samples too
 
     def result(self, batch: StepBatch) -> StepResult:
         """As pretended, but for NaN wherever a row is bad."""
         result = pretend(batch)
         for index, seq in enumerate(batch.sampling):
-            if (seq.request.request_id, seq.num_tokens - 1) in self.bad_rows:
+            if (self.computing(seq), seq.num_tokens - 1) in self.bad_rows:
                 result.tokens[index] = -1
         result.prompt_logprobs = [
             [
-                place._replace(logprob=nan) if (seq.request.request_id, place.token_id) in self.bad_rows else place
+                place._replace(logprob=nan) if (name_of(seq), place.token_id) in self.bad_rows else place
                 for place in found
             ]
             for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True)
         ]
         for seq, rows in zip(batch.scoring, result.logits, strict=True):
-            rows[[(seq.request.request_id, position) in self.bad_rows for position in seq.unscored]] = nan
+            rows[[(name_of(seq), position) in self.bad_rows for position in seq.unscored]] = nan
         return result
 
+    def computing(self, seq: Running) -> str:
+        """Which sample's row a sequence samples from."""
+        return f"{seq.request.request_id}/0" if seq.status is Status.HELD else name_of(seq)
+
     def note(self, output: Output) -> None:
-        name = output.request_id
+        name = name_of(output)
         if output.finish_reason == "error":
-            assert name in self.struck
+            assert output.request_id in self.struck
             del self.alive[name]
             return
         first = name not in self.produced
         self.produced[name] = self.produced.get(name, 0) + len(output.new_token_ids) + num_logits(output)
         seq = self.alive[name]
-        if first and seq.request.params.prompt_logprobs is not None:
+        if first and seq.sample == 0 and seq.request.params.prompt_logprobs is not None:
             assert [token.token_id for token in output.prompt_logprobs or ()] == list(range(seq.num_prompt - 1))
         else:
             assert output.prompt_logprobs is None
         if output.finished:
             assert self.produced[name] == self.wanted[name]
             assert self.alive.pop(name).status is Status.FINISHED
-
-    def note_admissions(self, batch: StepBatch) -> None:
-        """Those never seen before come in the order in which they were added."""
-        new = [seq.request.request_id for seq in batch.sequences if seq.request.request_id not in self.admitted]
-        self.admitted += new
-        assert self.admitted == sorted(self.admitted)
 
     def hold_the_shape_of(self, batch: StepBatch) -> None:
         limits = self.scheduler.limits
@@ -781,15 +863,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         stepped = [any(seq.pages is pages for pages in self.stepped) for seq in self.scheduler.running]
         decoding = [before and count == 1 for before, count in zip(stepped, lacks, strict=True)]
         assert decoding == sorted(decoding, reverse=True), "a prompt comes before a sequence that decodes"
+        if any(decoding) and self.further_rows is not None:
+            assert batch.num_rows - len(batch.sequences) <= self.further_rows
 
     def store(self, batch: StepBatch, victim: Running | None) -> None:
         """Store the rows of a step; those of the victim are bad, and those that see a bad one."""
         self.bad_rows.clear()
+        for copy in self.scheduler.copies:
+            for offset in range(2):
+                kept = self.slots[copy.group].get(2 * copy.source + offset)
+                self.slots[copy.group][2 * copy.target + offset] = kept
+        self.scheduler.copies = []
         for seq in batch.sequences:
             for position in range(seq.num_computed, seq.num_computed + seq.num_scheduled):
                 bad = seq is victim or self.sees_bad(seq, position)
                 if bad:
-                    self.bad_rows.add((seq.request.request_id, position))
+                    self.bad_rows.add((name_of(seq), position))
                 for index, slots in enumerate(self.slots):
                     slots[slot(index, seq, position)] = self.bad(seq, position) if bad else self.good(seq, position)
 
@@ -815,17 +904,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def good(self, seq: Running, position: int) -> Hashable:
         """What belongs into a slot: with a prefix cache anything computed from the same tokens."""
-        return tuple(seq.token_ids[: position + 1]) if self.prefix_caching else (seq.request.request_id, position)
+        return tuple(seq.token_ids[: position + 1]) if self.prefix_caching else (self.writer(seq, position), position)
 
     def bad(self, seq: Running, position: int) -> Hashable:
-        return "bad", seq.request.request_id, position
+        return "bad", self.writer(seq, position), position
+
+    def writer(self, seq: Running, position: int) -> str:
+        """The prompt is the same for all samples, whichever has computed it."""
+        return seq.request.request_id if position < seq.num_prompt else name_of(seq)
 
     @invariant()
     def everything_fits_together(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check()
             held = {id(seq) for seq in (*self.scheduler.running, *self.scheduler.waiting)}
-            assert held == {id(seq) for seq in self.alive.values()}
+            assert held == {id(seq) for seq in self.alive.values() if seq.status is not Status.HELD}
 
     def teardown(self) -> None:
         if hasattr(self, "scheduler"):

@@ -82,6 +82,11 @@ class ToyBackend:
             caches.append(ToyCache(window, np.full((group.pages * PAGE_SIZE, 2), -1, np.int32)))
         return caches
 
+    def copy_pages(self, cache: list[ToyCache], group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        slots = cache[group].slots
+        for source, target in pairs:
+            slots[target * PAGE_SIZE :][:PAGE_SIZE] = slots[source * PAGE_SIZE :][:PAGE_SIZE]
+
     def bind(
         self, layers: Layers, head: Head, cache: list[ToyCache], limits: StepLimits, states: Head | None = None
     ) -> ToyNetwork:
@@ -207,6 +212,8 @@ def toy_engine(
     longest: int = 512,
     windows: tuple[int, ...] = (0,),
     prefix_caching: bool = True,
+    preempt_for_priority: bool = False,
+    target_step_ms: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
 ) -> Engine:
     """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step."""
@@ -216,6 +223,8 @@ def toy_engine(
         max_num_batched_tokens=budget,
         kv_cache_memory=pages * PAGE_BYTES,
         enable_prefix_caching=prefix_caching,
+        preempt_for_priority=preempt_for_priority,
+        target_step_ms=target_step_ms,
     )
     backend = backend or ToyBackend(windows=windows)
     return Engine(toy_model(windows=windows), backend, config, clock=clock, check_every_step=True)
@@ -265,9 +274,10 @@ class Result:
 
 
 def collect(outputs: Iterable[Output], results: dict[str, Result]) -> None:
-    """Add the outputs of a step to what each request has so far."""
+    """Add the outputs of a step to what each request has so far; further samples of "name" are called "name/1" and so on."""
     for output in outputs:
-        result = results.setdefault(output.request_id, Result())
+        name = output.request_id + (f"/{output.sample}" if output.sample else "")
+        result = results.setdefault(name, Result())
         assert result.last is None or not result.last.finished, "an output after the last one"
         result.token_ids += output.new_token_ids
         result.last = output
@@ -296,7 +306,18 @@ def tokens(results: dict[str, Result]) -> dict[str, list[int]]:
     return {name: result.token_ids for name, result in results.items()}
 
 
+def samples(request: Request) -> list[Request]:
+    """A request for each of the samples."""
+    params = replace(request.params, n=1)
+    names = [request.request_id, *(f"{request.request_id}/{index}" for index in range(1, request.params.n))]
+    return [
+        replace(request, request_id=name, params=params, sample=request.sample + index)
+        for index, name in enumerate(names)
+    ]
+
+
 def solo(requests: Iterable[Request], windows: tuple[int, ...] = (0,)) -> dict[str, list[int]]:
-    """The tokens of each request run alone, whatever its id, and computed from its beginning."""
+    """The tokens of each sample of each request run alone, whatever its id, and computed from its beginning."""
     engine = toy_engine(windows=windows, prefix_caching=False)
-    return {request.request_id: tokens(run(engine, [replace(request)]))[request.request_id] for request in requests}
+    alone = [one for request in requests for one in samples(request)]
+    return {request.request_id: tokens(run(engine, [request]))[request.request_id] for request in alone}

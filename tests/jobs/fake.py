@@ -18,7 +18,7 @@ class _Tokenizer:
 
 class FakeLLM:
     """``on_step`` is called at the start of each step. A prompt that starts with "long" is refused, "broken" fails, "slow" takes too
-    long if there is a limit. ``broken`` is what the engine says of itself.
+    long if there is a limit, the last of its samples. ``broken`` is what the engine says of itself.
 
     Unless ``remember``, ``submitted`` (prompt to parameters) stays empty.
     """
@@ -41,6 +41,7 @@ class FakeLLM:
         self._remember = remember
         self._left: dict[str, tuple[str, int]] = {}
         self._late: set[str] = set()
+        self._samples: dict[str, int] = {}
         self._running = 0  # of those in the last step, how many go on
 
     @property
@@ -54,7 +55,9 @@ class FakeLLM:
             stats=lambda: SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
         )
 
-    def submit(self, prompt: Any, params: SamplingParams, *, request_id: str, timeout: float | None) -> str:
+    def submit(
+        self, prompt: Any, params: SamplingParams, *, request_id: str, priority: int, timeout: float | None
+    ) -> str:
         text = prompt if isinstance(prompt, str) else prompt["messages"][-1]["content"]
         if text.startswith("long"):
             raise RequestError("the prompt has 9 tokens; max_model_len is 8", "prompt_token_ids")
@@ -63,6 +66,7 @@ class FakeLLM:
         late = timeout is not None and text.startswith("slow")
         self._left[request_id] = (text, 1 if late or text.startswith("broken") else params.max_tokens or 1)
         self._late |= {request_id} if late else set()
+        self._samples[request_id] = params.n
         self.most_running = max(self.most_running, len(self._left))
         return request_id
 
@@ -85,5 +89,9 @@ class FakeLLM:
             return RequestOutput.failed(request_id, text, "NaN logits")
         ended = "timeout" if request_id in self._late else "length"
         reason = None if left > 0 else ended
-        answer = CompletionOutput(0, text.upper(), list(text.encode()), finish_reason=reason)
-        return RequestOutput(request_id, text, [1, 2, 3], [answer], finished=reason is not None)
+        answers = [
+            CompletionOutput(index, text.upper(), list(text.encode()), finish_reason=reason and "length")
+            for index in range(self._samples[request_id])
+        ]
+        answers[-1].finish_reason = reason
+        return RequestOutput(request_id, text, [1, 2, 3], answers, finished=reason is not None)

@@ -107,10 +107,9 @@ def test_log_probabilities_of_the_prompt(fields: dict[str, Any], prompt_logprobs
     assert (call.echo, call.prompt_logprobs) == (fields.get("echo", False), shown)
 
 
-def test_a_chat_has_log_probabilities_of_the_prompt_and_no_echo() -> None:
+def test_a_chat_has_log_probabilities_of_the_prompt() -> None:
     call = chat(prompt_logprobs=4)
     assert (call.params.prompt_logprobs, call.prompt_logprobs) == (4, True)
-    assert refused(parse_chat, {"messages": USER, "echo": True}).param == "echo"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +288,32 @@ def test_the_body_of_a_completion() -> None:
     body = as_json(completion(), output(finish_reason="length"))
     assert (body["id"], body["object"]) == ("cmpl-x", "text_completion")
     assert body["choices"] == [{"index": 0, "text": "He\u20ac", "logprobs": None, "finish_reason": "length"}]
+
+
+@pytest.mark.parametrize("call", [chat(n=3), completion(n=3)])
+def test_all_samples_are_choices_and_count(call: Call) -> None:
+    assert call.params.n == 3
+    out = output()
+    out.outputs += [CompletionOutput(index, f"text {index}", [4, 5], finish_reason="length") for index in (1, 2)]
+    body = as_json(call, out)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", "length", "length"]
+    texts = [choice["message"]["content"] if call.kind == "chat" else choice["text"] for choice in body["choices"]]
+    assert texts == ["He\u20ac", "text 1", "text 2"]
+    usage = body["usage"]
+    assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 7, 9)
+
+
+@pytest.mark.parametrize("build", [chat, completion])
+def test_a_priority_is_taken_over(build: Any) -> None:
+    assert (build().priority, build(priority=-3).priority) == (0, -3)
+
+
+@pytest.mark.parametrize("value", [2**63, 0.5, True, "1"])
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+def test_a_priority_out_of_range_is_refused(parse: Any, value: Any) -> None:
+    body = {"messages": USER} if parse is parse_chat else {"prompt": "hi"}
+    assert refused(parse, {**body, "priority": value}).param == "priority"
 
 
 LOGPROBS = [

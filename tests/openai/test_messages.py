@@ -65,6 +65,19 @@ def test_a_row_of_a_table_has_null_for_what_other_rows_have() -> None:
     assert taken(message) == USER
 
 
+def test_calls_results_and_thoughts_stay_as_they_are() -> None:
+    messages: list[Any] = [
+        *USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "x", "tool_call_id": "1"},
+        {"role": "assistant", "content": "y", "reasoning_content": "hm"},
+    ]
+    assert taken(*messages) == messages
+    assert taken({"role": "assistant", "tool_calls": [CALL]})[0]["content"] is None
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert taken({"role": "tool", "content": parts, "tool_call_id": "1"})[0]["content"] == "a\nb"
+
+
 def test_a_refusal_is_what_the_assistant_said() -> None:
     said = [{"role": "assistant", "content": "I cannot."}]
     assert taken({"role": "assistant", "content": None, "refusal": "I cannot."}) == said
@@ -97,16 +110,13 @@ def test_what_says_nothing_about_the_text_is_ignored() -> None:
         ([{"role": "user", "content": "x", "name": 5}], "messages[0].name", "got int"),
         ([{"role": "usr", "content": "x"}], "messages[0].role", "did you mean user?"),
         ([{"role": ["user"], "content": "x"}], "messages[0].role", "must be one of"),
-        ([{"role": "tool", "content": "x", "tool_call_id": "1"}], "messages[0].role", "tools cannot be called yet"),
-        ([{"role": "function", "content": "x", "name": "f"}], "messages[0].role", "tools cannot be called yet"),
-        ([{"role": "assistant", "content": None, "tool_calls": [CALL]}], "messages[0].tool_calls", "tools cannot"),
-        ([{"role": "assistant", "function_call": {"name": "f"}}], "messages[0].function_call", "tools cannot"),
+        ([{"role": "function", "content": "x", "name": "f"}], "messages[0].role", "called as tools"),
+        ([{"role": "assistant", "function_call": {"name": "f"}}], "messages[0].function_call", "called as tools"),
+        ([{"role": "user", "content": "x", "tool_calls": [CALL]}], "messages[0].tool_calls", "of the assistant"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls[0]", "function"),
+        ([{"role": "tool", "content": "x", "tool_call_id": 1}], "messages[0].tool_call_id", "a text"),
+        ([{"role": "tool", "content": None, "tool_call_id": "1"}], "messages[0].content", "required"),
         ([{"role": "assistant", "audio": {"id": "1"}}], "messages[0].audio", "text alone"),
-        (
-            [{"role": "assistant", "content": "x", "reasoning_content": "y"}],
-            "messages[0].reasoning_content",
-            "reasoning",
-        ),
         ([{"role": "user", "content": "x", "nmae": "y"}], "messages[0].nmae", "did you mean name?"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "required"),
         ([{"role": "user", "content": [{"type": "text", "text": 1}]}], "messages[0].content[0].text", "got int"),

@@ -12,6 +12,7 @@ from shoal.cli.bench_constraints import constraints
 from shoal.cli.bench_files import quantize, random_model
 from shoal.cli.bench_jobs import jobs
 from shoal.cli.bench_kernels import kernels
+from shoal.cli.bench_mixed import mixed
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_json_option, show
 from shoal.cli.bench_peers import peers
 from shoal.cli.bench_startup import startup
@@ -29,7 +30,7 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sweep, startup, jobs, constraints, peers, quantize, random_model):
+for _verb in (kernels, sweep, startup, mixed, jobs, constraints, peers, quantize, random_model):
     bench.add_command(_verb)
 
 

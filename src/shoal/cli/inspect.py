@@ -54,7 +54,7 @@ def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "hyper_parameters": _hyper_parameters(file),
         "tensors": _tensors(file),
         "tokenizer": _tokenizer(file),
-        "chat_template": _template(file),
+        "chat_template": _template(file, config),
         "batching": _batching(file, config),
     }
 
@@ -187,9 +187,21 @@ def _tokenizer(file: GGUFFile) -> dict[str, Any]:
     }
 
 
-def _template(file: GGUFFile) -> dict[str, Any]:
+def _template(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+    """The file's template, and how answers are read: by what that shows, or the one of ``config``, or by what ``config`` names."""
+    from shoal.chat.formats import reasoning_format_of, tool_format_of
+    from shoal.prompts import given_template
+
     source = file.label("tokenizer.chat_template")
-    return {"present": bool(source), "characters": len(source), "start": source.splitlines()[:_TEMPLATE_LINES]}
+    used = given_template(config.chat_template) or source
+    reasoning = reasoning_format_of(used)
+    return {
+        "present": bool(source),
+        "characters": len(source),
+        "start": source.splitlines()[:_TEMPLATE_LINES],
+        "tool_call_parser": config.tool_call_parser or (tool_format_of(used).name if used else "none"),
+        "reasoning_parser": config.reasoning_parser or (reasoning.name if reasoning else "none"),
+    }
 
 
 def _lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -250,6 +262,7 @@ def _template_lines(template: Mapping[str, Any]) -> Iterator[str]:
     yield f"\nchat template: {template['characters']} characters" if template["present"] else "\nchat template: none"
     for line in template["start"]:
         yield f"  {line[:_TEMPLATE_WIDTH]}{'...' if len(line) > _TEMPLATE_WIDTH else ''}"
+    yield from _group("answers in a chat", {name: template[name] for name in ("tool_call_parser", "reasoning_parser")})
 
 
 def _embedding_lines(embeddings: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from shoal.errors import ParameterError
 from shoal.hub import DEFAULT_MODEL
-from shoal.params import POOLINGS, EngineConfig, parse_size
+from shoal.params import POOLINGS, REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig, parse_size
 
 Command = Callable[..., Any]
 
@@ -27,6 +28,17 @@ def integer(text: int | str) -> int:
         return parse_size("integer", text)
     except ParameterError:
         raise click.BadParameter(f"{text!r} is not a whole number such as 4096 or 4k.") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise click.BadParameter(f"{text!r} is not a JSON object.")
+    return value
 
 
 # One row a flag: type, help, and in words the default that EngineConfig writes as None.
@@ -45,6 +57,12 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         None,
     ),
     "enable_prefix_caching": (bool, "Compute once what prompts begin with in common.", None),
+    "preempt_for_priority": (bool, "A request of higher priority takes the place of running ones of lower.", None),
+    "target_step_ms": (
+        float,
+        "Milliseconds that a step should take while requests decode: prompts are cut to fit.",
+        "no target",
+    ),
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
@@ -53,6 +71,21 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         click.Path(exists=True, dir_okay=False, path_type=Path),
         "Jinja file to use instead of the model's chat template.",
         "the model's",
+    ),
+    "chat_template_kwargs": (
+        json_object,
+        'JSON object for the chat template, such as {"enable_thinking": false}; requests may say otherwise.',
+        "nothing",
+    ),
+    "tool_call_parser": (
+        str,
+        f"How tool calls are found in answers: {', '.join(TOOL_CALL_PARSERS)}.",
+        "what the chat template shows",
+    ),
+    "reasoning_parser": (
+        str,
+        f"How reasoning is found in answers: {', '.join(REASONING_PARSERS)}.",
+        "what the chat template shows",
     ),
 }
 

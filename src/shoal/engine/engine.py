@@ -7,10 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+from traceback import clear_frames
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
-from shoal.engine.memory_plan import MemoryPlan, kv_dtype, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, kv_dtype, plan_memory
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
@@ -19,7 +22,7 @@ from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequen
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Encoder, Model
-from shoal.params import EngineConfig
+from shoal.params import MAX_N, EngineConfig
 
 __all__ = [
     "Engine",
@@ -30,6 +33,8 @@ __all__ = [
     "Request",
     "TokenLogprobs",
 ]
+
+_SLACK = 64
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +57,17 @@ class EngineStats:
     broken: str | None
 
 
+def _page_groups(plan: MemoryPlan) -> list[PageGroup]:
+    return [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
+
+
 def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
         whole_inputs=encoder,
+        preempt_for_priority=config.preempt_for_priority,
     )
 
 
@@ -86,33 +96,45 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
     ) -> None:
-        self.memory_plan = plan = plan_memory(model.config, model.nbytes, config, backend)
-        self.max_model_len = plan.max_model_len
-        self.num_pages = plan.num_pages
+        plan = plan_memory(model.config, model.nbytes, config, backend)
+        self._model, self._backend = model, backend
         self._clock = clock
         self._check_every_step = check_every_step
         self._vocab_size = model.config.vocab_size
-        self._sequences: dict[str, Sequence] = {}  # until their last Output has been handed out
+        self._sequences: dict[str, list[Sequence]] = {}  # all samples, until their last Output has been handed out
         self._outputs: list[Output] = []  # that the next return of ``step`` hands out
-        self._next_deadline = math.inf  # nobody's time is up before
+        self._deadlines: list[
+            tuple[float, int, Sequence]
+        ] = []  # a heap, with the number of the entry; for whole requests
+        self._num_deadlines = 0
         self._steps = 0
         self._broken: str | None = None
-        groups = [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
         self._encoder = model.config.architecture if model.config.arch.encoder else None
         encoder = self._encoder is not None
+        target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
+        self._pacer = None if target is None else StepPacer(target / 1000)
         self._scheduler = Scheduler(
-            groups,
+            _page_groups(plan),
             _scheduler_limits(plan, config, encoder=encoder),
             prefix_caching=config.enable_prefix_caching and not encoder,
+            pacer=self._pacer,
         )
+        self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
+        self._adopt(plan, config)
+
+    def _bound(self, plan: MemoryPlan, config: EngineConfig) -> tuple[ModelRunner, Sampler]:
+        """KV memory and buffers, and what computes with them."""
         limits = _step_limits(plan, config)
-        self._masks = MaskFiller(self._vocab_size, limits.max_seqs)
+        most = MAX_N * limits.max_seqs  # all samples of a prompt get their first token in one step
+        self._masks = MaskFiller(self._vocab_size, most)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
-        runner = ModelRunner(model, backend, caches, kv_dtype(model.config, config), limits)
-        self._compute: tuple[ModelRunner, Sampler] | None = (
-            runner,
-            Sampler(runner.network, self._vocab_size, limits.max_seqs),
-        )
+        dtype = kv_dtype(self._model.config, config)
+        runner = ModelRunner(self._model, self._backend, caches, dtype, limits)
+        return runner, Sampler(runner.network, self._vocab_size, most)
+
+    def _adopt(self, plan: MemoryPlan, config: EngineConfig) -> None:
+        self.memory_plan, self.config = plan, config
+        self.max_model_len, self.num_pages = plan.max_model_len, plan.num_pages
 
     @property
     def has_work(self) -> bool:
@@ -137,20 +159,20 @@ class Engine:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
         seq = self._scheduler.add(request, self._clock())
-        self._sequences[request.request_id] = seq
-        self._next_deadline = min(self._next_deadline, seq.deadline)
+        self._sequences[request.request_id] = [seq, *seq.siblings]
+        self._watch(seq)
 
-    def abort(self, request_id: str) -> bool:
-        """End a request and free its pages at once. The next ``step`` reports it as finished ("abort").
+    def abort(self, request_id: str, sample: int | None = None) -> bool:
+        """End a request, or one sample of it that has begun, and free its pages at once. The next ``step`` reports it as finished
+        ("abort").
 
         False if there is no such request, or it has already ended.
         """
-        seq = self._sequences.get(request_id)
-        if seq is None or seq.status is Status.FINISHED:
-            return False
-        self._outputs.append(self._scheduler.abort(seq, self._clock()))
+        samples = self._sequences.get(request_id, [])
+        alive = _alive(samples if sample is None else samples[sample : sample + 1])
+        self._end(alive, self._clock(), "abort")
         self._check()
-        return True
+        return bool(alive)
 
     def step(self) -> list[Output]:
         """Compute one step: an Output for each request that got something from it, or ended since the last one.
@@ -159,17 +181,63 @@ class Engine:
         alone end, with finish_reason "error". A step that is interrupted (KeyboardInterrupt) is computed by the next call.
         Requests whose time is up end before it, with finish_reason "timeout".
         """
-        if self._next_deadline < math.inf:
+        if self._deadlines:
             self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
         if batch.sequences:
-            self._run(batch)
+            self._run(batch) if self._pacer is None else self._run_timed(batch, self._pacer)
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             if output.finished:
-                del self._sequences[output.request_id]
+                self._forget(output.request_id)
         self._check()
         return outputs
+
+    def resize(self, config: EngineConfig) -> None:
+        """Go on with the sizes of ``config``, which differs from the one before in nothing else. The weights stay; KV memory is given
+        back and taken anew, so that those that run are preempted, and what the prefix cache held is lost.
+
+        A request that can never fit into the new size ends, with an error; no other result changes. Raises as ``plan_memory``, and
+        nothing has changed then. Whatever is raised because the memory cannot be had after all, the engine goes on with the old size.
+        """
+        if self._compute is None:
+            raise EngineError("the engine is closed")
+        if config == self.config:
+            return
+        plan = plan_memory(self._model.config, self._model.nbytes, config, self._backend, self._owned_memory())
+        self._scheduler.preempt_all()
+        self._compute = None  # the old pages go before the new ones come
+        try:
+            self._compute = self._bound(plan, config)
+        except BaseException as error:
+            clear_frames(error.__traceback__)  # which may hold a part of the new memory
+            self._restore()
+            raise
+        self._adopt(plan, config)
+        self._resize_scheduler()
+
+    def _restore(self) -> None:
+        """The pages of before, all free. Without them nothing can be computed any more."""
+        try:
+            self._compute = self._bound(self.memory_plan, self.config)
+        except BaseException as error:
+            alive = [seq for samples in self._sequences.values() for seq in _alive(samples)]
+            self._end(alive, self._clock(), "error", _text(error))
+            raise EngineError(f"the engine could not go on with its old size either: {_text(error)}") from error
+        self._resize_scheduler()
+
+    def _resize_scheduler(self) -> None:
+        plan = self.memory_plan
+        limits = _scheduler_limits(plan, self.config, encoder=self._encoder is not None)
+        self._outputs += self._scheduler.resize(_page_groups(plan), limits, self._clock())
+        self._check()
+
+    def _owned_memory(self) -> OwnedMemory:
+        filled = sum(
+            group.pool.num_filled * planned.page_bytes
+            for group, planned in zip(self._scheduler.groups, self.memory_plan.groups, strict=True)
+        )
+        return OwnedMemory(self.memory_plan.kv_bytes, filled)
 
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
@@ -196,13 +264,39 @@ class Engine:
         self._masks.close()
         self._compute = None
 
+    def _watch(self, seq: Sequence) -> None:
+        """See to the end of a request, named by its first sample, when its time is up."""
+        if seq.deadline < math.inf:
+            self._num_deadlines += 1
+            heappush(self._deadlines, (seq.deadline, self._num_deadlines, seq))
+        if len(self._deadlines) > 2 * len(self._sequences) + _SLACK:  # most requests end in time
+            self._deadlines = [entry for entry in self._deadlines if self._is_known(entry[2])]
+            heapify(self._deadlines)
+
+    def _is_known(self, seq: Sequence) -> bool:
+        """Whether this is the first sample of a request that has not ended."""
+        return self._sequences.get(seq.request.request_id, [None])[0] is seq
+
     def _end_overdue(self, now: float) -> None:
-        if now < self._next_deadline:
-            return
-        alive = [seq for seq in self._sequences.values() if seq.status is not Status.FINISHED]
-        overdue = [seq for seq in alive if seq.deadline <= now]
-        self._next_deadline = min((seq.deadline for seq in alive if seq.deadline > now), default=math.inf)
-        self._outputs += [self._scheduler.abort(seq, now, "timeout") for seq in overdue]
+        while self._deadlines and self._deadlines[0][0] <= now:
+            seq = heappop(self._deadlines)[2]
+            if not self._is_known(seq):
+                continue
+            if seq.deadline <= now:
+                self._end(_alive(self._sequences[seq.request.request_id]), now, "timeout")
+            else:  # it has begun to run since
+                self._watch(seq)
+
+    def _end(self, sequences: list[Sequence], now: float, reason: FinishReason, error: str | None = None) -> None:
+        for seq in sequences:
+            if seq.status is not Status.FINISHED:  # one that waits for another ends with it
+                ended = self._scheduler.abort(seq, now, reason)
+                self._outputs += [output._replace(error=error) for output in ended]
+
+    def _forget(self, request_id: str) -> None:
+        """Let go of a request of which a sample has ended, if that was the last."""
+        if not _alive(self._sequences.get(request_id, [])):
+            self._sequences.pop(request_id, None)
 
     def _run(self, batch: StepBatch) -> None:
         self._steps += 1
@@ -213,6 +307,11 @@ class Engine:
         if isinstance(result, Exception) and len(batch.sequences) > 1:
             self._broken = _text(result)  # until a part of it succeeds
         self._settle(batch, result)
+
+    def _run_timed(self, batch: StepBatch, pacer: StepPacer) -> None:
+        start = self._clock()
+        self._run(batch)
+        pacer.record(batch.num_rows - len(batch.sequences), self._clock() - start)
 
     def _settle(self, batch: StepBatch, result: StepResult | Exception) -> None:
         """Commit what could be computed. Compute by halves what could not, down to the requests that fail alone."""
@@ -235,6 +334,9 @@ class Engine:
     def _result(self, batch: StepBatch) -> StepResult:
         assert self._compute is not None, "a closed engine has no sequences"
         runner, sampler = self._compute
+        if self._scheduler.copies:
+            runner.copy_pages(self._scheduler.copies)
+            self._scheduler.copies = []
         self._masks.start(batch.sampling)
         try:
             runner.forward(batch)
@@ -249,5 +351,9 @@ class Engine:
             self._scheduler.check()
 
 
-def _text(error: Exception) -> str:
+def _alive(samples: list[Sequence]) -> list[Sequence]:
+    return [seq for seq in samples if seq.status is not Status.FINISHED]
+
+
+def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -35,9 +35,9 @@ class MaskFiller:
         self._shares: list[_Share] = []  # what is being filled
 
     def start(self, sequences: list[Sequence]) -> None:
-        """Begin with the masks of those ``sequences`` that have a constraint which is awake."""
+        """Begin with the masks of those ``sequences`` that have a constraint."""
         self._finish()  # of a step that was interrupted
-        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None and not seq.asleep]
+        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None]
         if constrained:
             self._share_out(constrained)
 
@@ -59,6 +59,7 @@ class MaskFiller:
             self._crew = _Crew()
         if not self._rows:
             self._rows = list(np.zeros(self._shape, np.uint32))
+        assert len(constrained) <= len(self._rows), "a row is left without a mask"
         todo = [(seq, constraint, row) for (seq, constraint), row in zip(constrained, self._rows, strict=False)]
         count = min(self._crew.size, len(todo))
         self._shares = [_Share(todo[first::count]) for first in range(count)]

@@ -9,7 +9,7 @@ from math import ceil, sqrt
 from shoal.engine.kv_group import PageUse
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.kernels.base import PAGE_SIZE, Backend
-from shoal.machine_limits import MemoryRoom, memory_room
+from shoal.machine_limits import memory_room
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
 
@@ -66,8 +66,22 @@ class MemoryPlan:
         return min(group.num_seqs(length) for group in self.groups)
 
 
-def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend) -> MemoryPlan:
-    """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now.
+@dataclass(frozen=True, slots=True)
+class OwnedMemory:
+    """KV pages that give way to the new ones, in bytes; ``filled`` of them take memory now, as far as is known."""
+
+    total: int = 0
+    filled: int = 0
+
+
+_NOTHING = OwnedMemory()
+
+
+def plan_memory(
+    model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend, owned: OwnedMemory = _NOTHING
+) -> MemoryPlan:
+    """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now and what is
+    ``owned`` already.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
     sequence, if that is more) and 40 % of the memory available, to a container if it has less. Raises MemoryLimitError with
@@ -82,7 +96,7 @@ def plan_memory(model: ModelConfig, weights_bytes: int, config: EngineConfig, ba
         for window, layers in _layers_by_window(model.windows, longest).items()
     ]
     sizes = _Sizes(groups, longest, config.max_num_seqs)
-    pages = sizes.pages_within(_kv_budget(config, sizes, memory_room()))
+    pages = sizes.pages_within(_kv_budget(config, sizes, owned))
     return MemoryPlan(
         weights_bytes, longest, tuple(replace(g, num_pages=n) for g, n in zip(groups, pages, strict=True))
     )
@@ -168,8 +182,10 @@ class _Sizes:
         return first + min(ceil(max(0, beyond) * share), (self.max_seqs - 1) * more)
 
 
-def _kv_budget(config: EngineConfig, sizes: _Sizes, room: MemoryRoom) -> int:
+def _kv_budget(config: EngineConfig, sizes: _Sizes, owned: OwnedMemory) -> int:
     """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
+    room = memory_room()
+    room = replace(room, available=room.available + owned.filled)
     seq_bytes, of_use = sizes.num_bytes(sizes.seq_level), sizes.num_bytes(sizes.seq_level * config.max_num_seqs)
     if config.kv_cache_memory is None:
         budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(room.available * DEFAULT_KV_SHARE))
@@ -183,6 +199,6 @@ def _kv_budget(config: EngineConfig, sizes: _Sizes, room: MemoryRoom) -> int:
     if budget < page_bytes:
         raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
     needed = min(budget, of_use)
-    if needed > room.available:
+    if needed > max(room.available, owned.total):
         raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {room}")
     return needed

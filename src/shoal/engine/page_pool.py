@@ -40,6 +40,11 @@ class PagePool:
         """Pages that can be allocated now."""
         return len(self._free) + len(self._idle)
 
+    @property
+    def num_filled(self) -> int:
+        """Pages that are in use, or hold something that can be found."""
+        return self.num_pages - len(self._free)
+
     def __contains__(self, key: bytes) -> bool:
         """Whether there is a page to share under ``key``."""
         page = self._pages.get(key)
@@ -64,6 +69,12 @@ class PagePool:
             self._idle.pop(page, None)
             self._uses[page] += 1
         return pages
+
+    def share_pages(self, pages: Iterable[int]) -> None:
+        """Take pages that are in use, with whoever else uses them."""
+        for page in pages:
+            assert self._uses[page], f"page {page} is shared and not in use"
+            self._uses[page] += 1
 
     def register(self, keys: Sequence[bytes], pages: Sequence[int], origin: Origin) -> None:
         """Let pages in use be found under ``keys`` once ``origin`` is sound. A key that leads, or may come to lead, to another page

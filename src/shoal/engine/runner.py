@@ -7,7 +7,7 @@ from collections.abc import Sequence as Row
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.engine.scheduler import StepBatch
+from shoal.engine.scheduler import PageCopy, StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.engine.step import StepArrays
 from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, Head, KVGroup, Layers, StepLimits
@@ -22,14 +22,21 @@ class ModelRunner:
     def __init__(
         self, model: Model | Encoder, backend: Backend, groups: Row[KVGroup], kv_dtype: str, limits: StepLimits
     ) -> None:
-        cache = backend.kv_cache(groups, model.shape, kv_dtype)
+        self._cache = cache = backend.kv_cache(groups, model.shape, kv_dtype)
         self.network: BoundNetwork = backend.bind(*_network(model), cache, limits, _states(model))
         self._arrays = StepArrays(limits, len(groups))
+        self._backend = backend
         self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
 
     def forward(self, batch: StepBatch) -> None:
         """Run all layers over the batch. Its hidden states stay for ``rows`` and the sampler."""
         self.network.layers(self._arrays.fill(batch))
+
+    def copy_pages(self, copies: Row[PageCopy]) -> None:
+        """Copy pages. No page may be both read and written."""
+        for index in {copy.group for copy in copies}:
+            pairs = [(copy.source, copy.target) for copy in copies if copy.group == index]
+            self._backend.copy_pages(self._cache, index, pairs)
 
     def rows(self, seq: Sequence) -> NDArray[np.float32]:
         """What a sequence wants of those positions of this step that were not reported before: logits [rows, vocab], states [rows,

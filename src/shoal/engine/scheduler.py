@@ -6,14 +6,17 @@ There is no prefill and no decode phase: each sequence's ``num_computed`` catche
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup, longest_prefix
+from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.engine.waiting import WaitingQueue
 from shoal.errors import ConstraintError, RequestError
+from shoal.params import MAX_N
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +27,29 @@ class SchedulerLimits:
     max_num_seqs: int
     max_num_batched_tokens: int
     whole_inputs: bool = False
+    preempt_for_priority: bool = False
+
+
+class PageCopy(NamedTuple):
+    """Page ``target`` of a KV group is to hold what page ``source`` holds."""
+
+    group: int
+    source: int
+    target: int
 
 
 @dataclass(slots=True)
 class StepBatch:
     """What one step computes: ``sequences`` in the order of their rows, laid end to end.
 
-    ``sampling`` get a token from this step (their last known token is computed); ``scoring`` get logits or states; ``prompts`` get
-    log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
+    ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
+    further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits or states;
+    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
     sampling: list[Sequence] = field(default_factory=list)
+    forking: list[Sequence] = field(default_factory=list)
     scoring: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
     ending: list[Sequence] = field(default_factory=list)
@@ -50,7 +64,16 @@ class StepBatch:
         if seq.num_scored < seq.num_to_score and seq.unscored:
             (self.scoring if seq.wants_rows else self.prompts).append(seq)
         if seq.num_computed + count == len(seq.token_ids) and not seq.wants_rows:
-            (self.sampling if seq.request.generates else self.ending).append(seq)
+            generates = seq.request.generates
+            (self.sampling if generates else self.ending).append(seq)
+            if seq.siblings and generates:
+                self._add_siblings(seq)
+
+    def _add_siblings(self, seq: Sequence) -> None:
+        self.forking.append(seq)
+        self.sampling += seq.siblings
+        for sibling in seq.siblings:
+            sibling.first_row, sibling.num_scheduled = seq.first_row, seq.num_scheduled
 
     def halves(self) -> tuple[StepBatch, StepBatch]:
         """The same work as two steps. From now on the sequences' rows are those of the halves."""
@@ -93,36 +116,92 @@ class Scheduler:
     lack. So those that decode always come before the one that is still in its prompt, and no prompt, however long,
     delays their next token.
 
+    Requests are admitted by priority, the lowest number first, and in the order of arrival where it is the same. Where pages run
+    out, the last in this order loses its own. With ``preempt_for_priority`` a request that has no slot or no pages takes those of
+    requests with a higher number, the last one's first.
+
+    ``pacer`` limits what prompts add to a step beside sequences that decode. It makes no difference to a token how a prompt is cut.
+
     A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
     are given back as soon as no token that it still has to compute sees them. With ``prefix_caching`` full pages are registered
     when their step is committed, and a sequence begins after the longest prefix that others have left there.
     """
 
-    def __init__(self, groups: Row[PageGroup], limits: SchedulerLimits, *, prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        groups: Row[PageGroup],
+        limits: SchedulerLimits,
+        *,
+        prefix_caching: bool,
+        pacer: StepPacer | None = None,
+    ) -> None:
+        self._take(groups, limits)
+        self._prefix_caching = prefix_caching
+        self.waiting = WaitingQueue()
+        self.running: list[Sequence] = []
+        self.copies: list[PageCopy] = []  # to be made before the next step is computed
+        self.counters = Counters()
+        self._arrivals = 0
+        self._pacer = pacer
+        self._further = 0  # rows that prompts may yet add to this step
+
+    def _take(self, groups: Row[PageGroup], limits: SchedulerLimits) -> None:
         self.groups = groups
         self.limits = limits
-        self._prefix_caching = prefix_caching
         self._windowed = [(index, group) for index, group in enumerate(groups) if group.use.window]
         self._page_size = groups[0].use.page_size
         self._most_tokens = min(g.use.most_tokens(g.pool.num_pages, limits.max_model_len) for g in groups)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
-        self.counters = Counters()
+        self._most_running = min(limits.max_num_seqs, limits.max_num_batched_tokens)
 
     def add(self, request: Request, now: float) -> Sequence:
-        """Put a request at the end of the line. Raises RequestError, with both numbers, if it can never fit."""
-        seq = Sequence(request, self._max_len(request), Metrics(now))
-        self.waiting.append(seq)
+        """Put a request in line: its first sample, which has the others for ``siblings``. Raises RequestError, with both numbers, if it
+        can never fit."""
+        max_len, metrics = self._max_len(request), Metrics(now)
+        self._arrivals += 1
+        seq, *others = (
+            Sequence(request, max_len, metrics, sample, (request.priority, self._arrivals, sample), status=Status.HELD)
+            for sample in range(request.params.n)
+        )
+        seq.siblings = tuple(others)
+        self.waiting.push(seq)
         return seq
 
-    def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> Output:
-        """End a sequence, wherever it is, between two steps."""
-        self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason=reason)
+    def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> list[Output]:
+        """End a sequence, wherever it is, between two steps, and those that wait for what it computes."""
+        return [
+            Output(one.request.request_id, one.metrics, finished=True, finish_reason=reason, sample=one.sample)
+            for one in self._retire_all(seq, now)
+        ]
+
+    def preempt_all(self) -> None:
+        """Between two steps: let everyone who runs lose his pages."""
+        while self.running:
+            self._preempt(self.running[-1])
+        self.copies = []
+
+    def resize(self, groups: Row[PageGroup], limits: SchedulerLimits, now: float) -> list[Output]:
+        """Go on with other pages and limits; nobody may be running. What can never fit into them ends, with an error; an answer that
+        may be as long as there is room ends where there is none left. None becomes longer than it could have been before."""
+        assert not self.running, "preempt_all comes first"
+        self._take(groups, limits)
+        in_line = sorted(self.waiting, key=lambda seq: seq.order)
+        return [output for seq in in_line for output in self._fit(seq, now)]
+
+    def _fit(self, seq: Sequence, now: float) -> list[Output]:
+        try:
+            max_len = min(seq.max_len, self._max_len(seq.request))
+        except RequestError as error:
+            return self._fail(seq, str(error), now)
+        for one in (seq, *seq.siblings):
+            one.max_len = max_len
+        full = seq.request.generates and seq.num_tokens >= max_len
+        return self.abort(seq, now, "length") if full else []
 
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
         batch = StepBatch()
+        if self.limits.preempt_for_priority:
+            self._make_way()
         self._continue_running(batch)
         self._admit_waiting(batch)
         assert batch.sequences or not (self.running or self.waiting), "work is left and nothing can run"
@@ -136,18 +215,22 @@ class Scheduler:
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
         outputs = self._take_prompts(batch, result, now)  # failures, which leave the step at once
+        for seq in batch.forking:
+            self._fork(seq)
         outputs += [
             self._accept(seq, token, logprobs, now)
             for seq, token, logprobs in zip(batch.sampling, result.tokens, result.logprobs, strict=True)
-            if seq.status is Status.RUNNING
+            if seq.status is not Status.FINISHED
         ]
         outputs += [self._score(seq, rows, now) for seq, rows in zip(batch.scoring, result.logits, strict=True)]
-        outputs += [self._end(seq, now) for seq in batch.ending if seq.status is Status.RUNNING]
+        for seq in batch.ending:
+            if seq.status is Status.RUNNING:
+                outputs += self._end(seq, now)
         return outputs
 
     def fail(self, batch: StepBatch, error: str, now: float) -> list[Output]:
         """End every sequence of a step that could not be computed."""
-        return [self._fail(seq, error, now) for seq in batch.sequences]
+        return [output for seq in batch.sequences for output in self._fail(seq, error, now)]
 
     def check(self) -> None:
         """Assert that pages and sequences fit together."""
@@ -157,8 +240,10 @@ class Scheduler:
             for seq, pages in zip(self.running, held, strict=True):
                 assert len(pages) <= group.use.most_pages(seq.num_tokens)
         # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
-        assert len(self.running) <= min(self.limits.max_num_seqs, self.limits.max_num_batched_tokens)
-        assert all(seq.status is Status.WAITING and not seq.pages for seq in self.waiting)
+        assert len(self.running) <= self._most_running
+        waiting = list(self.waiting)
+        assert len(waiting) == len(self.waiting)
+        assert not any(seq.pages for seq in waiting)
         for seq in self.running:
             assert seq.status is Status.RUNNING
             assert seq.num_computed < seq.num_tokens <= seq.max_len
@@ -190,33 +275,81 @@ class Scheduler:
             return min(self.limits.max_model_len, prompt + max_tokens)
         return min(self.limits.max_model_len, max(self._most_tokens, prompt) + 1)
 
-    def _continue_running(self, batch: StepBatch) -> None:
-        budget = self.limits.max_num_batched_tokens
-        index = 0
-        while index < len(self.running) and batch.num_rows < budget:
-            seq = self.running[index]
-            count = min(len(seq.token_ids) - seq.num_computed, budget - batch.num_rows)
-            if not self._reserve(seq, count):
+    def _make_way(self) -> None:
+        """Preempt sequences of a lower priority until the first in line can start, or none is left."""
+        while self.waiting and self.running and not self._can_start(self.waiting.first):
+            last = self._last()
+            if last.request.priority <= self.waiting.first.request.priority:
                 return
+            self._preempt(last)
+
+    def _can_start(self, seq: Sequence) -> bool:
+        return len(self.running) < self._most_running and self._has_room(seq, self._keys_to_share(seq))
+
+    def _continue_running(self, batch: StepBatch) -> None:
+        """Rows for those that run, in their order, and pages for the rows, at the cost of the last in line where there are not
+        enough."""
+        counts, short = self._shares()
+        while short and any(short > group.pool.num_free for group in self.groups):
+            assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
+            self._preempt(self._last())
+            counts, short = self._shares()
+        for seq, count in zip(self.running, counts, strict=False):  # the last ones may get none
+            if short:
+                self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
-            index += 1
+
+    def _shares(self) -> tuple[list[int], int]:
+        """How many rows each of those that run gets, as far as they go; how many pages of each group all together lack for them."""
+        left, size, short, counts = self.limits.max_num_batched_tokens, self._page_size, 0, []
+        self._further = self._most_further()
+        for seq in self.running:
+            if not left:
+                break
+            lack = len(seq.token_ids) - seq.num_computed
+            count = 1 if lack == 1 else self._chunk(lack, left)
+            left = left - count if count == lack else 0
+            counts.append(count)
+            if seq.num_computed + count > size * len(seq.pages[0]):
+                short += self._short(seq, count)
+        return counts, short
+
+    def _chunk(self, lack: int, left: int) -> int:
+        """How many of the rows that a sequence lacks it gets."""
+        count = min(lack, left, 1 + self._further)
+        self._further -= count - 1
+        return count
+
+    def _most_further(self) -> int:
+        """How many rows prompts may add to a step; nobody has to wait for it unless he decodes."""
+        most = self.limits.max_num_batched_tokens
+        if self._pacer is None or not any(seq.num_computed == len(seq.token_ids) - 1 for seq in self.running):
+            return most
+        return min(most, self._pacer.further_rows)
+
+    def _last(self) -> Sequence:
+        """Of those that run the one that has to make way first."""
+        return max(self.running, key=lambda seq: seq.order)
 
     def _admit_waiting(self, batch: StepBatch) -> None:
-        """First come, first served: the first one that does not fit holds up the rest."""
-        budget = self.limits.max_num_batched_tokens
-        while self.waiting and len(self.running) < self.limits.max_num_seqs and batch.num_rows < budget:
-            seq = self.waiting[0]
+        """In the order of the line: the first one that does not fit holds up the rest."""
+        budget, most = self.limits.max_num_batched_tokens, self.limits.max_num_seqs
+        while self.waiting and len(self.running) < most and batch.num_rows < budget and self._further:
+            seq = self.waiting.first
             if self.limits.whole_inputs and seq.num_tokens > budget - batch.num_rows:
                 return
             keys = self._keys_to_share(seq)
-            # Room for all it has, not only for its first chunk: else it would be preempted half way, again and again.
-            if not all(group.has_room(seq.num_tokens, keys) for group in self.groups):
+            if not self._has_room(seq, keys):
                 return
-            self.waiting.popleft()
+            self.waiting.pop()
             self._start(seq, keys)
-            count = min(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
+            count = self._chunk(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
             self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
+
+    def _has_room(self, seq: Sequence, keys: list[bytes]) -> bool:
+        """Room for all it has, not only for its first chunk: else it would be preempted half way, again and again."""
+        return all(group.has_room(seq.num_tokens, keys) for group in self.groups)
 
     def _keys_to_share(self, seq: Sequence) -> list[bytes]:
         """The longest prefix that ``seq`` need not compute: not its last token, nor positions whose logits or states are wanted."""
@@ -235,21 +368,8 @@ class Scheduler:
         seq.origin = Origin()  # what it fills from now on is yet to be seen by a sound token
         seq.pages = [group.share(keys) for group in self.groups]
         seq.num_computed = len(keys) * self._page_size
-        if not seq.metrics.num_preemptions:
+        if not seq.metrics.num_preemptions and seq.metrics.first_token_time is None:
             seq.metrics.num_cached = seq.num_computed
-
-    def _reserve(self, seq: Sequence, count: int) -> bool:
-        """Pages for ``count`` more tokens, at the cost of the last admitted if need be; False if that was ``seq``."""
-        short = self._short(seq, count)
-        if not short:
-            return True
-        while any(short > group.pool.num_free for group in self.groups):
-            last = self.running[-1]
-            self._preempt(last)
-            if last is seq:
-                return False
-        self._extend(seq, short)
-        return True
 
     def _short(self, seq: Sequence, count: int) -> int:
         """Pages that it lacks for ``count`` more tokens; a dropped step may have left more than enough."""
@@ -279,23 +399,54 @@ class Scheduler:
                     group.pool.release(seq.pages[index][gone:passed])
 
     def _preempt(self, seq: Sequence) -> None:
-        """Send the last of those that run back to the head of the line; its tokens stay and are computed again."""
-        assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
-        self.running.pop()
+        """Send one of those that run back to its place in line; its tokens stay and are computed again."""
+        self.running.remove(seq)
         self._release(seq)
-        seq.status = Status.WAITING
         seq.num_computed = 0
         seq.metrics.num_preemptions += 1
         self.counters.preemptions += 1
-        self.waiting.appendleft(seq)
+        self.waiting.push(seq)
+
+    def _fork(self, seq: Sequence) -> None:
+        """Let the other samples of a request go on from the prompt that ``seq`` has computed. Where there is no room for one it waits,
+        and computes what is missing as if it had been preempted."""
+        siblings, seq.siblings = [one for one in seq.siblings if one.status is Status.HELD], ()
+        if seq.status is Status.FINISHED or not siblings:
+            return
+        count = min(len(siblings), max(0, self._most_running - len(self.running)), self._copies_that_fit(seq))
+        place = self.running.index(seq) + 1  # before a prompt that is not complete
+        self.running[place:place] = siblings[:count]
+        for sibling in siblings[:count]:
+            self._share_pages(seq, sibling)
+        for sibling in siblings[count:]:
+            self.waiting.push(sibling)
+
+    def _copies_that_fit(self, seq: Sequence) -> int:
+        """How many times its last page can be copied, unless that is full."""
+        if seq.num_computed % self._page_size == 0:
+            return MAX_N
+        return min(group.pool.num_free for group in self.groups)
+
+    def _share_pages(self, seq: Sequence, sibling: Sequence) -> None:
+        """Give a sibling the full pages of ``seq``, and a copy of the last one if that is not full."""
+        full = seq.num_computed // self._page_size
+        for index, (pages, group) in enumerate(zip(seq.pages, self.groups, strict=True)):
+            group.pool.share_pages(pages[group.use.num_passed(seq.num_computed) : full])
+            copied = group.pool.allocate(len(pages) - full)
+            self.copies += [PageCopy(index, pages[full], page) for page in copied]
+            sibling.pages.append(pages[:full] + copied)
+        sibling.status = Status.RUNNING
+        sibling.num_computed = seq.num_computed
 
     def _accept(self, seq: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> Output:
         """A sampled token joins its sequence, or ends it."""
         if seq.constraint_error is not None:
-            return self._fail(seq, seq.constraint_error, now)
+            (output,) = self._fail(seq, seq.constraint_error, now)
+            return output
         if token < 0:
-            error = f"the logits at position {seq.num_computed - 1} hold NaN or leave no token to choose"
-            return self._fail_unsound(seq, error, now)
+            error = f"the logits at position {len(seq.token_ids) - 1} hold NaN or leave no token to choose"
+            (output,) = self._fail_unsound(seq, error, now)
+            return output
         seq.origin.sound = True
         prompt = None
         if seq.metrics.first_token_time is None:
@@ -306,30 +457,31 @@ class Scheduler:
             self._retire(seq, now)
             reason = None if token in seq.eos_ids else token
             none = None if logprobs is None else ()
-            return Output(name, seq.metrics, (), none, True, "stop", reason, prompt_logprobs=prompt)
+            return Output(name, seq.metrics, (), none, True, "stop", reason, prompt_logprobs=prompt, sample=seq.sample)
         seq.token_ids.append(token)
         self.counters.generation_tokens += 1
         reported = None if logprobs is None else (logprobs,)
         try:
             complete = seq.constraint is not None and seq.follow(token)
         except ConstraintError as error:
-            return self._fail(seq, str(error), now)
+            (output,) = self._fail(seq, str(error), now)
+            return output
         if len(seq.token_ids) < seq.max_len and not complete:
-            return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt)
+            return Output(name, seq.metrics, (token,), reported, prompt_logprobs=prompt, sample=seq.sample)
         self._retire(seq, now)
         why: FinishReason = "stop" if complete else "length"
-        return Output(name, seq.metrics, (token,), reported, True, why, prompt_logprobs=prompt)
+        return Output(name, seq.metrics, (token,), reported, True, why, prompt_logprobs=prompt, sample=seq.sample)
 
     def _take_prompts(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Log-probabilities of prompt tokens join their sequences; NaN among them ends the sequence."""
-        failures = []
+        failures: list[Output] = []
         for seq, found in zip(batch.prompts, result.prompt_logprobs, strict=True):
             first, seq.num_scored = seq.num_scored, seq.num_computed
             seq.prompt_logprobs += found
             bad = next((index for index, token in enumerate(found) if math.isnan(token.logprob)), None)
             if bad is not None:
                 error = f"the logits at position {first + bad} hold NaN or +infinity"
-                failures.append(self._fail_unsound(seq, error, now))
+                failures += self._fail_unsound(seq, error, now)
         return failures
 
     def _finish_prompt(self, seq: Sequence) -> tuple[TokenLogprobs, ...] | None:
@@ -341,12 +493,11 @@ class Scheduler:
         found, seq.prompt_logprobs = tuple(seq.prompt_logprobs), []
         return found
 
-    def _end(self, seq: Sequence, now: float) -> Output:
+    def _end(self, seq: Sequence, now: float) -> list[Output]:
         """The prompt was all there is to do."""
         found = self._finish_prompt(seq)
-        self._retire(seq, now)
-        name = seq.request.request_id
-        return Output(name, seq.metrics, finished=True, finish_reason="length", prompt_logprobs=found)
+        first, *others = self.abort(seq, now, "length")
+        return [first._replace(prompt_logprobs=found), *others]
 
     def _score(self, seq: Sequence, rows: Logits, now: float) -> Output:
         """Logits or states of prompt positions; those of the last one that is wanted end the sequence, and so does NaN."""
@@ -356,7 +507,8 @@ class Scheduler:
         bad = next((index for index, row in enumerate(rows) if is_bad(row)), None)
         if bad is not None:
             reason = "are not finite" if seq.request.pooling else "hold NaN"
-            return self._fail_unsound(seq, f"the {what} at position {first + bad} {reason}", now)
+            (output,) = self._fail_unsound(seq, f"the {what} at position {first + bad} {reason}", now)
+            return output
         found = {what: rows}
         if seq.num_scored < seq.num_to_score:
             return Output(name, seq.metrics, **found)
@@ -364,17 +516,26 @@ class Scheduler:
         self._retire(seq, now)
         return Output(name, seq.metrics, finished=True, finish_reason="stop", **found)
 
-    def _fail_unsound(self, seq: Sequence, error: str, now: float) -> Output:
+    def _fail_unsound(self, seq: Sequence, error: str, now: float) -> list[Output]:
         """End a sequence with NaN in its logits: its KV may hold some too, so nobody may find the pages it has registered."""
         seq.origin.sound = False
         return self._fail(seq, error, now)
 
-    def _fail(self, seq: Sequence, error: str, now: float) -> Output:
-        self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="error", error=error)
+    def _fail(self, seq: Sequence, error: str, now: float) -> list[Output]:
+        return [output._replace(error=error) for output in self.abort(seq, now, "error")]
+
+    def _retire_all(self, seq: Sequence, now: float) -> list[Sequence]:
+        """End a sequence and the siblings that wait for it; those that ended by it."""
+        ended = [seq, *(sibling for sibling in seq.siblings if sibling.status is Status.HELD)]
+        for one in ended:
+            self._retire(one, now)
+        return ended
 
     def _retire(self, seq: Sequence, now: float) -> None:
-        (self.running if seq.status is Status.RUNNING else self.waiting).remove(seq)
+        if seq.status is Status.RUNNING:
+            self.running.remove(seq)
+        elif seq.status is Status.WAITING:
+            self.waiting.drop(seq)
         self._release(seq)
         seq.status = Status.FINISHED
         seq.metrics.finished_time = now

@@ -14,6 +14,7 @@ from shoal.engine.page_pool import Origin
 from shoal.params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+Order = tuple[int, int, int]  # who comes first: priority, number of arrival, sample
 Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
@@ -21,13 +22,13 @@ Logits = Any  # float32 array [rows, vocab]; only passed through here
 class Request:
     """Immutable input. ``eos_ids`` are the model's end-of-generation ids (unused if ``params.ignore_eos``).
 
-    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. With
+    ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. Its ``params.n`` samples
+    have the keys ``sample``, ``sample + 1`` and so on. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
     it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
-    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy. It
-    sleeps until the tokens ``constraint_after`` (the mark that ends thinking, say) have been generated, if there are any; until
-    then the output may not end.
+    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy.
+    Those of a lower ``priority`` number come first.
     """
 
     request_id: str
@@ -40,7 +41,7 @@ class Request:
     timeout: float | None = None
     queue_timeout: float | None = None
     constraint: Constraint | None = None
-    constraint_after: tuple[int, ...] | None = None
+    priority: int = 0
     pooling: Pooling | None = None
 
     @property
@@ -63,8 +64,9 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Metrics:
-    """Times of one request on the engine's clock, in seconds, how often it lost its pages, and how many tokens of its prompt were
-    in the KV cache already when it began."""
+    """Times of one request, all its samples together, on the engine's clock, in seconds: its arrival, its first token, its end, or
+    that of the last sample to have ended. How often its samples lost their pages, and how many tokens of its prompt were in the KV
+    cache already when it began."""
 
     arrival_time: float
     first_token_time: float | None = None
@@ -74,13 +76,15 @@ class Metrics:
 
 
 class Output(NamedTuple):
-    """What one request got out of one step. A plain tuple, because one is made for each running sequence at each step.
+    """What one sample of a request got out of one step. A plain tuple, because one is made for each running sequence at each step.
 
-    ``metrics`` is the request's own record and goes on changing until ``finished``. ``new_token_ids`` never holds a
+    ``sample`` counts from 0; ``finished`` is this sample's. ``metrics`` is the request's own record and goes on changing until all
+    are. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
     positions computed in this step, for ``want_logits`` alone; ``states``: the same for ``pooling``, float32 [rows, n_embd].
-    ``prompt_logprobs``: all prompt tokens but the first, in the one output that comes when the prompt is complete, if asked for.
+    ``prompt_logprobs``: all prompt tokens but the first, in the one output that comes when the prompt is complete, if asked for;
+    sample 0 has it.
     """
 
     request_id: str
@@ -93,12 +97,14 @@ class Output(NamedTuple):
     error: str | None = None
     logits: Logits | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    sample: int = 0
     states: Logits | None = None
 
 
 class Status(Enum):
-    """Where a sequence is on its way."""
+    """Where a sequence is on its way. HELD: until the first sample of its request has computed the prompt."""
 
+    HELD = "held"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
@@ -106,7 +112,7 @@ class Status(Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """The mutable life of a request; all of its state is here.
+    """The mutable life of one sample of a request; all of its state is here.
 
     Of its ``token_ids`` (prompt, then output) the first ``num_computed`` are in the KV cache, in KV group g position p in
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
@@ -115,13 +121,16 @@ class Sequence:
     positions the logits or states are wanted; ``num_scored`` of them are done, or were never wanted. That, and ``prompt_logprobs``
     (gathered here until the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
-    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is; ``asleep``: it does not apply yet;
+    The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
+    ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is;
     ``constraint_error``: why it had no mask for the step being computed.
     """
 
     request: Request
     max_len: int  # prompt and output together never exceed this
     metrics: Metrics
+    sample: int = 0  # of its request's samples
+    order: Order = (0, 0, 0)
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
@@ -129,7 +138,6 @@ class Sequence:
     wants_rows: bool = field(init=False)  # something at positions of its prompt, logits or states, and no token
     num_to_score: int = field(init=False)
     constraint: Constraint | None = field(init=False)
-    asleep: bool = field(init=False)
     constraint_error: str | None = None
     status: Status = Status.WAITING
     pages: list[list[int]] = field(default_factory=list)  # empty while it waits
@@ -139,6 +147,7 @@ class Sequence:
     num_scored: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     origin: Origin = field(default_factory=Origin)
+    siblings: tuple[Sequence, ...] = ()
     _page_keys: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -147,13 +156,14 @@ class Sequence:
         self.num_prompt = len(self.token_ids)
         constraint = self.request.constraint
         self.constraint = None if constraint is None else constraint.copy()
-        self.asleep = constraint is not None and bool(self.request.constraint_after)
         ignore_eos = params.ignore_eos and constraint is None  # where nothing but an end token is left, it ends
         self.eos_ids = frozenset() if ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
         self.wants_rows = self.request.want_logits or self.request.pooling is not None
         if self.wants_rows:
             self.num_scored, self.num_to_score = _pooled(self.request.pooling, self.num_prompt)
+        elif self.sample:  # the prompt is scored once
+            self.num_to_score = 0
         else:  # the logits at a position say how likely the token after it was
             self.num_to_score = 0 if params.prompt_logprobs is None else self.num_prompt - 1
 
@@ -164,9 +174,11 @@ class Sequence:
 
     @property
     def deadline(self) -> float:
-        """When its time is up, on the engine's clock; infinity without a limit. Once it has run, that may be later than before."""
+        """When its request's time is up, on the engine's clock; infinity without a limit. Once that has run, it may be later than
+        before."""
         limits = [self.request.timeout]
-        if self.status is Status.WAITING and not self.metrics.num_preemptions:
+        begun = self.metrics.num_preemptions or self.metrics.first_token_time is not None
+        if self.status is Status.WAITING and not begun:
             limits.append(self.request.queue_timeout)
         return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 
@@ -177,16 +189,12 @@ class Sequence:
 
     @property
     def must_not_stop(self) -> bool:
-        """Whether the next token may be none of ``stop_ids``; a constraint that is awake says that in its mask."""
-        return self.is_too_short if self.constraint is None else self.asleep
+        """Whether the next token may be none of ``stop_ids``; a constraint says that in its mask."""
+        return self.constraint is None and self.is_too_short
 
     def follow(self, token: int) -> bool:
         """Let the constraint take in a token that has been appended; whether the output is complete. Raises ConstraintError."""
         assert self.constraint is not None
-        if self.asleep:
-            mark = self.request.constraint_after or ()
-            self.asleep = tuple(self.token_ids[max(self.num_prompt, len(self.token_ids) - len(mark)) :]) != mark
-            return False
         self.constraint.advance(token)
         return self.constraint.is_complete
 

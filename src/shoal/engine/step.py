@@ -116,7 +116,7 @@ class SampleArrays:
         self._top_p[:count] = [p.top_p for p in params]
         self._min_p[:count] = [p.min_p for p in params]
         self._seed[:count] = [seq.request.seed & _UINT64 for seq in sequences]
-        self._sample[:count] = [seq.request.sample for seq in sequences]
+        self._sample[:count] = [seq.request.sample + seq.sample for seq in sequences]
 
     def _stop_ids(self, seq: Sequence) -> IntArray:
         """The ids that would end the sequence, as far as the model has them."""

@@ -335,6 +335,10 @@ class Backend(Protocol):
         touched only when a page is first written."""
         ...
 
+    def copy_pages(self, cache: KVCache, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """In all layers of a KV group, copy for each pair the first page onto the second. No page is both first and second."""
+        ...
+
     def bind(
         self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits, states: Head | None = None
     ) -> BoundNetwork:

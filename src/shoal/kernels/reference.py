@@ -345,6 +345,13 @@ class ReferenceBackend:
                 cache.k[layer], cache.v[layer] = np.zeros(size, kind), np.zeros(size, kind)
         return cache
 
+    def copy_pages(self, cache: _Cache, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """All positions of a page at once."""
+        for layer in (layer for layer, index in cache.group.items() if index == group):
+            for pages in (cache.k[layer], cache.v[layer]):
+                for source, target in pairs:
+                    pages[target * PAGE_SIZE :][:PAGE_SIZE] = pages[source * PAGE_SIZE :][:PAGE_SIZE]
+
     def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
         """Values that are rounded to q8_0 are kept as float32."""
         return 2 * kv_heads * head_dim * (2 if dtype == "f16" else 4)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from shoal.chat.choice import checked_choice, checked_tools
+from shoal.chat.conversation import Conversation
+from shoal.chat.reply import Reply
 from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.openai import structured
 from shoal.openai.fields import typed
@@ -23,6 +26,7 @@ from shoal.openai.schema import (
     ChatLogprobs,
     CompletionBody,
     FinishReason,
+    FunctionCall,
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
@@ -31,17 +35,21 @@ from shoal.openai.schema import (
     TextCompletion,
     TextLogprobs,
     TokenLogprob,
+    ToolCall,
     TopLogprob,
     Usage,
 )
-from shoal.params import SamplingParams
+from shoal.params import SamplingParams, check_priority
 from shoal.prompts import TEXT_OPTIONS
+from shoal.text.given import is_given
 
 if TYPE_CHECKING:
     from shoal.llm import CompletionOutput, Logprob, RequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+_CONVERSATION = [field.name for field in fields(Conversation) if field.name != "messages"]
+_NOTHING_SAID = ChatBody(messages=[])
 _LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 
 
@@ -52,6 +60,8 @@ class Call:
     ``prompt`` is what LLM calls one; ``model`` is None where the body
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
     vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
+    ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
+    ``priority``: the lowest number comes first.
     """
 
     kind: Literal["chat", "completion"]
@@ -61,6 +71,9 @@ class Call:
     echo: bool = False
     prompt_logprobs: bool = False
     constraint_field: str = "structured_outputs"
+    include_reasoning: bool = True
+    return_token_ids: bool = False
+    priority: int = 0
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -69,7 +82,7 @@ class Call:
 def parse_chat(body: Any) -> Call:
     """A body of /v1/chat/completions, decoded from JSON. Raises APIError that names the field at fault."""
     chat = typed(body, ChatBody)
-    messages = conversation(chat.messages)
+    prompt = _conversation(chat)
     if chat.top_logprobs and not chat.logprobs:
         raise APIError("top_logprobs: needs logprobs to be true", "top_logprobs")
     names = {"logprobs": "top_logprobs"}
@@ -81,13 +94,21 @@ def parse_chat(body: Any) -> Call:
         names,
         max_tokens=_chat_max_tokens(chat),
         logprobs=chat.top_logprobs if chat.logprobs else None,
+        thinking_token_budget=chat.thinking_token_budget,
         structured_outputs=constraint,
     )
-    prompt: dict[str, Any] = {"messages": messages}
-    if chat.add_special_tokens:
-        prompt["add_special_tokens"] = True
-    shown = chat.prompt_logprobs is not None
-    return Call("chat", chat.model, prompt, params, prompt_logprobs=shown, constraint_field=field)
+    return Call(
+        "chat",
+        chat.model,
+        prompt,
+        params,
+        echo=chat.echo,
+        prompt_logprobs=chat.prompt_logprobs is not None,
+        constraint_field=field,
+        include_reasoning=chat.include_reasoning,
+        return_token_ids=chat.return_token_ids,
+        priority=_priority(chat.priority),
+    )
 
 
 def parse_completion(body: Any) -> Call:
@@ -104,8 +125,17 @@ def parse_completion(body: Any) -> Call:
         prompt_logprobs=scored,
         structured_outputs=constraint,
     )
-    shown = completion.prompt_logprobs is not None
-    return Call("completion", completion.model, _prompt(completion), params, completion.echo, shown, field)
+    return Call(
+        "completion",
+        completion.model,
+        _prompt(completion),
+        params,
+        echo=completion.echo,
+        prompt_logprobs=completion.prompt_logprobs is not None,
+        constraint_field=field,
+        return_token_ids=completion.return_token_ids,
+        priority=_priority(completion.priority),
+    )
 
 
 PARSERS: dict[str, Callable[[Any], Call]] = {
@@ -134,15 +164,37 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
 
 
+def _conversation(chat: ChatBody) -> dict[str, Any]:
+    """A conversation as LLM takes it. What can be found out about it without the model is."""
+    prompt: dict[str, Any] = {"messages": conversation(chat.messages)}
+    for name in _CONVERSATION:
+        value = getattr(chat, name)
+        if is_given(value) and value != getattr(_NOTHING_SAID, name):
+            prompt[name] = value
+    try:
+        Conversation(**prompt)
+        checked_choice(prompt.get("tool_choice"), checked_tools(prompt.get("tools", [])))
+    except (RequestError, ParameterError) as error:
+        raise APIError(str(error), error.field) from None
+    return prompt
+
+
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    others = ("model", *structured.FIELDS, *chosen)
+    others = {"model", "priority", *structured.FIELDS, *chosen}
     shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
         name = names.get(error.field, error.field)
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+def _priority(priority: int) -> int:
+    try:
+        return check_priority(priority)
+    except ParameterError as error:
+        raise APIError(str(error), "priority") from None
 
 
 def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
@@ -184,24 +236,77 @@ def _prompt(body: CompletionBody) -> str | dict[str, Any]:
 def answer(
     call: Call, output: RequestOutput, *, response_id: str, model: str, tokenizer: Tokenizer
 ) -> ChatCompletion | TextCompletion:
-    """The response body of a finished request. ``output`` must have ended with "stop" or "length"."""
-    given = output.outputs[0]
-    reason: FinishReason = "stop" if given.finish_reason == "stop" else "length"
+    """The response body of a finished request. Its answers must have ended with "stop" or "length"."""
     created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
     if call.kind == "chat":
-        chat_logprobs = _chat_logprobs(given, call.params.logprobs or 0, tokenizer)
-        choice = ChatChoice(0, ChatAnswer(given.text), chat_logprobs, reason)
         return ChatCompletion(
-            f"chatcmpl-{response_id}", created, model, [choice], usage, prompt_logprobs=prompt_logprobs
+            f"chatcmpl-{response_id}",
+            created,
+            model,
+            [_chat_choice(call, given, tokenizer) for given in output.outputs],
+            usage,
+            prompt_logprobs=prompt_logprobs,
+            prompt_token_ids=_ids(call, output.prompt_token_ids),
         )
     prompt = _prompt_text(output, call.params, tokenizer) if call.echo else ""
-    logprobs = _text_logprobs(call, output, prompt, tokenizer)
-    text_choice = TextChoice(0, prompt + given.text, logprobs, reason, prompt_logprobs)
-    return TextCompletion(f"cmpl-{response_id}", created, model, [text_choice], usage)
+    text_choices = [
+        TextChoice(
+            given.index,
+            prompt + given.text,
+            _text_logprobs(call, output, given, prompt, tokenizer),
+            _reason(given.finish_reason),
+            prompt_logprobs,
+            _ids(call, given.token_ids),
+            _ids(call, output.prompt_token_ids),
+        )
+        for given in output.outputs
+    ]
+    return TextCompletion(f"cmpl-{response_id}", created, model, text_choices, usage)
+
+
+def _chat_choice(call: Call, given: CompletionOutput, tokenizer: Tokenizer) -> ChatChoice:
+    reply = given.reply
+    return ChatChoice(
+        given.index,
+        _chat_answer(call, reply),
+        _chat_logprobs(given, call.params.logprobs or 0, tokenizer),
+        _reason(reply.finish_reason(given.finish_reason)),
+        _ids(call, given.token_ids),
+    )
+
+
+def _chat_answer(call: Call, reply: Reply) -> ChatAnswer:
+    """The message that goes on with the conversation, or with its last message."""
+    assert isinstance(call.prompt, dict), "a chat has messages"
+    last = call.prompt["messages"][-1]
+    continues = call.prompt.get("continue_final_message") or call.prompt.get("add_generation_prompt") is False
+    role = last["role"] if continues else "assistant"
+    content: str | None = reply.content
+    if call.echo and last["role"] == role:
+        content = f"{last['content'] or ''}{content}"
+    if not content and (reply.tool_calls or reply.reasoning):
+        content = None
+    answer = ChatAnswer(content, role)
+    if reply.tool_calls:
+        answer.tool_calls = [ToolCall(one.id, FunctionCall(one.name, one.arguments)) for one in reply.tool_calls]
+    if reply.reasoning and call.include_reasoning:
+        answer.reasoning = answer.reasoning_content = reply.reasoning
+    return answer
+
+
+def _reason(reason: str | None) -> FinishReason:
+    if reason == "stop":
+        return "stop"
+    return "tool_calls" if reason == "tool_calls" else "length"
+
+
+def _ids(call: Call, token_ids: list[int]) -> list[int] | msgspec.UnsetType:
+    return token_ids if call.return_token_ids else msgspec.UNSET
 
 
 def _usage(output: RequestOutput) -> Usage:
-    prompt, completion = len(output.prompt_token_ids), len(output.outputs[0].token_ids)
+    """The prompt counts once, the tokens of all answers."""
+    prompt, completion = len(output.prompt_token_ids), sum(len(given.token_ids) for given in output.outputs)
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
 
 
@@ -242,11 +347,13 @@ def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> Cha
     return ChatLogprobs(content)
 
 
-def _text_logprobs(call: Call, output: RequestOutput, prompt: str, tokenizer: Tokenizer) -> TextLogprobs | None:
-    """Log-probabilities of the answer, after those of the tokens of ``prompt`` if that is echoed."""
-    given, k = output.outputs[0], call.params.logprobs or 0
+def _text_logprobs(
+    call: Call, output: RequestOutput, given: CompletionOutput, prompt: str, tokenizer: Tokenizer
+) -> TextLogprobs | None:
+    """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
     if given.logprobs is None:
         return None
+    k = call.params.logprobs or 0
     echoed: list[int] = []
     places: list[dict[int, Logprob] | None] = [*given.logprobs]
     if call.echo:

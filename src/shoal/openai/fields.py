@@ -24,7 +24,6 @@ IGNORED = frozenset(
         "cache_prompt",
         "cache_salt",
         "metadata",
-        "parallel_tool_calls",
         "prediction",
         "prompt_cache_key",
         "prompt_cache_options",
@@ -38,16 +37,24 @@ IGNORED = frozenset(
 
 # What shoal lacks: fields of OpenAI's and vLLM's that ask for it, each with the values that ask for nothing.
 LACKS: dict[str, dict[str, tuple[object, ...]]] = {
-    "tools cannot be called yet": {
-        "function_call": ({}, "none", "auto"),
-        "functions": ([],),
+    "only chats have it, in /v1/chat/completions": {
+        "add_generation_prompt": (True,),
+        "chat_template_kwargs": ({},),
+        "continue_final_message": (False,),
+        "include_reasoning": (True,),
+        "parallel_tool_calls": (True, False),
+        "reasoning_effort": (),
+        "thinking_token_budget": (),
         "tool_choice": ({}, "none", "auto"),
         "tools": ([],),
     },
-    "a request has one answer yet": {
+    "functions are called as tools": {
+        "function_call": ({}, "none", "auto"),
+        "functions": ([],),
+    },
+    "answers cannot be ranked or searched for yet": {
         "best_of": (1,),
         "length_penalty": (1,),
-        "n": (1,),
         "use_beam_search": (False,),
     },
     "tokens cannot be favoured, punished or forbidden yet": {
@@ -76,38 +83,26 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "mm_processor_kwargs": ({},),
         "modalities": ([], ["text"]),
     },
-    "the chat template takes messages alone yet": {
-        "add_generation_prompt": (True,),
-        "chat_template": (),
-        "chat_template_kwargs": ({},),
-        "continue_final_message": (False,),
-        "documents": ([],),
-    },
-    "what a model says besides its answer (reasoning) is not told apart yet": {
-        "include_reasoning": (True,),
-        "reasoning_effort": (),
-        "thinking_token_budget": (),
-    },
+    "requests bring no chat template of their own": {"chat_template": ()},
+    "a chat template is given documents in chat_template_kwargs": {"documents": ([],)},
     "answers are as long as max_tokens lets them be": {"verbosity": ("medium",)},
     "models answer from what they know and are told": {"web_search_options": ({},)},
     "nothing is moderated": {"moderation": ({},)},
-    "rows run in the order of the file": {"priority": (0,)},
     "requests are known by their custom_id": {"request_id": ()},
     "the answer's text and logprobs are all that is reported": {
-        "return_token_ids": (False,),
         "return_tokens_as_token_ids": (False,),
         "spaces_between_special_tokens": (True,),
     },
     "a prompt is taken whole or refused": {"truncate_prompt_tokens": ()},
     "prompts are text or token ids": {"prompt_embeds": ([],)},
     "text is only gone on with, not filled in": {"suffix": ()},
-    "the prompt of a chat is not repeated in its answer": {"echo": (False,)},
     "control tokens spelled in messages are always text": {"parse_special": (False,)},
     "it belongs to vLLM's own machinery": {"kv_transfer_params": ({},), "vllm_xargs": ({},)},
 }
 _LACKING = {field: (lack, off) for lack, fields in LACKS.items() for field, off in fields.items()}
 
 _AnyBody: TypeAlias = type[ChatBody] | type[CompletionBody] | type[EmbeddingBody]
+_AS_WRITTEN = ("chat_template_kwargs", "messages", "tools")  # what the chat template gets, to the letter
 _MOST_HINTED = 40  # characters of a name that may be a typing error
 _HOMES: dict[_AnyBody, str] = {
     ChatBody: "/v1/chat/completions",
@@ -159,7 +154,7 @@ def _used(given: dict[str, Any], kind: _AnyBody) -> Iterator[tuple[str, Any]]:
     for name, value in given.items():
         if name in _FIELDS[kind]:
             kept = value if name in CONSTRAINT_FIELDS else without_nulls(value)  # in a schema null may be a value
-            yield name, kept if name == "messages" else _whole(kept)
+            yield name, kept if name in _AS_WRITTEN else _whole(kept)
         else:
             _refuse_unless_off(name, value, kind)
 

@@ -4,53 +4,52 @@ from __future__ import annotations
 
 from typing import Any
 
+from shoal.chat.messages import checked_messages
+from shoal.errors import RequestError
 from shoal.openai.fields import did_you_mean
 from shoal.openai.schema import APIError
 from shoal.text.given import is_given
 
-_ROLES = ("system", "developer", "user", "assistant")
+_ROLES = ("system", "developer", "user", "assistant", "tool")
 
-_NO_TOOLS = "tools cannot be called yet"
+_NO_FUNCTIONS = "functions are called as tools"
 _NO_AUDIO = "models read and write text alone"
-_NO_REASONING = "reasoning is not told apart from answers yet"
 
 # What messages and their parts have in OpenAI's and vLLM's API that shoal lacks, and why.
-_ROLES_LACKING = {"tool": _NO_TOOLS, "function": _NO_TOOLS}
-_FIELDS_LACKING = {
-    "audio": _NO_AUDIO,
-    "function_call": _NO_TOOLS,
-    "reasoning": _NO_REASONING,
-    "reasoning_content": _NO_REASONING,
-    "tool_call_id": _NO_TOOLS,
-    "tool_calls": _NO_TOOLS,
-}
+_ROLES_LACKING = {"function": _NO_FUNCTIONS}
+_FIELDS_LACKING = {"audio": _NO_AUDIO, "function_call": _NO_FUNCTIONS}
 _PARTS_LACKING = dict.fromkeys(
     ("audio_url", "file", "image", "image_embeds", "image_pil", "image_url", "input_audio", "video", "video_url"),
     "models read text alone",
 )
-_FIELDS = ("role", "content", "name", "refusal")
+_OF_CHAT = ("tool_calls", "tool_call_id", "reasoning", "reasoning_content")  # see ``shoal.chat.messages``
+_FIELDS = ("role", "content", "name", "refusal", *_OF_CHAT)
 _IGNORED = frozenset(("annotations", "prompt_cache_breakpoint"))  # says nothing about the text
 _TEXTS = {"text": "text", "refusal": "refusal"}  # kinds of parts, and where each has its text
 
 
-def conversation(messages: list[Any]) -> list[dict[str, str]]:
+def conversation(messages: list[Any]) -> list[dict[str, Any]]:
     """The messages of a body, which has no nulls any more. Raises APIError that names the place at fault."""
     if not messages:
         raise APIError("messages: the conversation is empty; it needs at least 1 message", "messages")
-    return [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    rendered = [_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    try:
+        checked_messages(rendered)
+    except RequestError as error:
+        raise APIError(str(error), error.field) from None
+    return rendered
 
 
-def _message(message: Any, place: str) -> dict[str, str]:
+def _message(message: Any, place: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise APIError(f"{place}: must be an object with role and content", place)
     given = {name: value for name, value in message.items() if name == "content" or is_given(value)}
     role = _role(given.get("role"), f"{place}.role")
     _refuse_others(given, place, _FIELDS, _FIELDS_LACKING)
-    rendered = {"role": role, "content": _content(given, place)}
-    name = given.get("name")
-    if name is None:
-        return rendered
-    return rendered | {"name": _text(name, f"{place}.name")}
+    rendered: dict[str, Any] = {"role": role, "content": _content(given, place)}
+    if "name" in given:
+        rendered["name"] = _text(given["name"], f"{place}.name")
+    return rendered | {name: given[name] for name in _OF_CHAT if name in given}
 
 
 def _role(role: Any, place: str) -> str:
@@ -64,10 +63,12 @@ def _role(role: Any, place: str) -> str:
     raise APIError(f"{place}: got {role!r:.80}, must be one of {', '.join(_ROLES)}{hint}", place)
 
 
-def _content(given: dict[str, Any], place: str) -> str:
-    """The text of a message: its parts, and after them a refusal, joined by line ends, as vLLM does."""
+def _content(given: dict[str, Any], place: str) -> str | None:
+    """The text of a message: its parts, and after them a refusal, joined by line ends, as vLLM does. None beside calls alone."""
     content, where = given.get("content"), f"{place}.content"
     if content is None and "refusal" not in given:
+        if "tool_calls" in given:
+            return None
         raise APIError(f"{where}: this field is required", where)
     texts = _parts(content, where) if isinstance(content, list) else [_text(content or "", where)]
     if "refusal" in given:  # what an assistant said in place of an answer

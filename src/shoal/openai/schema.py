@@ -65,7 +65,8 @@ def parse_json(data: bytes) -> Any:
 
 
 class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. Meaning and ranges are those of SamplingParams; the last four are read by ``openai.structured``."""
+    """What both endpoints take. Meaning and ranges are those of SamplingParams; requests of a lower ``priority`` number come first; the
+    last four are read by ``openai.structured``."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -81,6 +82,8 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    n: int = 1
+    priority: int = 0
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     grammar: str | None = None
@@ -88,13 +91,28 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ChatBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
-    """A body of /v1/chat/completions. Without a limit the answer may fill the context. ``messages``: see ``shoal.openai.messages``."""
+    """A body of /v1/chat/completions. Without a limit the answer may fill the context. ``messages``: see ``shoal.openai.messages``.
+
+    Those of ``tools`` to ``add_special_tokens`` are the parts of a ``shoal.chat.conversation.Conversation``. ``echo`` puts the last
+    message before the answer that continues it; ``return_token_ids`` adds the ids of prompt and answer.
+    """
 
     messages: list[Any]
-    add_special_tokens: bool = False
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = 0
+    tools: list[Any] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    add_special_tokens: bool = False
+    thinking_token_budget: int | None = None
+    include_reasoning: bool = True
+    echo: bool = False
+    return_token_ids: bool = False
 
 
 class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
@@ -102,7 +120,7 @@ class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
 
     ``echo`` puts the prompt before the answer, in the text and in its log-probabilities. With it, or with
     ``prompt_logprobs``, ``max_tokens`` may be 0: nothing is generated. ``add_special_tokens`` (BOS) and ``parse_special`` (spelled
-    control tokens become these tokens) are for a text.
+    control tokens become these tokens) are for a text. ``return_token_ids`` adds the ids of prompt and answer.
     """
 
     prompt: str | list[Any]
@@ -110,6 +128,7 @@ class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     parse_special: bool = False
     logprobs: int | None = None
     echo: bool = False
+    return_token_ids: bool = False
 
 
 class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -124,7 +143,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 # Responses ------------------------------------------------------------------------------------------------------------
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(msgspec.Struct):
@@ -178,12 +197,31 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
-class ChatAnswer(msgspec.Struct):
-    """The message of the model."""
+class FunctionCall(msgspec.Struct):
+    """Which function, with which arguments: the text of a JSON object."""
 
-    content: str
-    role: Literal["assistant"] = "assistant"
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    """A call of a tool by the model."""
+
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class ChatAnswer(msgspec.Struct):
+    """The message of the model. ``content`` is null where it only thought or called tools; ``reasoning_content`` is another name of
+    ``reasoning``. ``role`` is that of the message that is continued, otherwise "assistant"."""
+
+    content: str | None
+    role: str = "assistant"
     refusal: None = None
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -193,6 +231,7 @@ class ChatChoice(msgspec.Struct):
     message: ChatAnswer
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(msgspec.Struct):
@@ -205,6 +244,7 @@ class ChatCompletion(msgspec.Struct):
     usage: Usage
     object: Literal["chat.completion"] = "chat.completion"
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextLogprobs(msgspec.Struct):
@@ -227,6 +267,8 @@ class TextChoice(msgspec.Struct):
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
     prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextCompletion(msgspec.Struct):

@@ -85,18 +85,24 @@ class ChatTemplate:
         /,
         add_generation_prompt: bool = True,
         *,
+        continue_final_message: bool = False,
         strftime_now: datetime | None = None,
         **variables: Any,
     ) -> list[int]:
         """The prompt as token ids. What users wrote is text, even where it spells a control token.
 
         Apart from that the ids are those of the rendered prompt as a whole. BOS is there if the template writes it.
-        Text parts are joined where the template takes only strings. Arguments and errors as in ``render``.
+        Text parts are joined where the template takes only strings. ``continue_final_message`` ends the prompt with the last
+        word of the last message. Other arguments and errors as in ``render``.
         """
         world = _world(messages, variables, strftime_now)
         messages = self.text_messages(messages)
+        if continue_final_message:
+            messages = _with_end(messages)
         variables = {**variables, "add_generation_prompt": add_generation_prompt}
         text, user_spans = self._render_traced(messages, variables, world, tokenizer.control_spans)
+        if continue_final_message:
+            text, user_spans = _up_to_end(text, user_spans)
         return tokenizer.encode_template(text, user_spans)
 
     def text_messages(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -150,6 +156,31 @@ class ChatTemplate:
         except TemplateError:
             return False
         return "probe" in rendered and "'type'" not in rendered
+
+
+_END = "\U0010fffe"  # marks the end of the message that is to be continued; Unicode says that it is no character
+
+
+def _with_end(messages: Sequence[Message]) -> list[Message]:
+    """Messages with a mark at the end of the text of the last one."""
+    if any(_END in text for text in strings_in(messages)):
+        raise RequestError("messages: hold U+10FFFE, which is no character", "messages")
+    last = messages[-1]
+    content = last.get("content")
+    if isinstance(content, str):
+        return [*messages[:-1], {**last, "content": content + _END}]
+    if isinstance(content, list) and content:
+        part = {**content[-1], "text": content[-1]["text"] + _END}
+        return [*messages[:-1], {**last, "content": [*content[:-1], part]}]
+    raise RequestError("continue_final_message: the last message has no text", "continue_final_message")
+
+
+def _up_to_end(text: str, spans: list[Span]) -> tuple[str, list[Span]]:
+    """What stands before the mark."""
+    place = text.rfind(_END)
+    if place < 0:
+        raise TemplateError("chat template: does not write the message that is to be continued")
+    return text[:place], [(start, min(end, place)) for start, end in spans if start < place]
 
 
 def _own_source(file: GGUFFile) -> str | None:

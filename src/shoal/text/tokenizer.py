@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -147,9 +147,15 @@ class Tokenizer:
             return self._scheme.spell(piece)
         return _byte_of(piece) if kind == Kind.BYTE else b""
 
-    def stream(self, skip_special: bool = True) -> StreamDecoder:
-        """A decoder for tokens that continue a text: no leading space is taken away."""
-        return StreamDecoder(self._shown_bytes if skip_special else self.token_bytes)
+    def stream(self, skip_special: bool = True, shown: Collection[str] = ()) -> StreamDecoder:
+        """A decoder for tokens that continue a text: no leading space is taken away. Control tokens of the texts ``shown`` are
+        not skipped."""
+        if not skip_special:
+            return StreamDecoder(self.token_bytes)
+        hidden = self.control_ids.difference(self._vocab.ids[text] for text in shown if text in self._vocab.ids)
+        if hidden == self.control_ids:
+            return StreamDecoder(self._shown_bytes)
+        return StreamDecoder(lambda token_id: b"" if token_id in hidden else self.token_bytes(token_id))
 
     def min_tokens_for(self, num_bytes: int) -> int:
         """The fewest tokens that text of this many UTF-8 bytes can become; to refuse before encoding.

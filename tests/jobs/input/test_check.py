@@ -68,7 +68,7 @@ def test_a_strict_check_passes_good_rows(index: IdIndex) -> None:
 
 
 def test_a_strict_check_counts_the_bad_lines_and_quotes_the_first(index: IdIndex) -> None:
-    texts = (row("a"), b"{}", TOO_LONG, row("b"), row("c", n=2))
+    texts = (row("a"), b"{}", TOO_LONG, row("b"), row("c", n=17))
     with pytest.raises(JobError, match=r"^3 bad lines, nothing was run; line 2: .") as caught:
         check_input(lines(*texts), index, strict=reader())
     assert not isinstance(caught.value, DuplicateIdError)

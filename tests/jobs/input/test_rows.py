@@ -142,7 +142,7 @@ def test_a_line_without_data_is_refused_with_the_reason() -> None:
         (plain(prompt="x", messages=TALK), "row-3", "prompt"),
         (plain(messages=[]), "row-3", "messages"),
         (plain(prompt="x", nonsense=1), "row-3", "nonsense"),
-        (line(body={"prompt": "x", "n": 2}), "a", "n"),
+        (line(body={"prompt": "x", "n": 17}), "a", "n"),
         (line(body={"prompt": "x", "temperature": float("nan")}), "a", "temperature"),
         (line(extra=1), "a", "extra"),
     ],

@@ -252,8 +252,16 @@ def _contents(done: Done) -> list[Any]:
     return sorted(found, key=lambda item: item[0])
 
 
-def test_a_row_that_takes_too_long_fails_as_that(tmp_path: Path) -> None:
-    data = row("a", "slow", max_tokens=50) + row("b", "x", max_tokens=50)
+def test_all_samples_of_a_row_are_in_its_record(tmp_path: Path) -> None:
+    done = run(FakeLLM(), row("a", "xy", n=3), tmp_path)
+    assert [choice["index"] for choice in done.results[0]["response"]["body"]["choices"]] == [0, 1, 2]
+    assert done.totals.generated_tokens == 6
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_row_that_takes_too_long_fails_as_that(tmp_path: Path, n: int) -> None:
+    """Also where only one of its samples does."""
+    data = row("a", "slow", max_tokens=50, n=n) + row("b", "x", max_tokens=50)
     done = run(FakeLLM(), data, tmp_path, limits=JobLimits(timeout=2.5))
     assert [record["custom_id"] for record in done.results] == ["b"]
     (late,) = done.errors

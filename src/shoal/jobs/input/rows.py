@@ -152,7 +152,8 @@ class RowReader:
     def _dated(self, call: Call) -> Call:
         if self._now is None or not isinstance(call.prompt, dict) or "messages" not in call.prompt:
             return call
-        return replace(call, prompt={**call.prompt, "chat_template_kwargs": {"strftime_now": self._now}})
+        own = call.prompt.get("chat_template_kwargs", {})
+        return replace(call, prompt={**call.prompt, "chat_template_kwargs": {"strftime_now": self._now, **own}})
 
     def _call(self, fields: dict[str, Any]) -> Call | EmbeddingCall:
         if _is_plain(fields):

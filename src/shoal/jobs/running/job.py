@@ -149,7 +149,13 @@ class Job:
         if params.seed is None:
             params = replace(params, seed=derived_seed(self._llm.config.seed, row.custom_id))
         try:
-            self._llm.submit(row.call.prompt, params, request_id=request_id, timeout=self._limits.timeout)
+            self._llm.submit(
+                row.call.prompt,
+                params,
+                request_id=request_id,
+                priority=row.call.priority,
+                timeout=self._limits.timeout,
+            )
         except (RequestError, ParameterError, TemplateError) as error:
             self._refuse(BadRow(row.line, row.custom_id, refusal(row.call, error)))
         else:
@@ -191,7 +197,7 @@ class Job:
         totals.full_steps += ran >= self._llm.config.max_num_seqs or stats.waiting > 0
 
     def _finish(self, row: Row, output: RequestOutput) -> None:
-        answered = output.outputs[0].finish_reason in ("stop", "length")
+        answered = all(given.finish_reason in ("stop", "length") for given in output.outputs)
         if not answered:
             self._failed += 1
         record = succeeded(row.custom_id, self._answer(row, output)) if answered else self._failure(row, output)
@@ -211,7 +217,8 @@ class Job:
         self._ledger.add(row.line, record.line(), failed=bad is not None, usage=Usage(tokens, cached, 0))
 
     def _failure(self, row: Row, output: RequestOutput) -> Record:
-        return self._failed_record(row, output.outputs[0].finish_reason, output.error)
+        late = any(given.finish_reason == "timeout" for given in output.outputs)
+        return self._failed_record(row, "timeout" if late else None, output.error)
 
     def _failed_record(self, row: Row | EmbeddingRow, finish_reason: str | None, error: str | None) -> Record:
         if finish_reason == "timeout":

@@ -85,7 +85,11 @@ class CPUBackend:
             k, v = (np.zeros(total + LINE, np.uint8) for _ in range(2))
         except MemoryError:
             raise MemoryLimitError(f"KV cache: {2 * total} bytes are not available") from None
-        return PagedCache(k, v, dtype, group_of, start)
+        return PagedCache(k, v, dtype, group_of, start, page_bytes)
+
+    def copy_pages(self, cache: PagedCache, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """A plain copy of bytes."""
+        cache.copy(group, pairs)
 
     def bind(
         self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None

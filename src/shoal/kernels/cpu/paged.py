@@ -6,7 +6,7 @@ all layers of the same heads and window.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,13 +27,23 @@ _Fields = Mapping[int, int]  # arguments by their offset
 
 @dataclass(frozen=True, slots=True)
 class PagedCache:
-    """K and V pages of all layers (layout: attention.py); for each layer its KV group, and where its pages begin."""
+    """K and V pages of all layers (layout: attention.py), ``page_bytes`` each; for each layer its KV group, and where its pages
+    begin."""
 
     k: NDArray[np.uint8]
     v: NDArray[np.uint8]
     dtype: str
     group: dict[int, int]
     start: dict[int, int]
+    page_bytes: int
+
+    def copy(self, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """In all layers of a group, copy for each pair the first page onto the second."""
+        size = self.page_bytes
+        for start in (self.start[layer] for layer, index in self.group.items() if index == group):
+            for pages in (self.k, self.v):
+                for source, target in pairs:
+                    pages[start + target * size :][:size] = pages[start + source * size :][:size]
 
 
 class Rows(Protocol):

@@ -1,0 +1,1 @@
+"""What models say beyond text (tool calls, reasoning), and what conversations may hold beyond it."""
