@@ -26,8 +26,8 @@ class SchedulerLimits:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    whole_inputs: bool = False
     preempt_for_priority: bool = False
+    whole_inputs: bool = False
 
 
 class PageCopy(NamedTuple):
