@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shoal.errors import ParameterError, RequestError
 from shoal.llm import LLM
-from shoal.params import PoolingParams, SamplingParams
+from shoal.params import BeamSearchParams, PoolingParams, SamplingParams
 from tests.support.tiny_encoders import RANK, TINY_ENCODERS, TinyEncoder
 from tests.support.tiny_model import write_tiny_model
 
@@ -176,6 +176,7 @@ def test_an_encoder_continues_nothing(bert: LLM) -> None:
         lambda: bert.chat([{"role": "user", "content": "ab"}]),
         lambda: list(bert.stream("ab")),
         lambda: bert.submit("ab", SamplingParams()),
+        lambda: bert.beam_search(["ab"], BeamSearchParams(beam_width=2, max_tokens=3)),
         lambda: bert.logits([5, 6]),
     ):
         with pytest.raises(RequestError, match="bert is an encoder"):

@@ -35,7 +35,9 @@ RANKS = {
     "constrain": 3,
     "engine": 4,
     "outputs": 5,
+    "beam": 5,
     "prompts": 5,
+    "words": 5,
     "dispatch": 5,
     "embedder": 5,
     "pooled": 5,
@@ -58,12 +60,15 @@ SAME_RANK = {
     ("embedder", "dispatch"),
     ("embedder", "pooled"),
     ("embedder", "prompts"),
+    ("beam", "outputs"),
+    ("llm", "beam"),
     ("llm", "dispatch"),
     ("llm", "embedder"),
     ("llm", "pooled"),
     ("llm", "outputs"),
     ("llm", "prompts"),
     ("llm", "thinking"),
+    ("llm", "words"),
 }
 
 # Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.

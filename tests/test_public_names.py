@@ -8,7 +8,7 @@ import inspect
 import shoal
 import shoal.bench
 import shoal.jobs
-from shoal import llm, outputs
+from shoal import beam, llm, outputs
 
 
 def public(thing: type) -> set[str]:
@@ -18,6 +18,7 @@ def public(thing: type) -> set[str]:
 def test_names_of_modules() -> None:
     assert shoal.__all__ == [
         "LLM",
+        "BeamSearchParams",
         "CompletionOutput",
         "EmbeddingRequestOutput",
         "EngineConfig",
@@ -60,7 +61,7 @@ def test_errors() -> None:
 
 def test_the_methods_of_llm_and_what_they_take() -> None:
     methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
-    methods |= {"resize", "config", "embed", "score", "submit_embedding", "embeddings"}
+    methods |= {"resize", "config", "beam_search", "embed", "score", "submit_embedding", "embeddings"}
     assert public(shoal.LLM) >= methods
     limits = ["priority", "timeout", "queue_timeout"]
     takes = {
@@ -108,6 +109,25 @@ def test_fields() -> None:
         "logit_bias",
         "bad_words",
         "allowed_token_ids",
+        "logprob_token_ids",
+        "min_keep",
+        "typical_p",
+        "top_n_sigma",
+        "dynatemp_range",
+        "dynatemp_exponent",
+        "xtc_probability",
+        "xtc_threshold",
+        "repeat_penalty",
+        "repeat_last_n",
+        "dry_multiplier",
+        "dry_base",
+        "dry_allowed_length",
+        "dry_penalty_last_n",
+        "dry_sequence_breakers",
+        "mirostat",
+        "mirostat_tau",
+        "mirostat_eta",
+        "samplers",
         "structured_outputs",
     }
     assert fields(shoal.StructuredOutputsParams) == {
@@ -120,6 +140,23 @@ def test_fields() -> None:
         "disable_any_whitespace",
         "disable_additional_properties",
         "whitespace_pattern",
+    }
+    assert fields(shoal.BeamSearchParams) == {
+        "beam_width",
+        "max_tokens",
+        "ignore_eos",
+        "temperature",
+        "length_penalty",
+        "include_stop_str_in_output",
+    }
+    assert fields(beam.BeamSearchOutput) >= {"sequences", "error"}
+    assert fields(beam.BeamSearchSequence) >= {
+        "tokens",
+        "logprobs",
+        "cum_logprob",
+        "text",
+        "finish_reason",
+        "stop_reason",
     }
     assert fields(shoal.EngineConfig) >= {
         "max_model_len",

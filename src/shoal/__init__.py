@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
+    from shoal.params import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
     from shoal.pooled import EmbeddingRequestOutput, ScoringRequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 
 __all__ = [
     "LLM",
+    "BeamSearchParams",
     "CompletionOutput",
     "EmbeddingRequestOutput",
     "EngineConfig",
@@ -32,6 +33,7 @@ __all__ = [
 
 _HOME = {
     "LLM": "shoal.llm",
+    "BeamSearchParams": "shoal.params",
     "CompletionOutput": "shoal.llm",
     "EmbeddingRequestOutput": "shoal.pooled",
     "EngineConfig": "shoal.params",

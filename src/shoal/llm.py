@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.beam import Beams, BeamSearch, BeamSearchOutput
 from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
 from shoal.embedder import Embedder, text_pairs
@@ -34,9 +36,11 @@ from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
+from shoal.models.sampling_defaults import sampling_defaults
 from shoal.models.weights import load_model
 from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
 from shoal.params import (
+    BeamSearchParams,
     EngineConfig,
     PoolingParams,
     SamplingParams,
@@ -60,6 +64,7 @@ from shoal.prompts import (
 )
 from shoal.streams import say
 from shoal.thinking import ThinkingConstraint, ThinkingMarks
+from shoal.words import WordFinder
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
@@ -99,6 +104,8 @@ class LLM:
     A request without a seed draws one from (``EngineConfig.seed``, number of the request since the start), so the same
     calls in the same order give the same tokens.
 
+    ``chat_defaults`` are the SamplingParams that the model's file recommends: what chats get that are given none.
+
     Any thread may call any method at any time, also from asyncio's executors: the requests of all threads are computed in the
     same steps, and each gets what it would get alone (those without a seed are numbered as they come). ``step`` reports what was
     submitted, by whichever thread. ``close`` ends what others wait for with finish_reason "abort". After a fork the child can go
@@ -128,6 +135,7 @@ class LLM:
                 # What an encoder takes follows from the size of a step, which may change.
                 most = model_config.context_length if model_config.arch.encoder else longest
                 self._prompts = PromptEncoder.from_gguf(file, config, most)
+                self.chat_defaults = sampling_defaults(file)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
             self.engine = Engine(loaded, self._backend, config)
@@ -136,6 +144,9 @@ class LLM:
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
+        self._words = WordFinder(self.tokenizer, self.vocab_size)
+        self._beams: dict[str, Beams] = {}  # searches that were submitted
+        self._beam_turn = threading.Lock()
         self._dispatcher = Dispatcher(self.engine)
         self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
 
@@ -337,7 +348,7 @@ class LLM:
         ``tools``, ``tool_choice``, ``parallel_tool_calls`` and ``reasoning_effort`` are OpenAI's. The calls and the reasoning are
         found in ``outputs[0].reply``; ``outputs[0].text`` is all that the model wrote. ``continue_final_message`` goes on with the
         last message; otherwise a new one is begun, unless ``add_generation_prompt`` is False. ``chat_template`` is given to LLM,
-        not here.
+        not here. Without ``sampling_params`` those hold that the model's file recommends (``chat_defaults``).
         """
         if chat_template is not None:
             raise ParameterError("chat_template", chat_template, "given to LLM, not with a request")
@@ -353,6 +364,8 @@ class LLM:
             "parallel_tool_calls": parallel_tool_calls,
             "reasoning_effort": reasoning_effort,
         }
+        if sampling_params is None:
+            sampling_params = SamplingParams(**self.chat_defaults)
 
         def prompt(conversation: Any) -> Prompt:
             return {"messages": conversation, **options}
@@ -396,6 +409,49 @@ class LLM:
                     yield output
         finally:
             self._drop(started)
+
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, timeout: float | None = None
+    ) -> list[BeamSearchOutput]:
+        """The likeliest texts for each prompt; the outputs are in their order.
+
+        What beams have in common is computed once, as long as ``enable_prefix_caching`` is on. A prompt that cannot be served
+        gives an output with ``error``. ``timeout``: seconds for each token. Raises RequestError for an empty list.
+        """
+        searches = [self._beam_search(prompt, params) for prompt, _ in paired(prompts, None)]
+        while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
+            wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
+            ids = [{"prompt_token_ids": tokens} for tokens, _ in wanted]
+            answers = iter(self.generate(ids, [step for _, step in wanted], use_tqdm=False, timeout=timeout))
+            for search in asking:
+                found = [next(answers) for _ in search.beams]
+                broken = next((answer for answer in found if not answer.outputs[0].logprobs), None)
+                if broken is None:
+                    search.take([answer.outputs[0].logprobs[0] for answer in found if answer.outputs[0].logprobs])
+                else:
+                    why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
+                    searches[searches.index(search)] = BeamSearchOutput([], why)
+        return [self._beams_found(item) for item in searches]
+
+    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
+        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
+        try:
+            return BeamSearch(self.encode(prompt), params, eos_ids, self.engine.max_model_len)
+        except (RequestError, TemplateError) as error:
+            return BeamSearchOutput([], str(error))
+
+    def _beams_found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
+        if isinstance(item, BeamSearchOutput):
+            return item
+        found = item.best()
+        for sequence in found if self.tokenizer else ():
+            sequence.text = self._decoded(sequence.tokens)
+        return BeamSearchOutput(found)
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text of ids. Models may have more rows than tokens: those have none."""
+        assert self.tokenizer is not None
+        return self.tokenizer.decode([token for token in ids if token < self.tokenizer.vocab_size], skip_special=True)
 
     @overload
     def logits(self, ids: Sequence[int]) -> Logits: ...
@@ -481,12 +537,12 @@ class LLM:
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
         told = any(not item.aborted for item in self._inbox)
-        return self._dispatcher.has_work or told
+        return self._dispatcher.has_work or told or bool(self._beams)
 
     def submit(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: SamplingParams | BeamSearchParams | None = None,
         *,
         request_id: str | None = None,
         priority: int = 0,
@@ -495,12 +551,20 @@ class LLM:
     ) -> str:
         """Put one request in line and return its id; ``step`` reports on it. Priority and time limits as in ``generate``.
 
+        Of a beam search (BeamSearchParams) ``step`` reports the end alone: an answer for each text, the best first. Its time limits
+        are those of each token.
+
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
         limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
         number = next(self._numbers)
         name = str(number) if request_id is None else request_id
-        return self._submit(prompt, params or SamplingParams(), limits, self._inbox, number, name).request_id
+        if isinstance(params, BeamSearchParams):
+            return self._submit_beams(prompt, params, limits, name)
+        if params is None:
+            is_chat = isinstance(prompt, Mapping) and "messages" in prompt
+            params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
+        return self._submit(prompt, params, limits, self._inbox, number, name).request_id
 
     def submit_embedding(
         self,
@@ -524,17 +588,58 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        outputs = self._dispatcher.step(self._inbox)
+        outputs = self._dispatcher.step(self._inbox) + self._step_beams()
         return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
+        beams = self._beams.pop(request_id, None)
+        if beams is not None:
+            self._drop(beams.asked)
+            return True
         return self._dispatcher.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
         return self._prompts.encode(prompt).ids
+
+    def _submit_beams(self, prompt: Prompt, params: BeamSearchParams, limits: _Limits, name: str) -> str:
+        encoded = self._prompts.encode(prompt)
+        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
+        if name in self._beams:
+            raise RequestError(f"request_id {name!r} is in use", "request_id")
+        search = BeamSearch(encoded.ids, params, eos_ids, self.engine.max_model_len)
+        beams = Beams(name, encoded.text, search, encoded.reply)
+        self._ask_beams(beams, limits)
+        self._beams[name] = beams
+        return name
+
+    def _ask_beams(self, beams: Beams, limits: _Limits) -> None:
+        """Put a request for the next token of each beam in line."""
+        beams.asked, params, sink = [], beams.search.step_params(), list[Generation]()
+        for beam in beams.search.beams:
+            number = next(self._numbers)
+            prompt = {"prompt_token_ids": beam.tokens}
+            name = f"{beams.request_id}/beam-{number}"
+            beams.asked.append(self._submit(prompt, params, limits, sink, number, name))
+        beams.limits = limits
+
+    def _step_beams(self) -> list[RequestOutput]:
+        """Move on the searches of which all beams have their next token; what has ended."""
+        if not self._beams:
+            return []
+        ended = []
+        with self._beam_turn:
+            for beams in [item for item in self._beams.values() if item.answered]:
+                output = beams.take()
+                if output is None:
+                    self._ask_beams(beams, beams.limits)
+                elif self._beams.pop(beams.request_id, None) is not None:
+                    for answer in output.outputs if self.tokenizer else ():
+                        answer.text = self._decoded(answer.token_ids)
+                    ended.append(output)
+        return ended
 
     # -- the one path ------------------------------------------------------------------------------------------------
 
@@ -563,7 +668,16 @@ class LLM:
         seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
         constraint = self._constraint(params, encoded)
         generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
-        request = Request(request_id, tuple(ids), params, eos_ids, seed, constraint=constraint, **limits._asdict())
+        request = Request(
+            request_id,
+            tuple(ids),
+            params,
+            eos_ids,
+            seed,
+            words=self._words.find(params),
+            constraint=constraint,
+            **limits._asdict(),
+        )
         self._dispatcher.start(request, generation)
         return generation
 

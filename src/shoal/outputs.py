@@ -190,7 +190,7 @@ class Answer:
 
     def snapshot(self) -> CompletionOutput:
         """How far it is: an output of its own, that later steps do not change."""
-        with_logprobs = self.params.logprobs is not None
+        with_logprobs = self.params.reports_logprobs
         return CompletionOutput(
             index=self.index,
             text=self.text,
@@ -304,11 +304,13 @@ class Generation:
 
 
 def place_of(found: TokenLogprobs, tokenizer: Tokenizer | None) -> dict[int, Logprob]:
-    """The chosen or given token first, then the best ones that are not it."""
+    """The chosen or given token first, then the best ones that are not it, then those asked for by id."""
     entry = {found.token_id: _logprob(found.token_id, found.logprob, found.rank, tokenizer)}
     for rank, (token, logprob) in enumerate(found.top, start=1):
         if token != found.token_id:
             entry[token] = _logprob(token, logprob, rank, tokenizer)
+    for token, logprob, rank in found.asked:
+        entry.setdefault(token, _logprob(token, logprob, rank, tokenizer))
     return entry
 
 

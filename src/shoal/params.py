@@ -18,7 +18,6 @@ MAX_N = 16
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
-MAX_STOP_TOKEN_IDS = 1024
 MAX_SECONDS = 1e9
 
 # How replies are read; vLLM's names where it has them. "none": not at all.
@@ -42,16 +41,26 @@ Pooling = Literal["none", "mean", "cls", "last", "rank"]
 """Which of a sequence's states make its embedding: all, their mean, the first, the last; rank: a classifier's scores of the first."""
 POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as GGUF files number them
 
-# Fields of vLLM's SamplingParams that this version does not have. They may be given with the value that
-# means "off"; anything else is refused by name, never ignored.
-_NOT_YET: dict[str, tuple[object, ...]] = {
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "repetition_penalty": (1, None),
-    "logit_bias": (None, {}),
-    "bad_words": (None, []),
-    "allowed_token_ids": (None,),
+# llama.cpp's samplers by all of its names and letters.
+_SAMPLERS = {
+    "penalties": ("penalties", "e"),
+    "dry": ("dry", "d"),
+    "top_n_sigma": ("top_n_sigma", "top-n-sigma", "s"),
+    "top_k": ("top_k", "top-k", "k"),
+    "typ_p": ("typ_p", "typ-p", "typ", "typical_p", "typical-p", "typical", "y"),
+    "top_p": ("top_p", "top-p", "nucleus", "p"),
+    "min_p": ("min_p", "min-p", "m"),
+    "xtc": ("xtc", "x"),
+    "temperature": ("temperature", "temp", "t"),
 }
+_SAMPLER_OF = {spelled: name for name, spellings in _SAMPLERS.items() for spelled in spellings}
+MAX_SAMPLERS = 32
+MAX_BAD_WORDS = 1024
+MAX_BREAKERS = 64
+MAX_BREAKER_LENGTH = 40
+MAX_TOKEN_IDS = 1024
+MAX_ALLOWED_IDS = 1 << 20
+DRY_BREAKERS = ("\n", ":", '"', "*")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +144,10 @@ class SamplingParams:
     prompt is scored and nothing is generated. ``structured_outputs``: what the text may be; with ``ignore_eos`` it ends where nothing
     more may follow. After ``thinking_token_budget`` tokens of thought, in a chat, the answer begins.
 
+    ``presence_penalty`` and ``frequency_penalty`` count the output, ``repetition_penalty`` looks at prompt and output; with
+    ``repeat_last_n`` all three do so over the last n tokens of both (-1: all). What follows ``logprob_token_ids`` is
+    llama.cpp's, by its names; docs/sampling.md has a table of all samplers, and the order in which they come.
+
     Raises ParameterError that names the field, its value and the allowed range.
     """
 
@@ -157,16 +170,31 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    bad_words: tuple[str, ...] | list[str] | None = None
+    allowed_token_ids: tuple[int, ...] | list[int] | None = None
+    logprob_token_ids: tuple[int, ...] | list[int] | None = None
+    min_keep: int = 0
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: tuple[str, ...] | list[str] = DRY_BREAKERS
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: tuple[str, ...] | list[str] | str | None = None
     structured_outputs: StructuredOutputsParams | None = None
     thinking_token_budget: int | None = None
 
     def __post_init__(self) -> None:
-        for name, off in _NOT_YET.items():
-            value = getattr(self, name)
-            if value not in off:
-                raise ParameterError(name, value, f"{off[0]!r}: this version of shoal does not support it yet")
         _whole(self, "n", 1, MAX_N)
         _number("temperature", self.temperature, 0.0, 1e4)
         _number("top_p", self.top_p, 0.0, 1.0)
@@ -187,12 +215,110 @@ class SamplingParams:
         if constraint is not None and not isinstance(constraint, StructuredOutputsParams):
             raise ParameterError("structured_outputs", constraint, "StructuredOutputsParams")
         object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
+        object.__setattr__(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
+        self._check_samplers()
+
+    def _check_samplers(self) -> None:
+        if self.repeat_penalty is not None:  # llama.cpp's name of the same
+            if self.repetition_penalty != 1:
+                raise ParameterError(
+                    "repeat_penalty", self.repeat_penalty, "left out where repetition_penalty is given"
+                )
+            _number("repeat_penalty", self.repeat_penalty, 0.0, 1e4, low_open=True)
+            object.__setattr__(self, "repetition_penalty", self.repeat_penalty)
+            object.__setattr__(self, "repeat_penalty", None)
+        _number("repetition_penalty", self.repetition_penalty, 0.0, 1e4, low_open=True)
+        for name, low, high in _NUMBERS:
+            _number(name, getattr(self, name), low, high)
+        for name, least in (("min_keep", 0), ("dry_allowed_length", 0), ("dry_penalty_last_n", -1)):
+            _whole(self, name, least, 2**31 - 1)
+        _whole(self, "repeat_last_n", -1, 2**31 - 1, optional=True)
+        _whole(self, "mirostat", 0, 2)
+        object.__setattr__(self, "logit_bias", _bias(self.logit_bias))
+        if self.allowed_token_ids is not None:
+            allowed = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not allowed:
+                raise ParameterError("allowed_token_ids", [], "at least 1 id, or None for all")
+            object.__setattr__(self, "allowed_token_ids", allowed)
+        object.__setattr__(self, "logprob_token_ids", _token_ids("logprob_token_ids", self.logprob_token_ids))
+        bad_words = _words("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_STOP_LENGTH)
+        object.__setattr__(self, "bad_words", bad_words)
+        breakers = _words("dry_sequence_breakers", self.dry_sequence_breakers, MAX_BREAKERS, MAX_BREAKER_LENGTH)
+        object.__setattr__(self, "dry_sequence_breakers", breakers)
+        object.__setattr__(self, "samplers", _samplers(self.samplers))
 
     @property
     def greedy(self) -> bool:
         """Whether every token is the most likely one."""
         return self.temperature == 0.0
+
+    @property
+    def reports_logprobs(self) -> bool:
+        """Whether the log-probabilities of generated tokens are wanted."""
+        return self.logprobs is not None or bool(self.logprob_token_ids)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether any of the three penalties is on."""
+        some = self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        return some and self.repeat_last_n != 0
+
+    @property
+    def repels(self) -> bool:
+        """Whether DRY is on."""
+        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
+
+    @property
+    def needs_chain(self) -> bool:
+        """Whether more than penalties, bias and DRY comes before temperature, min_p, top_k and top_p, in vLLM's order."""
+        if self.samplers is not None:
+            return True
+        some = self.top_n_sigma > 0 or self.dynatemp_range > 0 or self.typical_p < 1 or self.xtc_probability > 0
+        return not self.greedy and (some or self.mirostat > 0 or self.min_keep > 1)
+
+
+_NUMBERS = (
+    ("presence_penalty", -2.0, 2.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("typical_p", 0.0, 1.0),
+    ("top_n_sigma", -1e4, 1e4),
+    ("dynatemp_range", 0.0, 1e4),
+    ("dynatemp_exponent", 0.0, 100.0),
+    ("xtc_probability", 0.0, 1.0),
+    ("xtc_threshold", 0.0, 1.0),
+    ("dry_multiplier", 0.0, 1e4),
+    ("dry_base", 1.0, 1e4),
+    ("mirostat_tau", 0.0, 100.0),
+    ("mirostat_eta", 0.0, 100.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BeamSearchParams:
+    """How ``LLM.beam_search`` looks for the likeliest texts. Names and defaults are vLLM's.
+
+    After each token the ``beam_width`` best beginnings are kept, for at most ``max_tokens`` tokens. A text scores its
+    log-probability / (its length, prompt included) ^ ``length_penalty``. Ends of generation end a text, unless ``ignore_eos``, and are
+    part of its tokens with ``include_stop_str_in_output``. With a ``temperature`` a token drawn at it joins the candidates.
+
+    Raises ParameterError that names the field, its value and the allowed range.
+    """
+
+    beam_width: int
+    max_tokens: int
+    ignore_eos: bool = False
+    temperature: float = 0.0
+    length_penalty: float = 1.0
+    include_stop_str_in_output: bool = False
+
+    def __post_init__(self) -> None:
+        _whole(self, "beam_width", 1, MAX_LOGPROBS // 2)
+        _whole(self, "max_tokens", 1, _INT64_MAX - 1)
+        _number("temperature", self.temperature, 0.0, 1e4)
+        _number("length_penalty", self.length_penalty, -100.0, 100.0)
+        for name in ("ignore_eos", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -323,7 +449,12 @@ def parse_size(field: str, value: int | str) -> int:
 
 
 def _whole(
-    owner: SamplingParams | PoolingParams | EngineConfig, field: str, low: int, high: int, *, optional: bool = False
+    owner: SamplingParams | BeamSearchParams | PoolingParams | EngineConfig,
+    field: str,
+    low: int,
+    high: int,
+    *,
+    optional: bool = False,
 ) -> None:
     """Make a field an integer of the range, unless it is ``optional`` and None."""
     value = getattr(owner, field)
@@ -368,16 +499,63 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return stops
 
 
+def _items(field: str, value: Any) -> tuple[Any, ...]:
+    try:
+        return () if value is None else tuple(value)
+    except TypeError:
+        raise ParameterError(field, value, "a list") from None
+
+
+def _token_ids(field: str, value: Any) -> tuple[int, ...]:
+    ids = _items(field, value)
+    most = MAX_ALLOWED_IDS if field == "allowed_token_ids" else MAX_TOKEN_IDS
+    if len(ids) > most:
+        raise ParameterError(field, f"{len(ids)} ids", f"at most {most} ids")
+    return tuple(_integer(field, token, 0, 2**31 - 1) for token in ids)
+
+
+def _bias(value: Any) -> dict[int, float] | None:
+    """Ids may be spelled as in JSON's keys."""
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise ParameterError("logit_bias", value, "a map from token ids to numbers")
+    if len(value) > MAX_TOKEN_IDS:
+        raise ParameterError("logit_bias", f"{len(value)} ids", f"at most {MAX_TOKEN_IDS} ids")
+    bias: dict[int, float] = {}
+    for key, number in value.items():
+        token = int(key) if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 12 else key
+        _number("logit_bias", number, -100.0, 100.0)
+        bias[_integer("logit_bias", token, 0, 2**31 - 1)] = float(number)
+    return bias
+
+
+def _words(field: str, value: Any, most: int, longest: int) -> tuple[str, ...]:
+    words = (value,) if isinstance(value, str) else _items(field, value)
+    if len(words) > most:
+        raise ParameterError(field, f"{len(words)} strings", f"at most {most} strings")
+    for word in words:
+        if not isinstance(word, str) or not 0 < len(word) <= longest:
+            raise ParameterError(field, word, f"strings of 1 to {longest} characters")
+    return words
+
+
+def _samplers(value: Any) -> tuple[str, ...] | None:
+    """The names of a chain; llama.cpp also takes a string of their letters."""
+    if value is None:
+        return None
+    names = _items("samplers", value)
+    if len(names) > MAX_SAMPLERS:
+        raise ParameterError("samplers", f"{len(names)} names", f"at most {MAX_SAMPLERS} names")
+    for name in names:
+        if not isinstance(name, str) or name not in _SAMPLER_OF:
+            raise ParameterError("samplers", name, "names among " + ", ".join(_SAMPLERS))
+    return tuple(_SAMPLER_OF[name] for name in names)
+
+
 def _choices(value: Any) -> tuple[str, ...]:
     choices = tuple(value)
     for choice in choices:
         if not isinstance(choice, str) or not choice:
             raise ParameterError("structured_outputs.choice", choice, _CONSTRAINT_VALUES["choice"])
     return choices
-
-
-def _token_ids(value: Any) -> tuple[int, ...]:
-    ids = () if value is None else tuple(value)
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise ParameterError("stop_token_ids", f"{len(ids)} ids", f"at most {MAX_STOP_TOKEN_IDS} ids")
-    return tuple(_integer("stop_token_ids", token, 0, 2**31 - 1) for token in ids)

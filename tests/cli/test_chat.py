@@ -57,6 +57,14 @@ def test_reset_forgets_all_but_the_system_message(shoal: Shoal, model: Path) -> 
     assert done.stdout == lines(first, second)
 
 
+def test_the_model_says_how_it_wants_to_be_sampled(shoal: Shoal, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", keys={"general.sampling.temp": 0.0})
+    flags = tuple(flag for flag in FLAGS if flag not in ("--temperature", "0"))
+    expected = lines(*answers(model, "hi"))
+    assert shoal("chat", model, *flags, "--max-tokens", "12", stdin="hi\n").stdout == expected
+    assert shoal("chat", model, *flags, "--temperature", "1", "--max-tokens", "12", stdin="hi\n").stdout != expected
+
+
 def test_exit_ends_it(shoal: Shoal, model: Path) -> None:
     done = shoal("chat", model, *FLAGS, "--max-tokens", "12", stdin="/exit\nhi\n")
     assert (done.returncode, done.stdout) == (0, "")

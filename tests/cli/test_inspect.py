@@ -82,6 +82,13 @@ def test_words_for_people(shoal: Shoal, model: Path) -> None:
         assert words in done.stdout
 
 
+def test_the_sampling_that_a_file_recommends(shoal: Shoal, model: Path) -> None:
+    assert facts(shoal, model, *FLAGS)["sampling_defaults"] == {}
+    write_tiny_model(model, keys={"general.sampling.temp": 0.6, "general.sampling.top_k": 20})
+    assert facts(shoal, model, *FLAGS)["sampling_defaults"] == {"temperature": 0.6, "top_k": 20}
+    assert "recommends for chats" in shoal("inspect", model, *FLAGS).stdout
+
+
 def test_an_unsupported_model_says_why(shoal: Shoal, tmp_path: Path) -> None:
     builder = GGUFBuilder()
     builder.add("general.architecture", "mamba")

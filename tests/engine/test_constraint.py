@@ -278,6 +278,14 @@ def test_a_mask_that_takes_too_long_holds_nobody_up_for_long(monkeypatch: pytest
         engine.close()
 
 
+@pytest.mark.parametrize("seqs", [2, 8])
+def test_each_sample_has_a_constraint_of_its_own(seqs: int) -> None:
+    request = constrained("r", random_steps(np.random.default_rng(1)), n=6)
+    results = run(toy_engine(seqs=seqs), [request])
+    assert {name: result.token_ids for name, result in results.items()} == solo([request])
+    assert len({tuple(result.token_ids) for result in results.values()}) > 1
+
+
 # --- threads
 
 

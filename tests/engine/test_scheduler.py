@@ -216,6 +216,19 @@ def test_prompt_logprobs_come_once_and_whole_although_computed_twice() -> None:
     assert [o.new_token_ids for o in outputs[1:]] == [(7,), (7,)]
 
 
+def test_prompt_logprobs_come_with_the_first_sample_that_goes_on() -> None:
+    scheduler = make(budget=40)
+    one = request("a", 10, prompt_logprobs=0)
+    scheduler.add(replace(one, params=replace(one.params, n=3)), 0.0)
+    batch = scheduler.schedule()
+    batch.sampling[0].constraint_error = "took too long"
+    failed, second, third = scheduler.commit(batch, pretend(batch), 0.0)
+    scheduler.check()
+    assert (failed.error, failed.prompt_logprobs) == ("took too long", None)
+    assert [token.token_id for token in second.prompt_logprobs or ()] == list(range(9))
+    assert third.prompt_logprobs is None
+
+
 def test_nothing_to_generate_ends_with_the_prompt() -> None:
     scheduler = make(budget=4)
     scheduler.add(request("scored", 6, 0, prompt_logprobs=0), 0.0)

@@ -30,7 +30,7 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.reference import sample_row
+from shoal.kernels.reference_sampling import sample_row
 from shoal.models.archs import ARCHS
 from shoal.models.config import ModelConfig, RopeScaling
 from shoal.models.weights import Model

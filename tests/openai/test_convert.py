@@ -146,6 +146,74 @@ def test_a_prompt_that_is_none(prompt: Any) -> None:
     assert refused(parse_completion, {"prompt": prompt}).param == "prompt"
 
 
+SAMPLING = {
+    "presence_penalty": 0.5,
+    "frequency_penalty": -1,
+    "repetition_penalty": 1.1,
+    "logit_bias": {5: 1.0, 7: -100.0},
+    "bad_words": ("x", "a b"),
+    "allowed_token_ids": (1, 2),
+    "logprob_token_ids": (3,),
+    "min_keep": 3,
+    "typical_p": 0.9,
+    "top_n_sigma": 1.5,
+    "dynatemp_range": 0.5,
+    "dynatemp_exponent": 2,
+    "xtc_probability": 0.5,
+    "xtc_threshold": 0.2,
+    "repeat_last_n": 64,
+    "dry_multiplier": 0.8,
+    "dry_base": 1.5,
+    "dry_allowed_length": 3,
+    "dry_penalty_last_n": -1,
+    "dry_sequence_breakers": ("x",),
+    "mirostat": 2,
+    "mirostat_tau": 4,
+    "mirostat_eta": 0.2,
+    "samplers": ("top_k", "temperature"),
+}
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+def test_samplers_of_vllm_and_llama_cpp_are_taken(parse: Any) -> None:
+    body = {"messages": USER} if parse is parse_chat else {"prompt": "hi"}
+    sent = json.loads(json.dumps(SAMPLING))  # lists, and ids as text
+    params = parse({**body, **sent}).params
+    assert {name: getattr(params, name) for name in SAMPLING} == SAMPLING
+    assert parse({**body, **dict.fromkeys(SAMPLING)}).params == parse(body).params
+    assert parse({**body, "repeat_penalty": 1.25}).params.repetition_penalty == 1.25
+    assert parse({**body, "samplers": "kt"}).params.samplers == ("top_k", "temperature")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("presence_penalty", 2.5),
+        ("repetition_penalty", 0),
+        ("logit_bias", {"five": 1}),
+        ("logit_bias", {"5": 101}),
+        ("logit_bias", {str(i): 1 for i in range(1025)}),
+        ("logit_bias", {"5": "1"}),
+        ("bad_words", [""]),
+        ("typical_p", 1.5),
+        ("mirostat", 3),
+        ("samplers", ["top_k", "infill"]),
+        ("samplers", "kq"),
+        ("dry_base", 0.5),
+        ("dry_sequence_breakers", ["x" * 41]),
+        ("repeat_last_n", -2),
+    ],
+)
+def test_samplers_that_are_refused(field: str, value: Any) -> None:
+    assert refused(parse_chat, {"messages": USER, field: value}).param.startswith(field)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("value", [1, 1.5])
+def test_two_names_of_one_penalty_are_refused(value: float) -> None:
+    body = {"prompt": "hi", "repeat_penalty": 1.5, "repetition_penalty": value}
+    assert refused(parse_completion, body).param == "repeat_penalty"
+
+
 # Values ---------------------------------------------------------------------------------------------------------------
 
 

@@ -63,11 +63,6 @@ def test_every_field_of_openai_is_known() -> None:
     [
         ("best_of", 4, "ranked"),
         ("suffix", "x", "filled in"),
-        ("presence_penalty", 0.5, "punished"),
-        ("frequency_penalty", -1, "punished"),
-        ("repetition_penalty", 1.1, "punished"),
-        ("logit_bias", {"5": 1}, "favoured"),
-        ("bad_words", ["x"], "forbidden"),
         ("stream", True, "stream"),
         ("stream_options", {"include_usage": True}, "stream"),
         ("functions", [{}], "tools"),

@@ -8,7 +8,9 @@ Its text is noise, but a noise that depends on every token of the prompt.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,13 +37,17 @@ def write_tiny_model(
     fmt: str = "F32",
     template: str | bytes | None = TEMPLATE,
     seed: int = 0,
+    keys: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a llama with grouped-query attention (heads of 16, two for each KV head) and return its path.
 
+    ``keys`` are more of its metadata.
     ``fmt`` is the format of the matrices; F32, F16 and the formats with blocks of 32 fit a ``width`` of 64.
     """
     builder, rng = GGUFBuilder(), np.random.default_rng(seed)
     _add_hyper_parameters(builder, name, layers, width, context)
+    for key, value in (keys or {}).items():
+        builder.add(key, value)
     _add_tokenizer(builder, template)
     shapes = {
         "attn_q": (width, width),

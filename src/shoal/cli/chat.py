@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from shoal.cli.options import engine_options, model_argument
-from shoal.cli.sampling import decoded, sampling_options, stdin, write_answer
+from shoal.cli.sampling import decoded, sampling_options, stdin, with_model_defaults, write_answer
 from shoal.errors import RequestError, TemplateError
 from shoal.params import EngineConfig, SamplingParams
 from shoal.streams import say
@@ -46,7 +46,9 @@ def chat(model: str, system: str | None, params: SamplingParams, engine_config: 
         if interactive:
             click.echo(_HELP, err=True)
         keyboard = Keyboard()
-        conversation = Conversation(llm, params, system, lambda: keyboard.stopped)
+        conversation = Conversation(
+            llm, with_model_defaults(params, llm.chat_defaults), system, lambda: keyboard.stopped
+        )
         with keyboard.listening() if interactive else nullcontext():
             for line in keyboard.lines() if interactive else _piped_lines():
                 if line.strip() == "/exit":

@@ -46,6 +46,8 @@ def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: Engin
 
 def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
+    from shoal.models.sampling_defaults import sampling_defaults
+
     return {
         "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
         "architecture": file.label("general.architecture"),
@@ -55,6 +57,7 @@ def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "tensors": _tensors(file),
         "tokenizer": _tokenizer(file),
         "chat_template": _template(file, config),
+        "sampling_defaults": sampling_defaults(file),
         "batching": _batching(file, config),
     }
 
@@ -217,6 +220,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield from _group(f"tensors: {tensors['count']}, {_size(tensors['bytes'])}", rows)
     yield from _tokenizer_lines(facts["tokenizer"])
     yield from _template_lines(facts["chat_template"])
+    if facts["sampling_defaults"]:
+        yield from _group("sampling that the file recommends for chats", facts["sampling_defaults"])
     if facts["supported"]:
         yield from _embedding_lines(facts["embeddings"])
         yield from _memory_lines(facts["memory"], encoder=facts["embeddings"]["encoder"])

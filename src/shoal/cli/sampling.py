@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+from click.core import ParameterSource
 
 from shoal.cli.options import Command, integer
 from shoal.cli.results import write_result
@@ -28,6 +30,19 @@ _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {
     },
     "top_k": {"type": int, "help": "Keep this many of the most likely tokens; 0 is off."},
     "min_p": {"type": float, "help": "Drop tokens less likely than this share of the most likely one; 0 is off."},
+    "presence_penalty": {"type": float, "help": "Make tokens less likely that the answer has already; -2 to 2."},
+    "frequency_penalty": {"type": float, "help": "The same, for each time that the answer has them; -2 to 2."},
+    "repetition_penalty": {"type": float, "help": "The same for prompt and answer, as a factor; 1 is off."},
+    "repeat_last_n": {
+        "type": integer,
+        "help": "Tokens that the three penalties look back on; -1 is all.",
+        "show_default": "as vLLM",
+    },
+    "dry_multiplier": {"type": float, "help": "How much DRY makes repetitions less likely; 0 is off."},
+    "typical_p": {"type": float, "help": "Keep typical tokens with this much probability together; 1 is off."},
+    "top_n_sigma": {"type": float, "help": "Keep logits within so many standard deviations of the best; -1 is off."},
+    "xtc_probability": {"type": float, "help": "How often to drop the top choices; 0 is off."},
+    "mirostat": {"type": integer, "help": "Keep the surprise of tokens the same, by version 1 or 2; 0 is off."},
     "min_tokens": {"type": integer, "help": "Do not end before this many tokens."},
     "stop": {"type": str, "multiple": True, "help": "End before this text. May be given several times."},
     "ignore_eos": {"is_flag": True, "help": "Go on past end-of-generation tokens."},
@@ -66,6 +81,16 @@ def _constraint(json_schema: str | None, grammar: str | None) -> StructuredOutpu
     if json_schema is None and grammar is None:
         return None
     return StructuredOutputsParams(json=json_schema, grammar=grammar)
+
+
+def with_model_defaults(params: SamplingParams, defaults: Mapping[str, Any]) -> SamplingParams:
+    """``params`` of the running command, with a model's ``defaults`` for the flags that were not given."""
+    from shoal.models.sampling_defaults import missing
+
+    context = click.get_current_context()
+    unset = (None, ParameterSource.DEFAULT)
+    given = [name for name in defaults if context.get_parameter_source(name) not in unset]
+    return replace(params, **missing(defaults, given))
 
 
 def text_options(command: Command) -> Command:

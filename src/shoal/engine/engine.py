@@ -17,8 +17,9 @@ from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
+from shoal.engine.sampling_state import check_ids
 from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
-from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs
+from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs, TokenWords
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Encoder, Model
@@ -32,6 +33,7 @@ __all__ = [
     "Output",
     "Request",
     "TokenLogprobs",
+    "TokenWords",
 ]
 
 _SLACK = 64
@@ -145,8 +147,8 @@ class Engine:
         """Put a request in line; its first Output comes from a later ``step``.
 
         Raises RequestError, naming the numbers, for an id that is in use, an empty prompt, a token that the model does
-        not have, and a request that can never fit into ``max_model_len`` or the page pool; and for one that wants more of an encoder
-        than states.
+        not have, in the prompt or in a parameter, and a request that can never fit into ``max_model_len`` or the page pool; and for
+        one that wants more of an encoder than states.
         """
         if self._compute is None:
             raise EngineError("the engine is closed")
@@ -158,6 +160,7 @@ class Engine:
             if type(token) is not int or not 0 <= token < self._vocab_size:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
+        check_ids(request.params, self._vocab_size)
         seq = self._scheduler.add(request, self._clock())
         self._sequences[request.request_id] = [seq, *seq.siblings]
         self._watch(seq)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Row
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +30,7 @@ class Sampler:
         for start in range(0, len(sequences), LOGIT_ROWS):
             block = sequences[start : start + LOGIT_ROWS]
             chosen: list[int] = self._network.sample(*self._arrays.block(start, start + len(block))).tolist()
+            self._arrays.take_surprise(start, start + len(block))
             tokens += chosen
             logprobs += self._report(block, chosen)
         return tokens, logprobs
@@ -50,25 +53,32 @@ class Sampler:
 
     def _report(self, sequences: list[Sequence], tokens: list[int]) -> list[TokenLogprobs | None]:
         """The log-probabilities of a block's tokens, where wanted; each from its own row alone."""
-        wanted = [seq.request.params.logprobs for seq in sequences]
-        if not any(count is not None for count in wanted):
+        wanted = [seq.request.params for seq in sequences]
+        if not any(params.reports_logprobs for params in wanted):
             return [None] * len(sequences)
         logits = self._network.last_logits
         return [
-            None if count is None or token < 0 else token_logprobs(logits[row], token, count)
-            for row, (token, count) in enumerate(zip(tokens, wanted, strict=True))
+            token_logprobs(logits[row], token, params.logprobs or 0, params.logprob_token_ids or ())
+            if params.reports_logprobs and token >= 0
+            else None
+            for row, (token, params) in enumerate(zip(tokens, wanted, strict=True))
         ]
 
 
-def token_logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
-    """log_softmax of raw logits [vocab] at ``token`` and at the ``count`` best ids (ties to the lowest), in float64."""
+def token_logprobs(logits: NDArray[np.float32], token: int, count: int, asked: Row[int] = ()) -> TokenLogprobs:
+    """log_softmax of raw logits [vocab] at ``token``, at the ``count`` best ids (ties to the lowest) and at those ``asked`` for, in
+    float64."""
     scores = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):  # +inf makes NaN of every value: no reason to fail the whole step
         scores -= scores.max()
         scores -= np.log(np.exp(scores).sum())
     top = tuple((int(best), float(scores[best])) for best in _best_ids(logits, count))
-    rank = int(np.count_nonzero(logits >= logits[token]))
-    return TokenLogprobs(token, float(scores[token]), rank, top)
+    others = tuple((other, float(scores[other]), _rank(logits, other)) for other in asked)
+    return TokenLogprobs(token, float(scores[token]), _rank(logits, token), top, others)
+
+
+def _rank(logits: NDArray[np.float32], token: int) -> int:
+    return int(np.count_nonzero(logits >= logits[token]))
 
 
 def _best_ids(logits: NDArray[np.float32], count: int) -> NDArray[np.intp]:

@@ -420,6 +420,8 @@ class Scheduler:
             self._share_pages(seq, sibling)
         for sibling in siblings[count:]:
             self.waiting.push(sibling)
+        for sibling in siblings:  # should the first one fail, the next has them
+            sibling.prompt_logprobs = seq.prompt_logprobs
 
     def _copies_that_fit(self, seq: Sequence) -> int:
         """How many times its last page can be copied, unless that is full."""

@@ -19,6 +19,19 @@ Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
 @dataclass(frozen=True, slots=True)
+class TokenWords:
+    """What words in the parameters are in tokens: ``bad_words``, and what DRY's sequence breakers are (``Breakers`` of the kernels)."""
+
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    breakers: Any = None
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest bad word."""
+        return max(map(len, self.bad_words), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """Immutable input. ``eos_ids`` are the model's end-of-generation ids (unused if ``params.ignore_eos``).
 
@@ -27,8 +40,8 @@ class Request:
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
     ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
     it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
-    ``queue_timeout``: in which it must have begun to run. ``constraint``: what the output may be; the sequence takes a copy.
-    Those of a lower ``priority`` number come first.
+    ``queue_timeout``: in which it must have begun to run. ``words``: those of ``params``, in tokens. ``constraint``: what the
+    output may be; the sequence takes a copy. Those of a lower ``priority`` number come first.
     """
 
     request_id: str
@@ -40,6 +53,7 @@ class Request:
     want_logits: bool = False
     timeout: float | None = None
     queue_timeout: float | None = None
+    words: TokenWords | None = None
     constraint: Constraint | None = None
     priority: int = 0
     pooling: Pooling | None = None
@@ -60,6 +74,7 @@ class TokenLogprobs(NamedTuple):
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...]
+    asked: tuple[tuple[int, float, int], ...] = ()  # of ``logprob_token_ids``: id, log-probability, rank
 
 
 @dataclass(slots=True)
@@ -146,6 +161,7 @@ class Sequence:
     first_row: int = 0
     num_scored: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    sampling: Any = None  # its SamplingState, from when its first token is sampled on
     origin: Origin = field(default_factory=Origin)
     siblings: tuple[Sequence, ...] = ()
     _page_keys: list[bytes] = field(init=False, default_factory=list)

@@ -7,9 +7,11 @@ from collections.abc import Sequence as Row
 import numpy as np
 
 from shoal.engine.masks import Masks
+from shoal.engine.sampling_state import Mask, SamplingState
 from shoal.engine.scheduler import StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.kernels.base import IntArray, SampleRows, StepInput, StepLimits
+from shoal.kernels.samplers import Sampler
 
 _UINT64 = 2**64 - 1
 
@@ -78,13 +80,16 @@ class SampleArrays:
         self._sample = np.zeros(max_seqs, np.uint32)
         self._position = np.zeros(max_seqs, np.uint32)
         self._banned: list[IntArray | None] = []
-        self._masks: Masks | None = None
+        # Of all rows, None where no row needs any.
+        self._mask: list[Mask | None] | None = None
+        self._samplers: list[tuple[Sampler, ...] | None] | None = None
+        self._surprise = np.zeros(max_seqs, np.float32)
+        self._special: list[tuple[int, Sequence]] = []  # rows that need more than numbers
         self._held: list[Sequence] = []  # whose parameters the buffers hold: mostly the same as the step before
 
     def fill(self, sequences: list[Sequence], masks: Masks | None = None) -> None:
         """Take in the sequences that get a token from this step, and the masks of those that are constrained."""
         count = len(sequences)
-        self._masks = masks
         self._rows[:count] = [seq.first_row + seq.num_scheduled - 1 for seq in sequences]
         self._position[:count] = [len(seq.token_ids) for seq in sequences]
         self._banned = [self._stop_ids(seq) if seq.must_not_stop else None for seq in sequences]
@@ -92,6 +97,18 @@ class SampleArrays:
             self._held = []  # should this raise, the buffers hold nobody's
             self._fill_parameters(sequences)
             self._held = sequences
+        self._mask = self._samplers = None
+        if self._special:
+            self._fill_special(count)
+        if masks is not None:
+            own = self._mask or [None] * count
+            self._mask = [_both(*pair) for pair in zip(own, masks, strict=True)]
+
+    def take_surprise(self, start: int, stop: int) -> None:
+        """Let the sequences of a block know by how much their tokens have surprised, once they are sampled."""
+        for row, seq in self._special:
+            if start <= row < stop:
+                seq.sampling.surprised(len(seq.token_ids), float(self._surprise[row]))
 
     def block(self, start: int, stop: int) -> tuple[IntArray, SampleRows]:
         """Rows of the step and how to sample them, for some of the sequences; views, valid until the next ``fill``."""
@@ -105,7 +122,9 @@ class SampleArrays:
             sample=self._sample[part],
             position=self._position[part],
             banned=self._banned[part],
-            mask=None if self._masks is None else self._masks[part],
+            mask=None if self._mask is None else self._mask[part],
+            samplers=None if self._samplers is None else self._samplers[part],
+            surprise=self._surprise[part] if self._special else None,
         )
 
     def _fill_parameters(self, sequences: list[Sequence]) -> None:
@@ -117,7 +136,37 @@ class SampleArrays:
         self._min_p[:count] = [p.min_p for p in params]
         self._seed[:count] = [seq.request.seed & _UINT64 for seq in sequences]
         self._sample[:count] = [seq.request.sample + seq.sample for seq in sequences]
+        self._special = [(row, seq) for row, seq in enumerate(sequences) if not self._state(seq).is_plain]
+        for row, seq in self._special:
+            if not seq.sampling.draws_plainly:  # its samplers do all that comes before the draw
+                greedy = seq.request.params.greedy
+                self._temperature[row], self._top_k[row] = 0.0 if greedy else 1.0, 0
+                self._top_p[row], self._min_p[row] = 1.0, 0.0
+
+    def _state(self, seq: Sequence) -> SamplingState:
+        if seq.sampling is None:
+            seq.sampling = SamplingState(seq.request, seq.max_len, self._vocab_size)
+        state: SamplingState = seq.sampling
+        return state
+
+    def _fill_special(self, count: int) -> None:
+        mask: list[Mask | None] = [None] * count
+        samplers: list[tuple[Sampler, ...] | None] = [None] * count
+        for row, seq in self._special:
+            mask[row], banned, samplers[row] = seq.sampling.needs(seq.token_ids)
+            if banned is not None:
+                stop_ids = self._banned[row]
+                self._banned[row] = banned if stop_ids is None else np.concatenate([stop_ids, banned])
+        self._mask = mask if any(words is not None for words in mask) else None
+        self._samplers = samplers if any(samplers) else None
 
     def _stop_ids(self, seq: Sequence) -> IntArray:
         """The ids that would end the sequence, as far as the model has them."""
         return np.array(sorted(i for i in seq.stop_ids if i < self._vocab_size), np.int32)
+
+
+def _both(one: Mask | None, other: Mask | None) -> Mask | None:
+    """What two masks allow."""
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.gguf.quants import QuantFormat, dequantise
+from shoal.kernels.samplers import Sampler
 
 PAGE_SIZE = 16  # KV positions in a page
 LOGIT_ROWS = 64  # most rows that go through the head at once
@@ -175,8 +176,10 @@ class SampleRows:
     ``temperature`` 0 is greedy; ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 are off. Row r draws its one random number from
     (``seed[r]``, ``sample[r]``, ``position[r]``), so it is the same in any batch. ``banned[r]`` ids get no probability.
 
-    ``mask``: None where no row has one; ``mask[r]``: uint32 [ceil(vocab / 32)], only tokens t whose bit t % 32 of word t // 32 is set
-    get any probability.
+    What follows is for rows that need more, None as a whole where no row does. ``mask[r]``: uint32 [ceil(vocab / 32)], only tokens
+    t whose bit t % 32 of word t // 32 is set get any probability. ``samplers[r]`` change the logits, in their order, after mask
+    and banned ids and before the rest of the above. ``sample`` writes to ``surprise[r]`` by how many bits the token of a row
+    with Mirostat surprised, among what that left.
     """
 
     temperature: NDArray[np.float32]
@@ -188,6 +191,8 @@ class SampleRows:
     position: NDArray[np.uint32]
     banned: Sequence[IntArray | None]
     mask: Sequence[NDArray[np.uint32] | None] | None = None
+    samplers: Sequence[tuple[Sampler, ...] | None] | None = None
+    surprise: NDArray[np.float32] | None = None
 
 
 class Ops(Protocol):

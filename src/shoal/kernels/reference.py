@@ -37,6 +37,7 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
+from shoal.kernels.reference_sampling import sample_row
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -249,55 +250,6 @@ def choose_experts(logits: F32, routing: Routing, bias: F32 | None) -> tuple[NDA
     if routing.renormalise:
         weights = weights / weights.sum(axis=1, keepdims=True)
     return chosen, (weights * np.float32(routing.scale)).astype(np.float32)
-
-
-def philox(seed: int, sample: int, position: int) -> float:
-    """A number in [0, 1) that depends on these three alone: Philox4x32-10 (Salmon et al. 2011), key = seed."""
-    key = [seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF]
-    counter = [position & 0xFFFFFFFF, sample & 0xFFFFFFFF, 0, 0]
-    for _ in range(10):
-        high = 0xD2511F53 * counter[0]
-        low = 0xCD9E8D57 * counter[2]
-        counter = [
-            (low >> 32) ^ counter[1] ^ key[0],
-            low & 0xFFFFFFFF,
-            (high >> 32) ^ counter[3] ^ key[1],
-            high & 0xFFFFFFFF,
-        ]
-        key = [(key[0] + 0x9E3779B9) & 0xFFFFFFFF, (key[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return float((counter[0] << 32 | counter[1]) >> 11) * 2.0**-53
-
-
-def sample_row(logits: F32, how: SampleRows, row: int) -> int:
-    """One token from logits [vocab]: temperature, then min_p, top_k and top_p as in vLLM; ties go to the lowest id.
-
-    -1 where a logit is NaN or the best is infinite (also: no token is left).
-    """
-    scores = logits.astype(np.float32)
-    mask = None if how.mask is None else how.mask[row]
-    if mask is not None:
-        allowed = np.unpackbits(mask.astype("<u4").view(np.uint8), count=len(scores), bitorder="little")
-        scores[allowed == 0] = -np.inf
-    banned = how.banned[row]
-    if banned is not None:
-        scores[banned] = -np.inf
-    best = float(scores.max())
-    if not np.isfinite(best):
-        return -1
-    if how.temperature[row] == 0:
-        return int(np.argmax(scores))
-    weights = np.exp((scores - np.float32(best)) / how.temperature[row]).astype(np.float64)
-    kept = np.flatnonzero(weights >= max(how.min_p[row], np.float32(1e-38)))
-    if how.top_k[row] > 0 or how.top_p[row] < 1:
-        kept = kept[np.lexsort((kept, -weights[kept]))]  # best first; otherwise in id order
-    if how.top_k[row] > 0:
-        kept = kept[: how.top_k[row]]
-    mass = np.cumsum(weights[kept])
-    if how.top_p[row] < 1:
-        kept = kept[: int(np.searchsorted(mass, float(how.top_p[row]) * mass[-1])) + 1]
-        mass = mass[: len(kept)]
-    draw = philox(int(how.seed[row]), int(how.sample[row]), int(how.position[row])) * mass[-1]
-    return int(kept[min(int(np.searchsorted(mass, draw, side="right")), len(kept) - 1)])
 
 
 # --- the backend -----------------------------------------------------------------------------------------------------

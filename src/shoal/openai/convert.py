@@ -39,7 +39,7 @@ from shoal.openai.schema import (
     TopLogprob,
     Usage,
 )
-from shoal.params import SamplingParams, check_priority
+from shoal.params import BeamSearchParams, SamplingParams, check_priority
 from shoal.prompts import TEXT_OPTIONS
 from shoal.text.given import is_given
 
@@ -61,7 +61,8 @@ class Call:
     names none. ``echo``: the prompt comes back before the answer. ``prompt_logprobs``: those in ``params`` are asked for as
     vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
-    ``priority``: the lowest number comes first.
+    ``priority``: the lowest number comes first. ``beams``: the likeliest
+    texts are looked for.
     """
 
     kind: Literal["chat", "completion"]
@@ -74,6 +75,7 @@ class Call:
     include_reasoning: bool = True
     return_token_ids: bool = False
     priority: int = 0
+    beams: BeamSearchParams | None = None
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ def parse_chat(body: Any) -> Call:
         include_reasoning=chat.include_reasoning,
         return_token_ids=chat.return_token_ids,
         priority=_priority(chat.priority),
+        beams=_beams(chat, params),
     )
 
 
@@ -135,6 +138,7 @@ def parse_completion(body: Any) -> Call:
         constraint_field=field,
         return_token_ids=completion.return_token_ids,
         priority=_priority(completion.priority),
+        beams=_beams(completion, params),
     )
 
 
@@ -164,6 +168,32 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
     return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
 
 
+def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None:
+    """The beam search that a body asks for, as wide as its ``n``; nothing is drawn in it."""
+    if not body.use_beam_search:
+        return None
+    if params.reports_logprobs or params.prompt_logprobs is not None:
+        raise APIError("use_beam_search: without logprobs and prompt_logprobs", "use_beam_search")
+    if params.structured_outputs is not None:
+        raise APIError("use_beam_search: without a form that the answer has to have", "use_beam_search")
+    if params.max_tokens is None:
+        raise APIError("use_beam_search: needs max_tokens", "max_tokens")
+    try:
+        return BeamSearchParams(
+            params.n,
+            params.max_tokens,
+            params.ignore_eos,
+            length_penalty=body.length_penalty,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+        )
+    except ParameterError as error:
+        name = "n" if error.field == "beam_width" else error.field
+        raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
+
+
+_NOT_SAMPLING = {"model", "priority", "use_beam_search", "length_penalty"}
+
+
 def _conversation(chat: ChatBody) -> dict[str, Any]:
     """A conversation as LLM takes it. What can be found out about it without the model is."""
     prompt: dict[str, Any] = {"messages": conversation(chat.messages)}
@@ -181,8 +211,9 @@ def _conversation(chat: ChatBody) -> dict[str, Any]:
 
 def _params(body: RequestBody, names: dict[str, str], **chosen: Any) -> SamplingParams:
     """The sampling parameters of a body; ``names`` says what the body calls a parameter that has another name there."""
-    others = {"model", "priority", *structured.FIELDS, *chosen}
+    others = {*_NOT_SAMPLING, *structured.FIELDS, *chosen}
     shared = {name: getattr(body, name) for name in RequestBody.__struct_fields__ if name not in others}
+    shared["allowed_token_ids"] = body.allowed_token_ids or None
     try:
         return SamplingParams(**shared, **chosen)
     except ParameterError as error:
@@ -201,7 +232,9 @@ def _prompt_logprobs_needed(body: CompletionBody) -> int | None:
     """As vLLM: an echoed prompt has as many log-probabilities as the answer, unless the body says how many."""
     if body.prompt_logprobs is not None or not body.echo:
         return body.prompt_logprobs
-    return 0 if body.logprobs is None and body.max_tokens == 0 else body.logprobs
+    if body.logprobs is None and (body.max_tokens == 0 or body.logprob_token_ids):
+        return 0
+    return body.logprobs
 
 
 def _chat_max_tokens(chat: ChatBody) -> int | None:
@@ -269,7 +302,7 @@ def _chat_choice(call: Call, given: CompletionOutput, tokenizer: Tokenizer) -> C
     return ChatChoice(
         given.index,
         _chat_answer(call, reply),
-        _chat_logprobs(given, call.params.logprobs or 0, tokenizer),
+        _chat_logprobs(given, call.params, tokenizer),
         _reason(reply.finish_reason(given.finish_reason)),
         _ids(call, given.token_ids),
     )
@@ -331,7 +364,7 @@ def _prompt_text(output: RequestOutput, params: SamplingParams, tokenizer: Token
     return tokenizer.decode(known, skip_special=params.skip_special_tokens)
 
 
-def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> ChatLogprobs | None:
+def _chat_logprobs(given: CompletionOutput, params: SamplingParams, tokenizer: Tokenizer) -> ChatLogprobs | None:
     if given.logprobs is None:
         return None
 
@@ -340,8 +373,10 @@ def _chat_logprobs(given: CompletionOutput, k: int, tokenizer: Tokenizer) -> Cha
         return TopLogprob(data.decode("utf-8", "replace"), _finite(found.logprob), list(data))
 
     content = []
+    k, asked = params.logprobs or 0, params.logprob_token_ids or ()
     for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
-        best = sorted(candidates.items(), key=lambda item: item[1].rank)[:k]
+        ranked = sorted(candidates.items(), key=lambda item: item[1].rank)
+        best = [item for place, item in enumerate(ranked) if place < k or item[0] in asked]
         own = entry(chosen, candidates[chosen])
         content.append(TokenLogprob(own.token, own.logprob, own.bytes, [entry(*item) for item in best]))
     return ChatLogprobs(content)
@@ -353,7 +388,6 @@ def _text_logprobs(
     """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
     if given.logprobs is None:
         return None
-    k = call.params.logprobs or 0
     echoed: list[int] = []
     places: list[dict[int, Logprob] | None] = [*given.logprobs]
     if call.echo:
@@ -369,13 +403,15 @@ def _text_logprobs(
     for token, place in zip(ids, places, strict=True):
         logprobs.tokens.append(_spelled(token, tokenizer))
         logprobs.token_logprobs.append(None if place is None else _finite(place[token].logprob))
-        logprobs.top_logprobs.append(None if place is None else _best(place, token, k, tokenizer))
+        logprobs.top_logprobs.append(None if place is None else _best(place, token, call.params, tokenizer))
     return logprobs
 
 
-def _best(place: dict[int, Logprob], token: int, k: int, tokenizer: Tokenizer) -> dict[str, float]:
-    """The token at a place, and the ``k`` likeliest there; vLLM's field may have asked for more."""
-    shown = {other: found for other, found in place.items() if other == token or found.rank <= k}
+def _best(place: dict[int, Logprob], token: int, params: SamplingParams, tokenizer: Tokenizer) -> dict[str, float]:
+    """The token at a place, the ``logprobs`` likeliest there and those of ``logprob_token_ids``; ``prompt_logprobs`` may have asked for
+    more."""
+    k, asked = params.logprobs or 0, (token, *(params.logprob_token_ids or ()))
+    shown = {other: found for other, found in place.items() if found.rank <= k or other in asked}
     return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
 
 

@@ -52,20 +52,10 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
         "function_call": ({}, "none", "auto"),
         "functions": ([],),
     },
-    "answers cannot be ranked or searched for yet": {
+    "answers are not ranked": {
         "best_of": (1,),
-        "length_penalty": (1,),
-        "use_beam_search": (False,),
     },
-    "tokens cannot be favoured, punished or forbidden yet": {
-        "allowed_token_ids": ([],),
-        "bad_words": ([],),
-        "frequency_penalty": (0,),
-        "logit_bias": ({},),
-        "logits_processors": ([],),
-        "presence_penalty": (0,),
-        "repetition_penalty": (1,),
-    },
+    "requests cannot bring code": {"logits_processors": ([],)},
     "give structured_outputs.choice": {"guided_choice": ([],)},
     "give structured_outputs.grammar": {"guided_grammar": ()},
     "give structured_outputs.json": {"guided_json": ()},
@@ -123,6 +113,9 @@ def typed(body: Any, kind: type[_Body]) -> _Body:
         raise APIError("the body must be a JSON object")
     given = {name: value for name, value in given_fields(body).items() if name not in IGNORED}
     _refuse_unsendable(given)
+    if {"repeat_penalty", "repetition_penalty"} <= given.keys():
+        reason = "is llama.cpp's name of repetition_penalty; give one of them"
+        raise APIError(f"repeat_penalty: {reason}", "repeat_penalty")
     try:
         used = dict(_used(given, kind))
     except RecursionError:

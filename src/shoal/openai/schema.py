@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from shoal.errors import ShoalError
+from shoal.params import DRY_BREAKERS
 
 _MAX_MESSAGE = 500
 
@@ -65,8 +66,8 @@ def parse_json(data: bytes) -> Any:
 
 
 class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What both endpoints take. Meaning and ranges are those of SamplingParams; requests of a lower ``priority`` number come first; the
-    last four are read by ``openai.structured``."""
+    """What both endpoints take. Meaning, defaults and ranges are those of SamplingParams; requests of a lower ``priority`` number
+    come first; the last four are read by ``openai.structured``."""
 
     model: str | None = None
     max_tokens: int | None = None
@@ -82,6 +83,33 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     prompt_logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[str, float] = {}
+    bad_words: list[str] = []
+    allowed_token_ids: list[int] = []
+    logprob_token_ids: list[int] = []
+    min_keep: int = 0
+    typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float | None = None
+    repeat_last_n: int | None = None
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: str | tuple[str, ...] = DRY_BREAKERS
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: str | list[str] | None = None
+    use_beam_search: bool = False
+    length_penalty: float = 1.0
     n: int = 1
     priority: int = 0
     response_format: dict[str, Any] | None = None

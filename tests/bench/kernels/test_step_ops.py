@@ -13,6 +13,7 @@ from shoal.bench.kernels.step_ops import AttentionTime, SampleTime, StepOpsPlan,
 from shoal.errors import UnsupportedError
 from shoal.kernels import reference
 from shoal.kernels.base import AttentionShape
+from shoal.kernels.reference_sampling import sample_row
 
 SHAPE = AttentionShape(4, 2, 16, 0.25)
 
@@ -61,7 +62,7 @@ def test_a_long_context_is_filled_in_chunks(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_logits_are_as_spread_as_those_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     spread: list[float] = []
-    sample = reference.sample_row
+    sample = sample_row
 
     def note(logits: Any, how: Any, row: int) -> int:
         spread.append(float(logits.std()))

@@ -16,6 +16,7 @@ import msgspec
 
 from shoal.jobs.input.kinds import BOM
 from shoal.jobs.input.streams import LineStream
+from shoal.models.sampling_defaults import missing
 from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
 from shoal.openai.embeddings import EMBEDDINGS, EmbeddingCall, parse_embedding
 from shoal.openai.fields import did_you_mean, given_fields
@@ -119,7 +120,8 @@ class LineReader:
 class RowReader:
     """Makes Rows of Lines. Bodies may name the models in ``served``.
 
-    ``defaults`` are fields for bodies that do not set them; those of ``TEXT_OPTIONS`` are for texts alone. With ``chat``, plain rows
+    ``defaults`` are fields for bodies that do not set them; those of ``TEXT_OPTIONS`` are for texts alone, and ``chat_defaults`` (the
+    model's) for chats alone, after ``defaults``. With ``chat``, plain rows
     with a prompt become chats. ``now`` is the moment that chat templates are told which ask for the date; None: that at which they
     are rendered.
     """
@@ -130,9 +132,12 @@ class RowReader:
         defaults: Mapping[str, Any] = _NO_DEFAULTS,
         chat: ChatSettings | None = None,
         now: datetime | None = None,
+        *,
+        chat_defaults: Mapping[str, Any] = _NO_DEFAULTS,
     ) -> None:
         self._served = served
         self._defaults = defaults
+        self._chat_defaults = {**chat_defaults, **defaults}
         self._chat = chat
         self._now = now
 
@@ -177,12 +182,12 @@ class RowReader:
         if not isinstance(body, dict):
             return body
         given = given_fields(body)
-        missing = {name: value for name, value in self._defaults.items() if name not in given}
+        added = missing(self._chat_defaults if parse is parse_chat else self._defaults, given)
         if "max_completion_tokens" in given:
-            missing.pop("max_tokens", None)  # two names of one limit
+            added.pop("max_tokens", None)  # two names of one limit
         if parse is parse_chat:
-            missing = {name: value for name, value in missing.items() if name not in TEXT_OPTIONS}
-        return {**given, **missing}
+            added = {name: value for name, value in added.items() if name not in TEXT_OPTIONS}
+        return {**given, **added}
 
 
 def custom_id_of(line: Line) -> str | None:

@@ -151,7 +151,7 @@ class Job:
         try:
             self._llm.submit(
                 row.call.prompt,
-                params,
+                row.call.beams or params,
                 request_id=request_id,
                 priority=row.call.priority,
                 timeout=self._limits.timeout,

@@ -20,6 +20,7 @@ from shoal.jobs.input.rows import ChatSettings, RowReader
 from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
 from shoal.models.config import ModelConfig
+from shoal.models.sampling_defaults import sampling_defaults
 from shoal.params import EngineConfig, SamplingParams
 from shoal.prompts import TEXT_OPTIONS
 from shoal.version import __version__
@@ -99,7 +100,9 @@ class Task:
         """Makes rows of the input's lines."""
         options = self.options
         chat = ChatSettings(options.system) if options.chat else None
-        return RowReader(self.served, options.defaults, chat, self.begun)
+        with GGUFFile.open(self.path) as file:
+            of_model = sampling_defaults(file)
+        return RowReader(self.served, options.defaults, chat, self.begun, chat_defaults=of_model)
 
     def identity(self) -> Identity:
         """All that the answers depend on."""

@@ -28,7 +28,7 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cpu import attention, sample
+from shoal.kernels.cpu import attention, sample, sample_row, sample_steps
 from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.ops import CPUOps
@@ -157,6 +157,7 @@ class _Bound:
         self.last_logits = self._choose(self._logits, rows)
         self._sampler.set(how)
         self._pool.run(self._head_and_sample)
+        self._sampler.report(how)
         return self._sampler.tokens[: len(rows)].copy()
 
     def _choose(self, tail: _Tail, rows: IntArray) -> NDArray[np.float32]:
@@ -198,8 +199,14 @@ class _Sampler:
         self._banned_start = np.zeros(LOGIT_ROWS + 1, np.int32)
         self._banned = np.zeros(1, np.int32)
         self._banned_address = np.array([address_of(self._banned)], np.int64)
-        self._vocab = vocab = logits.shape[1]
-        scratch = -(-sample.scratch_bytes(vocab) // LINE) * LINE
+        self._mask = np.zeros(LOGIT_ROWS, np.int64)
+        self._samplers_start = np.zeros(LOGIT_ROWS + 1, np.int32)
+        self._samplers_address = np.zeros(1, np.int64)
+        self._surprise = np.zeros(LOGIT_ROWS, np.float32)
+        self._masked = self._sampled = False  # whether any row of the last call had a mask, or samplers
+        self._held: list[object] = []  # what the addresses point to
+        vocab = logits.shape[1]
+        scratch = -(-sample_row.scratch_bytes(vocab) // LINE) * LINE
         self._scratch = np.zeros(backend.threads * scratch + LINE, np.uint8)
         self._count = np.array([backend.threads], np.int64)
         self._args = np.array(
@@ -218,6 +225,12 @@ class _Sampler:
                 address_of(self._position),
                 address_of(self._banned_start),
                 address_of(self._banned_address),
+                address_of(self._mask),
+                address_of(self._samplers_start),
+                address_of(self._samplers_address),
+                0,  # the samplers' kernels are compiled when a row has some
+                0,
+                address_of(self._surprise),
                 address_of(self.tokens),
                 address_of(self._scratch),
                 scratch,
@@ -231,23 +244,38 @@ class _Sampler:
         self._temperature[:n], self._top_p[:n], self._min_p[:n] = how.temperature, how.top_p, how.min_p
         self._top_k[:n], self._seed[:n] = how.top_k, how.seed
         self._sample[:n], self._position[:n] = how.sample, how.position
-        banned = how.banned if how.mask is None else [self._banned_ids(how, row) for row in range(n)]
-        if any(ids is not None for ids in banned):
-            ids = [np.zeros(0, np.int32) if b is None else b for b in banned]
+        if any(ids is not None for ids in how.banned):
+            ids = [np.zeros(0, np.int32) if b is None else b for b in how.banned]
             self._banned = np.concatenate(ids).astype(np.int32)
             self._banned_start[1 : n + 1] = np.cumsum([len(b) for b in ids])
             self._banned_address[0] = address_of(self._banned)
         else:
             self._banned_start[:] = 0
+        if self._masked or self._sampled or how.mask is not None or how.samplers is not None:
+            self._set_special(how)
 
-    def _banned_ids(self, how: SampleRows, row: int) -> NDArray[np.int32] | None:
-        """What a row's mask and its list leave out."""
-        mask, banned = how.mask[row] if how.mask else None, how.banned[row]
-        if mask is None:
-            return banned
-        allowed = np.unpackbits(mask.astype("<u4").view(np.uint8), count=self._vocab, bitorder="little")
-        ids = np.flatnonzero(allowed == 0).astype(np.int32)
-        return ids if banned is None else np.concatenate([ids, banned])
+    def _set_special(self, how: SampleRows) -> None:
+        """Take over masks and samplers, or the lack of them."""
+        n, self._held = len(how.temperature), []
+        self._masked, self._sampled = how.mask is not None, how.samplers is not None
+        self._mask[:] = 0  # of all rows: the next call may have more and need none of this
+        if how.mask is not None:
+            masks = [None if mask is None else np.ascontiguousarray(mask) for mask in how.mask]
+            self._mask[:n] = [0 if mask is None else address_of(mask) for mask in masks]
+            self._held.append(masks)
+        self._samplers_start[:] = 0
+        if how.samplers is not None:
+            self._args[sample_row.ADJUST // 8] = sample_steps.adjust_row.address
+            self._args[sample_row.MEASURE // 8] = sample_steps.measure_row.address
+            records = sample_steps.Records(how.samplers)
+            self._held.append(records)
+            self._samplers_start[: n + 1] = records.starts
+            self._samplers_address[0] = address_of(records.records)
+
+    def report(self, how: SampleRows) -> None:
+        """Hand over what was found besides the tokens."""
+        if how.surprise is not None:
+            how.surprise[:] = self._surprise[: len(how.surprise)]
 
     def program(self) -> NDArray[np.int64]:
         """One operation: thread by thread, so that each has scratch memory of its own."""

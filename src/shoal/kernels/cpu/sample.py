@@ -1,4 +1,5 @@
-"""One token for each row of logits: temperature, then min_p, top_k and top_p, then one draw.
+"""One token for each row of logits: what the row's samplers do (sample_steps.py), then temperature, min_p, top_k and top_p, then one
+draw.
 
 Weights are exp((logit - best) / temperature). One pass over the logits, in place, finds the best and the maxima of blocks; with
 these, later passes skip the blocks that cannot matter. Only a plain draw, or top_p without top_k, needs the mass of all weights
@@ -11,33 +12,59 @@ from __future__ import annotations
 from math import log
 from typing import Any, NamedTuple
 
-from numpy import ceil, float32, float64, int32, int64
+from numpy import ceil, float32, float64, int64
 
 from shoal.kernels.cpu.jit import inline, kernel, shared
+from shoal.kernels.cpu.sample_row import (
+    ADJUST,
+    BLOCK,
+    BLOCK_BYTES,
+    CHUNKS,
+    DRAW,
+    INFINITY,
+    LEAST,
+    MEASURE,
+    MIN_P,
+    MINUS_INFINITY,
+    ONE,
+    ONE_BITS,
+    ROWS,
+    TEMPERATURE,
+    TOKENS,
+    TOP_K,
+    TOP_P,
+    VOCAB,
+    Row,
+    ban,
+    best_of,
+    block_at,
+    copy_row,
+    fill_up,
+    first_of,
+    has_samplers,
+    mask_row,
+    row_at,
+    row_draw,
+)
 from shoal.kernels.cpu.simd import (
     Address,
     Register,
     Scalar,
     add,
     bits_of_f32,
+    call_kernel,
     count_from,
     equal_lanes,
     exp,
     f32_of_bits,
-    first_lanes,
     keep_from,
     lanes_from,
-    largest_magnitude,
     load_f32,
     load_f32x16,
     load_i32,
     load_i64,
-    load_u32,
     lowest_bit,
-    magnitude,
     max_lanes,
-    maximum,
-    maximum_i32,
     mul,
     ones,
     pack_lanes,
@@ -49,52 +76,10 @@ from shoal.kernels.cpu.simd import (
     sum_lanes,
 )
 
-# Arguments, int64 each.
-(
-    ROWS,  # address of the number of rows
-    CHUNKS,  # chunk c takes rows c, c + CHUNKS, ...
-    LOGITS,  # float32 [rows, vocab]
-    LOGIT_STRIDE,
-    VOCAB,
-    TEMPERATURE,  # float32 [rows]
-    TOP_K,  # int32 [rows]
-    TOP_P,  # float32 [rows]
-    MIN_P,  # float32 [rows]
-    SEED,  # uint64 [rows]
-    SAMPLE,  # uint32 [rows]
-    POSITION,  # uint32 [rows]
-    BANNED_START,  # int32 [rows + 1]: where a row's ids begin in BANNED
-    BANNED,  # address of the address of int32 ids
-    TOKENS,  # int32 [rows]: the answer
-    SCRATCH,  # [chunks, SCRATCH_STRIDE]
-    SCRATCH_STRIDE,
-) = (8 * i for i in range(17))
-SAMPLE_FIELDS = 17
-
-_BLOCK = 256  # logits
-_BLOCK_BYTES = 4 * _BLOCK
 _SMALL_NUCLEUS = 64  # top_p without top_k first looks among so many of the best
 _BOUND_STEPS = 24
 _NARROW = 64  # a search copies what is left to search when that is fewer than so many candidates a block
-_LEAST = float32(1e-38)
-_ONE = float32(1)  # the weight of the best
-_ONE_BITS = int(_ONE.view(int32))
 _LARGEST = float32(3e38)
-_INFINITY = float32(float("inf"))
-_MINUS_INFINITY = float32(-float("inf"))
-
-
-class _Row(NamedTuple):
-    """One row of logits as blocks of 256, and this chunk's scratch memory for it (addresses)."""
-
-    logits: int
-    blocks: int
-    copied_from: int  # blocks from this one on are read from ``copy``
-    copy: int
-    maxima: int  # float32 [blocks, 16]: the maxima of the 16 lanes over a block
-    weights: int  # float32 of the candidates, in id order
-    ids: int  # int32 of the candidates
-    rest: int  # float32: masses of the blocks; or the weights that a search has not ruled out
 
 
 class _Scale(NamedTuple):
@@ -113,101 +98,6 @@ class _Cut(NamedTuple):
     bits: int
     tie: float
     mass: float
-
-
-@inline
-def _array_bytes(vocab: int) -> Any:
-    """Room for one number a logit, in whole blocks, and one block more: vectors are written past the end."""
-    return _BLOCK_BYTES * ((vocab + _BLOCK - 1) // _BLOCK + 1)
-
-
-def scratch_bytes(vocab: int) -> int:
-    """Memory a chunk needs: copy, maxima, weights, ids and rest. What a row does not need is never touched."""
-    return 5 * int(_array_bytes(vocab))
-
-
-@inline
-def philox(seed: int, sample: int, position: int) -> Any:
-    """A number in [0, 1) from these three alone: Philox4x32-10 (Salmon et al. 2011)."""
-    mask = 0xFFFFFFFF
-    k0, k1 = seed & mask, (seed >> 32) & mask
-    c0, c1, c2, c3 = position & mask, sample & mask, 0, 0
-    for _ in range(10):
-        high, low = 0xD2511F53 * c0, 0xCD9E8D57 * c2
-        c0, c1, c2, c3 = ((low >> 32) & mask) ^ c1 ^ k0, low & mask, ((high >> 32) & mask) ^ c3 ^ k1, high & mask
-        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
-    return ((c0 << 21) | (c1 >> 11)) * 2.0**-53
-
-
-@inline
-def _row(args: Address, index: int, memory: Address) -> Any:
-    """The row and its scratch memory. A row with banned ids is copied; of others, only a last block that is not whole."""
-    vocab, array = load_i64(args + VOCAB), _array_bytes(load_i64(args + VOCAB))
-    starts = load_i64(args + BANNED_START) + 4 * index
-    copied_from = vocab // _BLOCK if load_i32(starts) == load_i32(starts + 4) else 0
-    return _Row(
-        load_i64(args + LOGITS) + index * load_i64(args + LOGIT_STRIDE),
-        (vocab + _BLOCK - 1) // _BLOCK,
-        copied_from,
-        memory,
-        memory + array,
-        memory + 2 * array,
-        memory + 3 * array,
-        memory + 4 * array,
-    )
-
-
-@inline
-def _copy(row: _Row, vocab: int) -> None:
-    """The blocks that are not read in place, the last filled up with -infinity."""
-    for i in range(_BLOCK * row.copied_from, _BLOCK * row.blocks, 16):
-        x = splat(_MINUS_INFINITY)
-        if i < vocab:
-            x = first_lanes(load_f32x16(row.logits + 4 * i), vocab - i, _MINUS_INFINITY)
-        store_f32x16(row.copy + 4 * i, x)
-
-
-@inline
-def _ban(args: Address, index: int, row: _Row, vocab: int) -> None:
-    starts, ids = load_i64(args + BANNED_START) + 4 * index, load_i64(load_i64(args + BANNED))
-    for i in range(load_i32(starts), load_i32(starts + 4)):
-        token = load_i32(ids + 4 * i)
-        if 0 <= token < vocab:
-            store_f32(row.copy + 4 * token, _MINUS_INFINITY)
-
-
-@inline
-def _block(row: _Row, block: int) -> Any:
-    """Where a block's logits lie."""
-    return (row.logits if block < row.copied_from else row.copy) + _BLOCK_BYTES * block
-
-
-@inline
-def _best(row: _Row) -> Any:
-    """The largest logit, NaN if any is; writes the maxima."""
-    best, size = splat(_MINUS_INFINITY), magnitude(splat(0.0))
-    for block in range(row.blocks):
-        logits, top = _block(row, block), splat(_MINUS_INFINITY)
-        for i in range(0, _BLOCK_BYTES, 64):
-            x = load_f32x16(logits + i)
-            top, size = maximum(x, top), maximum_i32(magnitude(x), size)
-        store_f32x16(row.maxima + 64 * block, top)
-        best = maximum(top, best)
-    _fill_up(row.maxima, 16 * row.blocks, _MINUS_INFINITY)
-    largest = largest_magnitude(size)
-    return largest if largest != largest else max_lanes(best)
-
-
-@inline
-def _first(row: _Row, best: Scalar) -> Any:
-    """The lowest id whose logit is ``best``."""
-    block, i = 0, 0
-    while equal_lanes(load_f32x16(row.maxima + 64 * block), best) == 0:
-        block += 1
-    logits = _block(row, block)
-    while equal_lanes(load_f32x16(logits + 4 * i), best) == 0:
-        i += 16
-    return _BLOCK * block + i + lowest_bit(equal_lanes(load_f32x16(logits + 4 * i), best))
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -231,18 +121,18 @@ def _reach(logit: float, scale: _Scale) -> Any:
 @shared
 def _floor(scale: _Scale, low: Scalar) -> Any:
     """The weight that matters least when the candidates reach down to ``low`` (see `_reach`)."""
-    return max(max_lanes(_weights(splat(low), scale)), _LEAST)
+    return max(max_lanes(_weights(splat(low), scale)), LEAST)
 
 
 @shared
-def _mass(row: _Row, scale: _Scale) -> Any:
+def _mass(row: Row, scale: _Scale) -> Any:
     """The mass of all weights; writes those of the blocks to ``rest``."""
     total, low = 0.0, _reach(scale.lowest, scale)
     for block in range(row.blocks):
         mass = splat(0.0)
         if lanes_from(load_f32x16(row.maxima + 64 * block), low) != 0:
-            logits = _block(row, block)
-            for i in range(0, _BLOCK_BYTES, 64):
+            logits = block_at(row, block)
+            for i in range(0, BLOCK_BYTES, 64):
                 mass = add(mass, _weights(load_f32x16(logits + i), scale))
         store_f32(row.rest + 4 * block, sum_lanes(mass))
         total += load_f32(row.rest + 4 * block)
@@ -250,31 +140,22 @@ def _mass(row: _Row, scale: _Scale) -> Any:
 
 
 @shared
-def _gather(row: _Row, scale: _Scale, low: Scalar) -> Any:
+def _gather(row: Row, scale: _Scale, low: Scalar) -> Any:
     """Make the logits of at least ``low`` the candidates; the number of blocks they fill, the last one up with weights of 0."""
     size = 0
     for block in range(row.blocks):
         if lanes_from(load_f32x16(row.maxima + 64 * block), low) != 0:
-            logits = _block(row, block)
-            for i in range(0, _BLOCK, 16):
+            logits = block_at(row, block)
+            for i in range(0, BLOCK, 16):
                 x = load_f32x16(logits + 4 * i)
                 lanes = lanes_from(x, low)
                 if lanes != 0:
                     pack_lanes(row.weights + 4 * size, x, lanes)
-                    pack_lanes(row.ids + 4 * size, count_from(_BLOCK * block + i), lanes)
+                    pack_lanes(row.ids + 4 * size, count_from(BLOCK * block + i), lanes)
                     size += ones(lanes)
-    blocks = _fill_up(row.weights, size, _MINUS_INFINITY)
-    for i in range(0, _BLOCK_BYTES * blocks, 64):
+    blocks = fill_up(row.weights, size, MINUS_INFINITY)
+    for i in range(0, BLOCK_BYTES * blocks, 64):
         store_f32x16(row.weights + i, _weights(load_f32x16(row.weights + i), scale))
-    return blocks
-
-
-@inline
-def _fill_up(values: Address, size: int, value: Scalar) -> Any:
-    """Write ``value`` behind so many values until they are whole blocks; how many blocks."""
-    blocks = (size + _BLOCK - 1) // _BLOCK
-    for i in range(size, _BLOCK * blocks, 16):
-        store_f32x16(values + 4 * i, splat(value))
     return blocks
 
 
@@ -282,9 +163,9 @@ def _fill_up(values: Address, size: int, value: Scalar) -> Any:
 def _tally(values: Address, blocks: int, low: Scalar) -> Any:
     """The sum and the number of the values that are at least ``low``."""
     mass, count = 0.0, 0
-    for first in range(values, values + _BLOCK_BYTES * blocks, _BLOCK_BYTES):
+    for first in range(values, values + BLOCK_BYTES * blocks, BLOCK_BYTES):
         part = splat(0.0)
-        for i in range(first, first + _BLOCK_BYTES, 128):
+        for i in range(first, first + BLOCK_BYTES, 128):
             x, y = load_f32x16(i), load_f32x16(i + 64)
             part = add(part, add(keep_from(x, low), keep_from(y, low)))
             count += ones(lanes_from(x, low) | (lanes_from(y, low) << 16))
@@ -293,7 +174,7 @@ def _tally(values: Address, blocks: int, low: Scalar) -> Any:
 
 
 @inline
-def _bound(row: _Row, scale: _Scale, wanted: int) -> Any:
+def _bound(row: Row, scale: _Scale, wanted: int) -> Any:
     """A logit below which none of the ``wanted`` best lies: at least so many of the maxima reach it, and seldom over four times
     as many. (If there are fewer maxima: one below which all weights are 0.)"""
     low, high = scale.lowest, scale.best
@@ -313,23 +194,23 @@ def _bound(row: _Row, scale: _Scale, wanted: int) -> Any:
 def _narrow(values: Address, blocks: int, low: int, high: int, out: Address) -> Any:
     """Copy the weights whose bits are from ``low`` to below ``high``, filled up with 0; how many blocks. ``out`` may be ``values``."""
     size = 0
-    for i in range(values, values + _BLOCK_BYTES * blocks, 64):
+    for i in range(values, values + BLOCK_BYTES * blocks, 64):
         x = load_f32x16(i)
         lanes = lanes_from(x, f32_of_bits(low)) & ~lanes_from(x, f32_of_bits(high))
         if lanes != 0:
             pack_lanes(out + 4 * size, x, lanes)
             size += ones(lanes)
-    return _fill_up(out, size, 0.0)
+    return fill_up(out, size, 0.0)
 
 
 @shared
-def _rank(row: _Row, blocks: int, low: int, mass: float, count: int) -> Any:
+def _rank(row: Row, blocks: int, low: int, mass: float, count: int) -> Any:
     """The bits of the largest weight, from ``low`` on, such that the candidates of at least that weight have this mass (or all
     there is) and are this many; also the mass and the number of those above it.
 
     Sums are grouped otherwise once the search has narrowed: a mass that is hit to the last bit may lead to no candidate's weight.
     """
-    high, above, larger = _ONE_BITS + 1, 0.0, 0
+    high, above, larger = ONE_BITS + 1, 0.0, 0
     # Where to look, and the mass and number of those above that a narrowing has left out there.
     values, gone, removed = row.weights, 0.0, 0
     total, number = _tally(values, blocks, f32_of_bits(low))
@@ -348,14 +229,14 @@ def _rank(row: _Row, blocks: int, low: int, mass: float, count: int) -> Any:
 
 
 @inline
-def _cut_after(row: _Row, blocks: int, cut: _Cut, count: int) -> Any:
+def _cut_after(row: Row, blocks: int, cut: _Cut, count: int) -> Any:
     """The cut that leaves the ``count`` best candidates, of more than so many."""
     bits, above, number = _rank(row, blocks, cut.bits, 0.0, count)
     return _Cut(bits, count - number - 1.0, above + (count - number) * f32_of_bits(bits))
 
 
 @shared
-def _cut_at(row: _Row, blocks: int, cut: _Cut, mass: float) -> Any:
+def _cut_at(row: Row, blocks: int, cut: _Cut, mass: float) -> Any:
     """The cut after the candidate with which the mass, best first, reaches ``mass``; not beyond ``cut``."""
     bits, above, _ = _rank(row, blocks, cut.bits, mass, int64(0))
     weight = f32_of_bits(bits)
@@ -369,7 +250,7 @@ def _cut_at(row: _Row, blocks: int, cut: _Cut, mass: float) -> Any:
 
 
 @inline
-def _draw_all(row: _Row, scale: _Scale, u: float) -> Any:
+def _draw_all(row: Row, scale: _Scale, u: float) -> Any:
     """Draw among all weights, in id order: first the block, then the id."""
     target, before, passed, chosen = u * _mass(row, scale), 0.0, 0.0, 0
     for block in range(row.blocks):
@@ -379,16 +260,16 @@ def _draw_all(row: _Row, scale: _Scale, u: float) -> Any:
             passed += mass
             if passed > target:
                 break
-    return _BLOCK * chosen + _draw_inside(row, scale, _block(row, chosen), target - before)
+    return BLOCK * chosen + _draw_inside(row, scale, block_at(row, chosen), target - before)
 
 
 @inline
-def _draw_inside(row: _Row, scale: _Scale, logits: Address, target: float) -> Any:
+def _draw_inside(row: Row, scale: _Scale, logits: Address, target: float) -> Any:
     """The first of a block's logits whose weight takes the mass past ``target``; should rounding let none, the last with any."""
-    for i in range(0, _BLOCK_BYTES, 64):
+    for i in range(0, BLOCK_BYTES, 64):
         store_f32x16(row.weights + i, _weights(load_f32x16(logits + i), scale))
     last, passed = 0, 0.0
-    for i in range(_BLOCK):
+    for i in range(BLOCK):
         weight = load_f32(row.weights + 4 * i)
         if weight > 0:
             last = i
@@ -399,21 +280,21 @@ def _draw_inside(row: _Row, scale: _Scale, logits: Address, target: float) -> An
 
 
 @inline
-def _nucleus_reach(row: _Row, scale: _Scale, total: float, top_p: Scalar) -> Any:
+def _nucleus_reach(row: Row, scale: _Scale, total: float, top_p: Scalar) -> Any:
     """A logit below which nothing is in the nucleus.
 
     The n logits or fewer whose weights are below (1 - top_p) * total / n have less than (1 - top_p) * total together. All others
     rank before them and have more than top_p * total: the nucleus ends among those.
     """
-    logit = scale.best + scale.temperature * log((1.0 - top_p) * total / (_BLOCK * row.blocks))
+    logit = scale.best + scale.temperature * log((1.0 - top_p) * total / (BLOCK * row.blocks))
     return _reach(max(logit, scale.lowest), scale)
 
 
 @inline
-def _last(row: _Row, blocks: int, cut: _Cut) -> Any:
+def _last(row: Row, blocks: int, cut: _Cut) -> Any:
     """The id of the last candidate before the cut; -1 if rounding led to a weight that none has (see `_rank`)."""
     left, last = cut.tie, -1
-    for i in range(0, _BLOCK * blocks, 16):
+    for i in range(0, BLOCK * blocks, 16):
         lanes = equal_lanes(load_f32x16(row.weights + 4 * i), f32_of_bits(cut.bits))
         while lanes != 0:
             last = load_i32(row.ids + 4 * (i + lowest_bit(lanes)))
@@ -425,7 +306,7 @@ def _last(row: _Row, blocks: int, cut: _Cut) -> Any:
 
 
 @inline
-def _draw_best(row: _Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) -> Any:
+def _draw_best(row: Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) -> Any:
     """Draw among what top_k and then top_p leave, best first."""
     low = _bound(row, scale, top_k if top_k > 0 else _SMALL_NUCLEUS)
     blocks = _gather(row, scale, low)
@@ -446,18 +327,14 @@ def _draw_best(row: _Row, scale: _Scale, top_k: int, top_p: Scalar, u: float) ->
 
 @inline
 def _scale(args: Address, index: int, best: Scalar, temperature: Scalar) -> Any:
-    least = max(load_f32(load_i64(args + MIN_P) + 4 * index), _LEAST)
+    least = max(load_f32(load_i64(args + MIN_P) + 4 * index), LEAST)
     lowest = best + temperature * log(float64(least))
-    return _Scale(best, temperature, min(_ONE / temperature, _LARGEST), least, lowest)
+    return _Scale(best, temperature, min(ONE / temperature, _LARGEST), least, lowest)
 
 
 @inline
-def _draw(args: Address, index: int, row: _Row, scale: _Scale) -> Any:
-    u = philox(
-        load_i64(load_i64(args + SEED) + 8 * index),
-        load_u32(load_i64(args + SAMPLE) + 4 * index),
-        load_u32(load_i64(args + POSITION) + 4 * index),
-    )
+def _draw(args: Address, index: int, row: Row, scale: _Scale) -> Any:
+    u = row_draw(args, index, DRAW)
     top_k, top_p = load_i32(load_i64(args + TOP_K) + 4 * index), load_f32(load_i64(args + TOP_P) + 4 * index)
     if top_k <= 0 and top_p >= 1.0:
         return _draw_all(row, scale, u)
@@ -465,15 +342,19 @@ def _draw(args: Address, index: int, row: _Row, scale: _Scale) -> Any:
 
 
 @shared
-def _choose(args: Address, index: int, memory: Address) -> Any:
+def _choose(args: Address, index: int) -> Any:
     """The token of one row, or -1."""
-    row, vocab = _row(args, index, memory), load_i64(args + VOCAB)
-    _copy(row, vocab)
-    _ban(args, index, row, vocab)
-    best = _best(row)
-    if not (_MINUS_INFINITY < best < _INFINITY):
+    row, vocab = row_at(args, index), load_i64(args + VOCAB)
+    copy_row(row, vocab)
+    mask_row(args, index, row, vocab)
+    ban(args, index, row, vocab)
+    best = best_of(row)
+    if has_samplers(args, index) and MINUS_INFINITY < best < INFINITY:
+        call_kernel(load_i64(args + ADJUST), args, index)
+        best = best_of(row)
+    if not (MINUS_INFINITY < best < INFINITY):
         return -1
-    first = _first(row, best)
+    first = first_of(row, best)
     temperature = load_f32(load_i64(args + TEMPERATURE) + 4 * index)
     if temperature == 0:
         return first
@@ -484,6 +365,8 @@ def _choose(args: Address, index: int, memory: Address) -> Any:
 @kernel
 def sample(args: Address, chunk: int) -> None:
     """Rows chunk, chunk + CHUNKS, ...: one token each."""
-    memory = load_i64(args + SCRATCH) + chunk * load_i64(args + SCRATCH_STRIDE)
     for row in range(chunk, load_i64(load_i64(args + ROWS)), load_i64(args + CHUNKS)):
-        store_i32(load_i64(args + TOKENS) + 4 * row, _choose(args, row, memory))
+        token = _choose(args, row)
+        store_i32(load_i64(args + TOKENS) + 4 * row, token)
+        if token >= 0 and has_samplers(args, row):
+            call_kernel(load_i64(args + MEASURE), args, row)

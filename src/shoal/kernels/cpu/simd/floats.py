@@ -10,7 +10,7 @@ from numba import types
 from shoal.kernels.cpu.isa import MULTIPLIES_AND_ADDS
 from shoal.kernels.cpu.simd import emit
 from shoal.kernels.cpu.simd.emit import Builder
-from shoal.kernels.cpu.simd.vectors import F32, F32X16, I16, I32, I32X16, I64, f32x16, tile_of, vector
+from shoal.kernels.cpu.simd.vectors import F32, F32X16, I1, I16, I32, I32X16, I64, f32x16, tile_of, vector
 
 
 def _fma(b: Builder, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
@@ -286,6 +286,19 @@ def lanes_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
 def keep_from(b: Builder, _: Any, x: ir.Value, least: ir.Value) -> ir.Value:
     """x where it is at least ``least``, otherwise 0."""
     return b.select(b.fcmp_ordered(">=", x, emit.splat(b, emit.as_f32(b, least), 16)), x, emit.const(0.0, F32X16))
+
+
+@emit.operation(f32x16)
+def keep_where(b: Builder, _: Any, x: ir.Value, y: ir.Value, least: ir.Value) -> ir.Value:
+    """x where y is at least ``least``, otherwise 0."""
+    return b.select(b.fcmp_ordered(">=", y, emit.splat(b, emit.as_f32(b, least), 16)), x, emit.const(0.0, F32X16))
+
+
+@emit.operation(f32x16)
+def keep_bits(b: Builder, _: Any, x: ir.Value, lanes: ir.Value, other: ir.Value) -> ir.Value:
+    """x in the lanes whose bit is set, ``other`` (a float32) in the rest."""
+    mask = b.bitcast(b.trunc(lanes, I16), vector(I1, 16))
+    return b.select(mask, x, emit.splat(b, emit.as_f32(b, other), 16))
 
 
 @emit.operation(f32x16)

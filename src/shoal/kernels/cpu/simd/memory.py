@@ -48,6 +48,18 @@ def load_u8(b: Builder, _: Any, address: ir.Value) -> ir.Value:
 
 
 @emit.operation(types.int64)
+def load_u16(b: Builder, _: Any, address: ir.Value) -> ir.Value:
+    """The uint16 at an address."""
+    return b.zext(emit.load(b, address, I16), I64)
+
+
+@emit.operation(types.float64)
+def load_f64(b: Builder, _: Any, address: ir.Value) -> ir.Value:
+    """The float64 at an address."""
+    return emit.load(b, address, ir.DoubleType())
+
+
+@emit.operation(types.int64)
 def load_u32(b: Builder, _: Any, address: ir.Value) -> ir.Value:
     """The uint32 at an address."""
     return b.zext(emit.load(b, address, I32), I64)
