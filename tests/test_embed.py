@@ -146,6 +146,19 @@ def test_context_and_step_bound_max_model_len(tmp_path: Path) -> None:
         load(path, max_num_batched_tokens=24, max_model_len=30)
 
 
+def test_the_size_of_a_step_may_change(tmp_path: Path) -> None:
+    """And with it how long an input may be; a target for the time of a step cuts no input."""
+    texts = ["ab " * 5, "ab " * 20]
+    with load(encoder(tmp_path / "tiny.gguf"), max_num_batched_tokens=24, target_step_ms=0.001) as llm:
+        before = llm.embed(texts)
+        llm.resize(max_num_batched_tokens=64, max_num_seqs=8)
+        after = llm.embed(texts * 4)
+        assert len(llm.embed(texts[1] * 9, truncate_prompt_tokens=-1)[0].prompt_token_ids) == 64
+    assert [output.error is None for output in before] == [True, False]
+    assert all(output.error is None for output in after)
+    assert after[0].outputs == after[6].outputs == before[0].outputs
+
+
 def test_what_is_too_long_is_cut_when_asked(bert: LLM) -> None:
     text = "abc def " * 40
     (cut,) = bert.embed(text, truncate_prompt_tokens=9)
