@@ -20,9 +20,12 @@ def test_names_of_modules() -> None:
         "LLM",
         "BeamSearchParams",
         "CompletionOutput",
+        "EmbeddingRequestOutput",
         "EngineConfig",
+        "PoolingParams",
         "RequestOutput",
         "SamplingParams",
+        "ScoringRequestOutput",
         "ShoalError",
         "StructuredOutputsParams",
         "Tokenizer",
@@ -58,7 +61,7 @@ def test_errors() -> None:
 
 def test_the_methods_of_llm_and_what_they_take() -> None:
     methods = {"generate", "chat", "stream", "logits", "submit", "step", "abort", "encode", "close", "has_work"}
-    methods |= {"resize", "config", "beam_search"}
+    methods |= {"resize", "config", "beam_search", "embed", "score", "submit_embedding", "embeddings"}
     assert public(shoal.LLM) >= methods
     limits = ["priority", "timeout", "queue_timeout"]
     takes = {
@@ -70,7 +73,11 @@ def test_the_methods_of_llm_and_what_they_take() -> None:
     assert takes["stream"][:2] == ["prompts", "sampling_params"]
     assert takes["submit"][:2] == ["prompt", "params"]
     assert set(takes["resize"]) == {"max_num_seqs", "kv_cache_memory", "max_num_batched_tokens"}
-    assert {"request_id", *limits} <= set(takes["submit"])
+    assert {"request_id", *limits} <= set(takes["submit"]) & set(takes["submit_embedding"])
+    assert takes["embed"][0] == "prompts"
+    assert takes["score"][:2] == ["data_1", "data_2"]
+    pooled = {"truncate_prompt_tokens", "use_tqdm", "pooling_params", *limits}
+    assert pooled <= set(takes["embed"]) & set(takes["score"])
     assert {"chat_template_kwargs", *limits} <= set(takes["chat"])
     assert set(limits) <= set(takes["generate"]) & set(takes["stream"])
 
@@ -163,7 +170,11 @@ def test_fields() -> None:
         "enable_prefix_caching",
         "skip_tokenizer_init",
         "chat_template",
+        "pooling_type",
     }
+    assert fields(shoal.PoolingParams) == {"truncate_prompt_tokens", "dimensions", "normalize", "use_activation"}
+    assert fields(shoal.EmbeddingRequestOutput) >= {"request_id", "outputs", "prompt_token_ids", "finished", "error"}
+    assert fields(shoal.ScoringRequestOutput) >= {"request_id", "outputs", "prompt_token_ids", "finished", "error"}
     assert fields(shoal.RequestOutput) >= {
         "request_id",
         "prompt",

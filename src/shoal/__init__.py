@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from shoal import jobs
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
-    from shoal.params import BeamSearchParams, EngineConfig, SamplingParams, StructuredOutputsParams
+    from shoal.params import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
+    from shoal.pooled import EmbeddingRequestOutput, ScoringRequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 
@@ -18,9 +19,12 @@ __all__ = [
     "LLM",
     "BeamSearchParams",
     "CompletionOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
+    "PoolingParams",
     "RequestOutput",
     "SamplingParams",
+    "ScoringRequestOutput",
     "ShoalError",
     "StructuredOutputsParams",
     "Tokenizer",
@@ -31,9 +35,12 @@ _HOME = {
     "LLM": "shoal.llm",
     "BeamSearchParams": "shoal.params",
     "CompletionOutput": "shoal.llm",
+    "EmbeddingRequestOutput": "shoal.pooled",
     "EngineConfig": "shoal.params",
+    "PoolingParams": "shoal.params",
     "RequestOutput": "shoal.llm",
     "SamplingParams": "shoal.params",
+    "ScoringRequestOutput": "shoal.pooled",
     "ShoalError": "shoal.errors",
     "StructuredOutputsParams": "shoal.params",
     "Tokenizer": "shoal.text.tokenizer",

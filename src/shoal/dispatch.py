@@ -13,8 +13,9 @@ from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError
 from shoal.fair_lock import FairLock
 from shoal.outputs import Generation, RequestOutput, Scoring
+from shoal.pooled import Pooled
 
-_Item = TypeVar("_Item", Generation, Scoring)
+_Item = TypeVar("_Item", Generation, Scoring, Pooled)
 
 
 class Dispatcher:
@@ -29,7 +30,7 @@ class Dispatcher:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._active: dict[str, Generation | Scoring] = {}
+        self._active: dict[str, Generation | Scoring | Pooled] = {}
         self._turn = FairLock()
         self._aborted_inside: deque[str] = deque()
         self._pid = os.getpid()
@@ -39,7 +40,7 @@ class Dispatcher:
         """Whether the engine has anything left to do or to report."""
         return self._engine.has_work
 
-    def start(self, request: Request, item: Generation | Scoring) -> None:
+    def start(self, request: Request, item: Generation | Scoring | Pooled) -> None:
         """Put a request in line; ``item`` takes in what comes of it. Raises as ``Engine.add``."""
         with self._own_turn():
             self._engine.add(request)
@@ -65,6 +66,11 @@ class Dispatcher:
                 self._step()
             return _emptied(sink)
 
+    def take(self, sink: list[_Item]) -> list[_Item]:
+        """What steps have left in ``sink`` so far, which is empty afterwards."""
+        with self._own_turn():
+            return _emptied(sink)
+
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory; its item says so and goes to its sink. False if there is none such."""
         if self._turn.mine:
@@ -73,7 +79,7 @@ class Dispatcher:
         with self._own_turn():
             return self._abort(request_id)
 
-    def drop(self, items: Iterable[Generation | Scoring]) -> None:
+    def drop(self, items: Iterable[Generation | Scoring | Pooled]) -> None:
         """Abort what a caller no longer waits for; after a normal end there is nothing left to abort."""
         for item in items:
             if not item.finished:

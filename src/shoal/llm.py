@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,7 @@ from shoal import hub
 from shoal.beam import Beams, BeamSearch, BeamSearchOutput
 from shoal.constrain.compiler import ConstraintCompiler
 from shoal.dispatch import Dispatcher
+from shoal.embedder import Embedder, text_pairs
 from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
@@ -41,11 +42,13 @@ from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, 
 from shoal.params import (
     BeamSearchParams,
     EngineConfig,
+    PoolingParams,
     SamplingParams,
     StructuredOutputsParams,
     check_priority,
     check_seconds,
 )
+from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.progress import Bar
 from shoal.prompts import (
     Encoded,
@@ -122,12 +125,16 @@ class LLM:
         config = _config(config, flags)
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
+        self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
         self._numbers = itertools.count()
         self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
-                longest = max_model_len(ModelConfig.from_gguf(file), config)
-                self._prompts = PromptEncoder.from_gguf(file, config, longest)
+                model_config = ModelConfig.from_gguf(file)
+                longest = max_model_len(model_config, config)
+                # What an encoder takes follows from the size of a step, which may change.
+                most = model_config.context_length if model_config.arch.encoder else longest
+                self._prompts = PromptEncoder.from_gguf(file, config, most)
                 self.chat_defaults = sampling_defaults(file)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
@@ -141,6 +148,7 @@ class LLM:
         self._beams: dict[str, Beams] = {}  # searches that were submitted
         self._beam_turn = threading.Lock()
         self._dispatcher = Dispatcher(self.engine)
+        self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
 
     def __enter__(self) -> LLM:
         return self
@@ -235,6 +243,7 @@ class LLM:
         the iterator.
         """
         limits = _limits(timeout, queue_timeout)
+        self.refuse_encoder("generate")
         if not isinstance(prompts, (str, Mapping, Sequence)):
             limits = limits._replace(priority=check_priority(priority))
             requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
@@ -384,6 +393,7 @@ class LLM:
         ``request_id`` tells them apart: they are numbered in the order of the prompts. Leaving the loop early aborts
         what is not finished.
         """
+        self.refuse_encoder("stream")
         return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
 
     def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
@@ -470,6 +480,58 @@ class LLM:
                 raise RequestError(item.error)
         return [item.logits for item in scored] if many is ids else scored[0].logits
 
+    # -- embeddings and scores ---------------------------------------------------------------------------------------
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeddings of texts (or ids), computed together; the outputs are in their order.
+
+        Of an embedding model, or of any other: then of its last token's state. How states are pooled is the file's choice, or that of
+        ``EngineConfig.pooling_type``. An input that is too long gives an output with ``error``, unless ``truncate_prompt_tokens`` (also
+        in ``pooling_params``) says how much of it to take. Time limits and progress bar as in ``generate``. Raises RequestError for no
+        input and for a model that ranks, ParameterError for more ``dimensions`` than there are.
+        """
+        inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
+        params = _pooling_params(pooling_params, truncate_prompt_tokens)
+        limits = _all_limits(timeout, queue_timeout, priority)
+        with _counting(len(inputs), use_tqdm) as count:
+            return self._embedder.embed(inputs, params, limits, count)
+
+    def refuse_encoder(self, what: str) -> None:
+        """Raise RequestError that says why ``what`` (a method, a verb) cannot be done, if the model is an encoder."""
+        self._embedder.refuse_encoder(what)
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        *,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+        pooling_params: PoolingParams | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well each document of ``data_2`` answers its query in ``data_1``: one query for all, or one for each.
+
+        A model that ranks (pooling "rank") reads query and document together; its score goes through a sigmoid unless
+        ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
+        """
+        params = _pooling_params(pooling_params, truncate_prompt_tokens)
+        limits, pairs = _all_limits(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
+        with _counting(len(pairs), use_tqdm) as count:
+            return self._embedder.score(pairs, params, limits, count)
+
     # -- one request at a time ---------------------------------------------------------------------------------------
 
     @property
@@ -504,6 +566,26 @@ class LLM:
             is_chat = isinstance(prompt, Mapping) and "messages" in prompt
             params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
         return self._submit(prompt, params, limits, self._inbox, number, name).request_id
+
+    def submit_embedding(
+        self,
+        prompt: Prompt,
+        params: PoolingParams | None = None,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        queue_timeout: float | None = None,
+    ) -> str:
+        """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
+        limits, number = _all_limits(timeout, queue_timeout, priority), next(self._numbers)
+        name = str(number) if request_id is None else request_id
+        return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
+
+    def embeddings(self) -> list[EmbeddingRequestOutput]:
+        """Those of ``submit_embedding`` that have ended since the last call; not those that were aborted."""
+        changed = self._dispatcher.take(self._embedded)
+        return [item.snapshot() for item in changed if item.finished and item.finish_reason != "abort"]
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
@@ -682,6 +764,17 @@ def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Prio
     pairs = paired(prompts, params)
     priorities = paired_priorities(len(pairs), priority)
     return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
+
+
+def _all_limits(timeout: float | None, queue_timeout: float | None, priority: int) -> dict[str, Any]:
+    return _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))._asdict()
+
+
+def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:
+    params = params or PoolingParams()
+    if truncate_prompt_tokens is None:
+        return params
+    return replace(params, truncate_prompt_tokens=truncate_prompt_tokens)
 
 
 def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoal.errors import ParameterError
 
@@ -36,6 +36,10 @@ _PARSER_ALIASES = {
 }
 
 _INT64_MAX = 2**63 - 1
+
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+"""Which of a sequence's states make its embedding: all, their mean, the first, the last; rank: a classifier's scores of the first."""
+POOLINGS: tuple[Pooling, ...] = ("none", "mean", "cls", "last", "rank")  # as GGUF files number them
 
 # llama.cpp's samplers by all of its names and letters.
 _SAMPLERS = {
@@ -318,6 +322,33 @@ class BeamSearchParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PoolingParams:
+    """What becomes of the states of one input. Names and defaults are vLLM's.
+
+    ``dimensions``: so many first numbers of an embedding (Matryoshka: of models that were trained for it). ``normalize``: to length 1,
+    after that. ``use_activation``: a score goes through a sigmoid (False: it is the classifier's number, as in llama.cpp).
+    ``truncate_prompt_tokens``: the first so many tokens of what is longer, special ones among them (-1: as many as the model takes);
+    None refuses it.
+
+    Raises ParameterError that names the field, its value and the allowed range.
+    """
+
+    truncate_prompt_tokens: int | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+    use_activation: bool = True
+
+    def __post_init__(self) -> None:
+        _whole(self, "truncate_prompt_tokens", -1, 2**31 - 1, optional=True)
+        if self.truncate_prompt_tokens == 0:
+            raise ParameterError("truncate_prompt_tokens", 0, "-1 or at least 1")
+        _whole(self, "dimensions", 1, 2**31 - 1, optional=True)
+        for name in ("normalize", "use_activation"):
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, getattr(self, name), "true or false")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """How an engine is sized. Sizes in bytes may be given as text ("512MiB", "4k"); None means "choose".
 
@@ -328,7 +359,7 @@ class EngineConfig:
     f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each
     usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
     without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
-    it changes no result.
+    it changes no result. ``pooling_type``: none, mean, cls, last or rank, in place of what the model file says (for embeddings).
     ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
     ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
@@ -352,6 +383,7 @@ class EngineConfig:
     reasoning_parser: str | None = None
     preempt_for_priority: bool = False
     target_step_ms: float | None = None
+    pooling_type: Pooling | None = None
 
     def __post_init__(self) -> None:
         _whole(self, "max_model_len", 1, 2**31 - 1, optional=True)
@@ -365,6 +397,10 @@ class EngineConfig:
         _choice("device", self.device, ("auto", "cpu", "reference"))
         _whole(self, "threads", 1, 1024, optional=True)
         _whole(self, "seed", -(2**63), 2**64 - 1)
+        if self.pooling_type is not None:
+            pooling = self.pooling_type.lower() if isinstance(self.pooling_type, str) else self.pooling_type
+            _choice("pooling_type", pooling, POOLINGS)
+            object.__setattr__(self, "pooling_type", pooling)
         if self.target_step_ms is not None:
             _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
         for name in ("enable_prefix_caching", "preempt_for_priority"):
@@ -413,7 +449,12 @@ def parse_size(field: str, value: int | str) -> int:
 
 
 def _whole(
-    owner: SamplingParams | BeamSearchParams | EngineConfig, field: str, low: int, high: int, *, optional: bool = False
+    owner: SamplingParams | BeamSearchParams | PoolingParams | EngineConfig,
+    field: str,
+    low: int,
+    high: int,
+    *,
+    optional: bool = False,
 ) -> None:
     """Make a field an integer of the range, unless it is ``optional`` and None."""
     value = getattr(owner, field)

@@ -96,6 +96,31 @@ class PromptEncoder:
         expected = 'a text, {"prompt": text}, {"prompt_token_ids": [...]} or {"messages": [...]}'
         raise RequestError(f"the prompt is {type(prompt).__name__} {str(prompt)[:60]!r}, must be {expected}", "prompt")
 
+    def encode_input(self, prompt: Prompt, most: int | None) -> Encoded:
+        """The ids of a text to embed, or of ids as they are: the first ``most`` of them, if that is given, special tokens among them.
+        Raises as ``encode``."""
+        if most is None:
+            return self.encode(prompt)
+        if isinstance(prompt, str):
+            return self._cut_text(prompt, most)
+        if isinstance(prompt, Mapping) and isinstance(prompt.get("prompt"), str) and "prompt_token_ids" not in prompt:
+            return self._cut_text(prompt["prompt"], most, **_text_options(prompt))
+        encoded = self.encode(prompt)
+        return encoded._replace(ids=encoded.ids[:most])
+
+    def encode_pair(self, query: str, document: str, most: int | None) -> list[int]:
+        """The ids of a query and a document as a ranking model reads them; ``most`` as in ``encode_input``, at the document's cost."""
+        tokenizer = self._needed_tokenizer("a text prompt")
+        if not query or not document:
+            raise RequestError("the query or the document is empty; each needs at least 1 token", "prompt")
+        if most is None:
+            self._refuse_hopeless(tokenizer, len(query) + len(document))
+        ids = tokenizer.encode_pair(query, document)
+        if most is None or len(ids) <= most:
+            return ids
+        end = ids[len(ids) - tokenizer.num_last :]
+        return [*ids[: max(0, most - len(end))], *end]
+
     def close(self) -> None:
         """End the process that renders the template; it starts anew if it is needed again."""
         if self.chat_template is not None:
@@ -110,6 +135,20 @@ class PromptEncoder:
         if not self._warned:
             self._warn(_two_firsts(tokenizer, ids) or ("" if parse_special else _taken_as_text(tokenizer, text)))
         return ids
+
+    def _cut_text(self, text: str, most: int, add_special_tokens: bool = True, parse_special: bool = False) -> Encoded:
+        """The beginning of a text, between what the file puts around it."""
+        tokenizer = self._needed_tokenizer("a text prompt")
+        if not text:
+            raise RequestError("the prompt is empty; it needs at least 1 token", "prompt")
+        ids = tokenizer.encode(text, add_special=False, parse_special=parse_special)
+        if not add_special_tokens:
+            return Encoded(ids[:most], text)
+        room = most - len(tokenizer.with_special([]))
+        if room < 1:
+            reason = f"truncate_prompt_tokens: {most} leaves no room beside special tokens"
+            raise RequestError(reason, "truncate_prompt_tokens")
+        return Encoded(tokenizer.with_special(ids[:room]), text)
 
     def _warn(self, problem: str) -> None:
         """Once is enough: it is seldom one prompt alone."""

@@ -24,7 +24,7 @@ Fault = Callable[[str, StepInput], None]
 
 
 def faulty(backend: Backend, fault: Fault) -> Backend:
-    """``backend``, but ``fault(name, step)`` is called after each "layers", "logits" and "sample", and may raise.
+    """``backend``, but ``fault(name, step)`` is called after each "layers", "logits", "states" and "sample", and may raise.
 
     After: so the step has left its traces in the KV pages and buffers.
     """
@@ -38,8 +38,10 @@ class _FaultyBackend:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def bind(self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits) -> _FaultyNetwork:
-        return _FaultyNetwork(self._inner.bind(layers, head, cache, limits), self._fault)
+    def bind(
+        self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits, states: Head | None = None
+    ) -> _FaultyNetwork:
+        return _FaultyNetwork(self._inner.bind(layers, head, cache, limits, states), self._fault)
 
 
 class _FaultyNetwork:
@@ -56,6 +58,11 @@ class _FaultyNetwork:
         logits = self._inner.logits(rows)
         self._fault("logits", self._step)
         return logits
+
+    def states(self, rows: IntArray) -> NDArray[np.float32]:
+        states = self._inner.states(rows)
+        self._fault("states", self._step)
+        return states
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
         tokens = self._inner.sample(rows, how)

@@ -18,7 +18,7 @@ from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import AttentionShape, Backend, KVGroup, StepInput
 from shoal.kernels.load import load_backend
 from shoal.kernels.reference import ReferenceBackend
-from shoal.models.weights import Model, load_model
+from shoal.models.weights import Encoder, Model, load_model
 from shoal.params import EngineConfig, SamplingParams
 from tests.engine.faulty import faulty
 from tests.engine.random_network import HEADS, KV_HEADS, LAYERS, NAN_TOKEN, VOCAB, WIDTH, write_network
@@ -28,14 +28,14 @@ PAGE_BYTES = LAYERS * 2 * KV_HEADS * (WIDTH // HEADS) * 2 * 16
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma2"])
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model | Encoder]:
     path = write_network(tmp_path_factory.mktemp("models") / "random.gguf", request.param)
     with GGUFFile.open(path) as file:
         yield load_model(file, ReferenceBackend())
 
 
 def engine(
-    model: Model, backend: Backend | None = None, *, pages: int = 100, budget: int = 512, dtype: str = "f16"
+    model: Model | Encoder, backend: Backend | None = None, *, pages: int = 100, budget: int = 512, dtype: str = "f16"
 ) -> Engine:
     """``pages``: as many as take so much memory with f16."""
     config = EngineConfig(max_num_batched_tokens=budget, kv_cache_memory=pages * PAGE_BYTES, kv_cache_dtype=dtype)
@@ -53,19 +53,21 @@ def requests() -> list[Request]:
 
 
 @pytest.fixture(scope="module")
-def alone(model: Model) -> dict[str, list[int]]:
+def alone(model: Model | Encoder) -> dict[str, list[int]]:
     one = engine(model)
     return {request.request_id: tokens(run(one, [request]))[request.request_id] for request in requests()}
 
 
 @pytest.mark.parametrize(("pages", "budget"), [(100, 512), (100, 16), (100, 5), (5, 64)])
-def test_batch_equals_solo(model: Model, alone: dict[str, list[int]], pages: int, budget: int) -> None:
+def test_batch_equals_solo(model: Model | Encoder, alone: dict[str, list[int]], pages: int, budget: int) -> None:
     many = engine(model, pages=pages, budget=budget)
     assert tokens(run(many, requests()[::-1])) == alone
     assert (many.stats().preemptions > 0) == (pages == 5)
 
 
-def test_decoding_agrees_with_scoring_the_whole_text_at_once(model: Model, alone: dict[str, list[int]]) -> None:
+def test_decoding_agrees_with_scoring_the_whole_text_at_once(
+    model: Model | Encoder, alone: dict[str, list[int]]
+) -> None:
     greedy = [request for request in requests() if request.params.greedy]
     whole = [
         replace(request, prompt_token_ids=request.prompt_token_ids + tuple(alone[request.request_id]), want_logits=True)
@@ -78,7 +80,7 @@ def test_decoding_agrees_with_scoring_the_whole_text_at_once(model: Model, alone
         assert logits[len(request.prompt_token_ids) - 1 : -1].argmax(axis=1).tolist() == expected
 
 
-def test_logits_do_not_depend_on_chunks(model: Model) -> None:
+def test_logits_do_not_depend_on_chunks(model: Model | Encoder) -> None:
     request = replace(requests()[4], want_logits=True)
     whole = logits_of(run(engine(model), [request])["r4"])
     chunked = logits_of(run(engine(model, budget=7), [request])["r4"])

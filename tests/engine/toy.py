@@ -87,7 +87,9 @@ class ToyBackend:
         for source, target in pairs:
             slots[target * PAGE_SIZE :][:PAGE_SIZE] = slots[source * PAGE_SIZE :][:PAGE_SIZE]
 
-    def bind(self, layers: Layers, head: Head, cache: list[ToyCache], limits: StepLimits) -> ToyNetwork:
+    def bind(
+        self, layers: Layers, head: Head, cache: list[ToyCache], limits: StepLimits, states: Head | None = None
+    ) -> ToyNetwork:
         return ToyNetwork(self, cache, limits)
 
     def close(self) -> None:
@@ -153,6 +155,13 @@ class ToyNetwork:
         self.last_logits = ((hashes >> np.uint64(40)).astype(np.float32) / np.float32(2**21)).astype(np.float32)
         self.last_logits[self._tokens[rows] == NAN_TOKEN, 3] = np.nan
         return self.last_logits
+
+    def states(self, rows: IntArray) -> NDArray[np.float32]:
+        assert 0 < len(rows) <= LOGIT_ROWS
+        self._backend.calls.append("states")
+        states = (self._states[rows] >> np.uint64(40)).astype(np.float32)
+        states[self._tokens[rows] == NAN_TOKEN] = np.nan
+        return np.stack([states, -states], axis=1)
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
         logits = self.logits(rows)

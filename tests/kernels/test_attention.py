@@ -90,6 +90,22 @@ def test_windows_caps_and_slopes_equal_the_twin(
     assert nmse(out, case.all_expected(dtype)) < LIMITS[dtype]
 
 
+@pytest.mark.parametrize("changes", [{"causal": False}, {"causal": False, "slopes": slopes}], ids=named)
+@pytest.mark.parametrize("shape", [(9, 3, 64), (4, 4, 14), (12, 12, 32), (8, 1, 128)], ids=str)
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_encoders_see_both_ways(
+    backend: CPUBackend, shape: tuple[int, int, int], dtype: str, changes: dict[str, Any]
+) -> None:
+    """As the twin does; and each sequence has the same bits alone."""
+    case = bend(make_case(*shape, [1, 2, 25, 48, 123, attention.PIECE + 60]), changes)
+    run = paged(backend, case, dtype, sum(case.lengths))
+    together = run.run(*case.whole())
+    assert nmse(together, case.all_expected(dtype)) < LIMITS[dtype]
+    starts = np.cumsum([0, *case.lengths])
+    for s, length in enumerate(case.lengths):
+        assert np.array_equal(run.run(*case.step([(s, 0, length)])), together[starts[s] : starts[s + 1]])
+
+
 def test_scores_of_any_size_are_capped(backend: CPUBackend) -> None:
     """From products far below the cap, where tanh is nearly straight, to some far above it."""
     case = make_case(2, 1, 32, [60])

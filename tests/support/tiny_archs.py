@@ -79,7 +79,7 @@ class TinyArch:
 
     def _add_keys(self, builder: GGUFBuilder) -> None:
         builder.add("general.architecture", self.architecture)
-        builder.add("tokenizer.ggml.model", "no_vocab")
+        self._add_tokenizer(builder)
         keys = {
             "vocab_size": VOCAB,
             "block_count": self.layers,
@@ -94,6 +94,9 @@ class TinyArch:
             keys |= {"expert_count": _EXPERTS, "expert_used_count": _USED}
         for key, value in (keys | dict(self.keys)).items():
             builder.add(f"{self.architecture}.{key}", value)
+
+    def _add_tokenizer(self, builder: GGUFBuilder) -> None:
+        builder.add("tokenizer.ggml.model", "no_vocab")
 
     def _add_tensor(self, builder: GGUFBuilder, name: str, rng: np.random.Generator) -> None:
         *_, base, suffix = name.split(".")

@@ -39,6 +39,7 @@ def chat(model: str, system: str | None, params: SamplingParams, engine_config: 
     from shoal.llm import LLM
 
     with LLM(model, config=engine_config) as llm:
+        llm.refuse_encoder("chat")
         if llm.chat_template is None:
             raise RequestError(f"{llm.path.name} has no chat template; give one with --chat-template")
         interactive = stdin().isatty()

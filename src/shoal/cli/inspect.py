@@ -119,6 +119,12 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
         "supported": True,
         "reason": None,
         **facts,
+        "embeddings": {
+            "encoder": model.arch.encoder,
+            "pooling": config.pooling_type or model.pooling_type,
+            "pooling_of_file": model.pooling,
+            "dimensions": model.n_embd,
+        },
         "defaults": _defaults(config, plan.max_model_len, plan.kv_bytes),
     }
 
@@ -217,7 +223,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["sampling_defaults"]:
         yield from _group("sampling that the file recommends for chats", facts["sampling_defaults"])
     if facts["supported"]:
-        yield from _memory_lines(facts["memory"])
+        yield from _embedding_lines(facts["embeddings"])
+        yield from _memory_lines(facts["memory"], encoder=facts["embeddings"]["encoder"])
         yield from _batching_lines(facts["batching"])
         yield from _group("defaults in force", facts["defaults"])
     for problem in facts.get("bad_tensors", ()):
@@ -263,11 +270,24 @@ def _template_lines(template: Mapping[str, Any]) -> Iterator[str]:
     yield from _group("answers in a chat", {name: template[name] for name in ("tool_call_parser", "reasoning_parser")})
 
 
-def _memory_lines(memory: Mapping[str, Any]) -> Iterator[str]:
-    rows = {
-        "weights": _size(memory["weights"]),
-        "KV cache": f"{_size(memory['kv_cache'])}, {memory['kv_per_token']} bytes a token in all layers",
-    }
+def _embedding_lines(embeddings: Mapping[str, Any]) -> Iterator[str]:
+    of_file = embeddings["pooling_of_file"]
+    source = (
+        "as the file says" if embeddings["pooling"] == of_file else f"of which the file says {of_file or 'nothing'}"
+    )
+    rows = {"pooling": f"{embeddings['pooling']}, {source}", "dimensions": embeddings["dimensions"]}
+    kind = "an encoder: embeds texts and continues none" if embeddings["encoder"] else "a decoder: also continues texts"
+    yield from _group("embeddings", {"model": kind} | rows)
+
+
+def _memory_lines(memory: Mapping[str, Any], *, encoder: bool) -> Iterator[str]:
+    rows = {"weights": _size(memory["weights"])}
+    if encoder:
+        yield from _group(
+            "memory", rows | {"keys and values": f"{_size(memory['kv_cache'])}, those of one step in one layer"}
+        )
+        return
+    rows["KV cache"] = f"{_size(memory['kv_cache'])}, {memory['kv_per_token']} bytes a token in all layers"
     for group in memory["groups"]:
         name = f"  window {group['window']}" if group["window"] else "  whole context"
         rows[name] = f"{group['layers']} layers: {group['pages']} pages, {_size(group['pages'] * group['page'])}"

@@ -13,7 +13,7 @@ import click
 
 from shoal.errors import ParameterError
 from shoal.hub import DEFAULT_MODEL
-from shoal.params import REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig, parse_size
+from shoal.params import POOLINGS, REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig, parse_size
 
 Command = Callable[..., Any]
 
@@ -66,6 +66,7 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
+    "pooling_type": (click.Choice(POOLINGS), "How embeddings are pooled.", "as the model file says"),
     "chat_template": (
         click.Path(exists=True, dir_okay=False, path_type=Path),
         "Jinja file to use instead of the model's chat template.",

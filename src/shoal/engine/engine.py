@@ -12,7 +12,7 @@ from traceback import clear_frames
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
-from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, kv_dtype, plan_memory
 from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
@@ -22,7 +22,7 @@ from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepRe
 from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs, TokenWords
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
-from shoal.models.weights import Model
+from shoal.models.weights import Encoder, Model
 from shoal.params import MAX_N, EngineConfig
 
 __all__ = [
@@ -63,11 +63,12 @@ def _page_groups(plan: MemoryPlan) -> list[PageGroup]:
     return [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
 
 
-def _scheduler_limits(plan: MemoryPlan, config: EngineConfig) -> SchedulerLimits:
+def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=plan.max_model_len,
         max_num_seqs=config.max_num_seqs,
         max_num_batched_tokens=config.max_num_batched_tokens,
+        whole_inputs=encoder,
         preempt_for_priority=config.preempt_for_priority,
     )
 
@@ -90,7 +91,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Encoder,
         backend: Backend,
         config: EngineConfig,
         *,
@@ -110,11 +111,14 @@ class Engine:
         self._num_deadlines = 0
         self._steps = 0
         self._broken: str | None = None
-        self._pacer = None if config.target_step_ms is None else StepPacer(config.target_step_ms / 1000)
+        self._encoder = model.config.architecture if model.config.arch.encoder else None
+        encoder = self._encoder is not None
+        target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
+        self._pacer = None if target is None else StepPacer(target / 1000)
         self._scheduler = Scheduler(
             _page_groups(plan),
-            _scheduler_limits(plan, config),
-            prefix_caching=config.enable_prefix_caching,
+            _scheduler_limits(plan, config, encoder=encoder),
+            prefix_caching=config.enable_prefix_caching and not encoder,
             pacer=self._pacer,
         )
         self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
@@ -126,7 +130,8 @@ class Engine:
         most = MAX_N * limits.max_seqs  # all samples of a prompt get their first token in one step
         self._masks = MaskFiller(self._vocab_size, most)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
-        runner = ModelRunner(self._model, self._backend, caches, config.kv_cache_dtype, limits)
+        dtype = kv_dtype(self._model.config, config)
+        runner = ModelRunner(self._model, self._backend, caches, dtype, limits)
         return runner, Sampler(runner.network, self._vocab_size, most)
 
     def _adopt(self, plan: MemoryPlan, config: EngineConfig) -> None:
@@ -142,10 +147,13 @@ class Engine:
         """Put a request in line; its first Output comes from a later ``step``.
 
         Raises RequestError, naming the numbers, for an id that is in use, an empty prompt, a token that the model does
-        not have, in the prompt or in a parameter, and a request that can never fit into ``max_model_len`` or the page pool.
+        not have, in the prompt or in a parameter, and a request that can never fit into ``max_model_len`` or the page pool; and for
+        one that wants more of an encoder than states.
         """
         if self._compute is None:
             raise EngineError("the engine is closed")
+        if self._encoder is not None and request.pooling is None:
+            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", "request_id")
         for token in request.prompt_token_ids:
@@ -223,7 +231,7 @@ class Engine:
 
     def _resize_scheduler(self) -> None:
         plan = self.memory_plan
-        limits = _scheduler_limits(plan, self.config)
+        limits = _scheduler_limits(plan, self.config, encoder=self._encoder is not None)
         self._outputs += self._scheduler.resize(_page_groups(plan), limits, self._clock())
         self._check()
 
@@ -338,8 +346,8 @@ class Engine:
         finally:
             masks = self._masks.wait(batch.sampling)
         tokens, logprobs = sampler.sample(batch.sampling, masks)
-        logits = [runner.logits(seq) for seq in batch.scoring]
-        return StepResult(tokens, logprobs, logits, sampler.score(batch.prompts))
+        rows = [runner.rows(seq) for seq in batch.scoring]
+        return StepResult(tokens, logprobs, rows, sampler.score(batch.prompts))
 
     def _check(self) -> None:
         if self._check_every_step:

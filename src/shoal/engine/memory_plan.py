@@ -88,6 +88,8 @@ def plan_memory(
     needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = max_model_len(model, config)
+    if model.arch.encoder:
+        return MemoryPlan(weights_bytes, longest, (_encoder_group(model, config, backend),))
     layer_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
     groups = [
         GroupPlan(layers, PageUse(PAGE_SIZE, config.max_num_batched_tokens, window), len(layers) * layer_bytes, 0)
@@ -100,8 +102,15 @@ def plan_memory(
     )
 
 
+def kv_dtype(model: ModelConfig, config: EngineConfig) -> str:
+    """How K and V are stored. An encoder keeps those of one layer of one step, which may as well be exact."""
+    return "f32" if model.arch.encoder else config.kv_cache_dtype
+
+
 def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
-    """The most tokens of a sequence. Raises ParameterError for more than the model has."""
+    """The most tokens of a sequence: those of an encoder go through one step. Raises ParameterError for more than the model has."""
+    if model.arch.encoder:
+        return _longest_step(model, config)
     if config.max_model_len is None:
         return min(model.context_length, DEFAULT_MAX_MODEL_LEN)
     if config.max_model_len > model.context_length:
@@ -109,6 +118,23 @@ def max_model_len(model: ModelConfig, config: EngineConfig) -> int:
             "max_model_len", config.max_model_len, f"at most the model's context {model.context_length}"
         )
     return config.max_model_len
+
+
+def _longest_step(model: ModelConfig, config: EngineConfig) -> int:
+    most = min(model.context_length, config.max_num_batched_tokens)
+    if (config.max_model_len or 0) > most:
+        both = (
+            f"the model's context {model.context_length} and of max_num_batched_tokens {config.max_num_batched_tokens}"
+        )
+        raise ParameterError("max_model_len", config.max_model_len, f"for an encoder at most the lesser of {both}")
+    return config.max_model_len or most
+
+
+def _encoder_group(model: ModelConfig, config: EngineConfig, backend: Backend) -> GroupPlan:
+    """Pages of one layer, which all layers use in turn, for all rows of a step: each sequence may leave a page half empty."""
+    page_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, kv_dtype(model, config))
+    rows, seqs = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
+    return GroupPlan((0,), PageUse(PAGE_SIZE, rows), page_bytes, -(-rows // PAGE_SIZE) + seqs)
 
 
 def _layers_by_window(windows: tuple[int, ...], longest: int) -> dict[int, tuple[int, ...]]:

@@ -10,29 +10,26 @@ from numpy.typing import NDArray
 from shoal.engine.scheduler import PageCopy, StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.engine.step import StepArrays
-from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, KVGroup, StepLimits
-from shoal.models.transformer import run_head, run_layers
-from shoal.models.weights import Model
+from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, Head, KVGroup, Layers, StepLimits
+from shoal.models.encoder import run_classifier, run_encoder, run_encoder_states
+from shoal.models.transformer import run_head, run_layers, run_states
+from shoal.models.weights import Encoder, Model
 
 
 class ModelRunner:
     """One network, bound to KV memory of its own for ``groups`` and to buffers for the largest step."""
 
-    def __init__(self, model: Model, backend: Backend, groups: Row[KVGroup], kv_dtype: str, limits: StepLimits) -> None:
+    def __init__(
+        self, model: Model | Encoder, backend: Backend, groups: Row[KVGroup], kv_dtype: str, limits: StepLimits
+    ) -> None:
         self._cache = cache = backend.kv_cache(groups, model.shape, kv_dtype)
-        self.network: BoundNetwork = backend.bind(
-            lambda ops: run_layers(ops, model),
-            lambda ops, x: run_head(ops, model, x),
-            cache,
-            limits,
-        )
+        self.network: BoundNetwork = backend.bind(*_network(model), cache, limits, _states(model))
         self._arrays = StepArrays(limits, len(groups))
-        self._vocab_size = model.config.vocab_size
         self._backend = backend
         self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
 
     def forward(self, batch: StepBatch) -> None:
-        """Run all layers over the batch. Its hidden states stay for ``logits`` and the sampler."""
+        """Run all layers over the batch. Its hidden states stay for ``rows`` and the sampler."""
         self.network.layers(self._arrays.fill(batch))
 
     def copy_pages(self, copies: Row[PageCopy]) -> None:
@@ -41,10 +38,26 @@ class ModelRunner:
             pairs = [(copy.source, copy.target) for copy in copies if copy.group == index]
             self._backend.copy_pages(self._cache, index, pairs)
 
-    def logits(self, seq: Sequence) -> NDArray[np.float32]:
-        """Logits [rows, vocab] of those positions of this step that were not reported before; the caller's to keep."""
+    def rows(self, seq: Sequence) -> NDArray[np.float32]:
+        """What a sequence wants of those positions of this step that were not reported before: logits [rows, vocab], states [rows,
+        n_embd] or, for pooling rank, scores [rows, classes]; the caller's to keep."""
+        read = self.network.logits if seq.request.pooling in (None, "rank") else self.network.states
         rows = np.array([seq.row_of(position) for position in seq.unscored], np.int32)
-        out = np.empty((len(rows), self._vocab_size), np.float32)
-        for start in range(0, len(rows), LOGIT_ROWS):
-            out[start : start + LOGIT_ROWS] = self.network.logits(rows[start : start + LOGIT_ROWS])
+        first = read(rows[:LOGIT_ROWS])
+        out = np.empty((len(rows), first.shape[1]), np.float32)
+        out[:LOGIT_ROWS] = first
+        for start in range(LOGIT_ROWS, len(rows), LOGIT_ROWS):
+            out[start : start + LOGIT_ROWS] = read(rows[start : start + LOGIT_ROWS])
         return out
+
+
+def _network(model: Model | Encoder) -> tuple[Layers, Head]:
+    if isinstance(model, Encoder):
+        return (lambda ops: run_encoder(ops, model)), (lambda ops, x: run_classifier(ops, model, x))
+    return (lambda ops: run_layers(ops, model)), (lambda ops, x: run_head(ops, model, x))
+
+
+def _states(model: Model | Encoder) -> Head:
+    if isinstance(model, Encoder):
+        return lambda ops, x: run_encoder_states(ops, model, x)
+    return lambda ops, x: run_states(ops, model, x)

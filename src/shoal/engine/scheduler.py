@@ -21,12 +21,13 @@ from shoal.params import MAX_N
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """As in EngineConfig. ``max_num_batched_tokens``: rows of one step."""
+    """As in EngineConfig. ``max_num_batched_tokens``: rows of one step. ``whole_inputs``: no prompt is computed in parts (encoders)."""
 
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
     preempt_for_priority: bool = False
+    whole_inputs: bool = False
 
 
 class PageCopy(NamedTuple):
@@ -42,7 +43,7 @@ class StepBatch:
     """What one step computes: ``sequences`` in the order of their rows, laid end to end.
 
     ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
-    further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits;
+    further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits or states;
     ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
     """
 
@@ -60,12 +61,12 @@ class StepBatch:
         seq.num_scheduled = count
         self.num_rows += count
         self.sequences.append(seq)
-        request = seq.request
         if seq.num_scored < seq.num_to_score and seq.unscored:
-            (self.scoring if request.want_logits else self.prompts).append(seq)
-        if seq.num_computed + count == len(seq.token_ids) and not request.want_logits:
-            (self.sampling if request.generates else self.ending).append(seq)
-            if seq.siblings and request.generates:
+            (self.scoring if seq.wants_rows else self.prompts).append(seq)
+        if seq.num_computed + count == len(seq.token_ids) and not seq.wants_rows:
+            generates = seq.request.generates
+            (self.sampling if generates else self.ending).append(seq)
+            if seq.siblings and generates:
                 self._add_siblings(seq)
 
     def _add_siblings(self, seq: Sequence) -> None:
@@ -85,7 +86,7 @@ class StepBatch:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` for its ``scoring``,
+    """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` (or states) for its ``scoring``,
     ``prompt_logprobs`` for its ``prompts``.
 
     A token of -1 means that the row's logits hold NaN or leave no candidate. The others may hold NaN.
@@ -258,6 +259,8 @@ class Scheduler:
             raise RequestError("the prompt is empty; it needs at least 1 token", "prompt_token_ids")
         if prompt + output > longest:
             reason = f"the prompt has {prompt} tokens; max_model_len {longest} leaves it {longest - output}"
+            if self.limits.whole_inputs:
+                reason += f" (an encoder takes all of it in one step of max_num_batched_tokens {self.limits.max_num_batched_tokens})"
             raise RequestError(reason, "prompt_token_ids")
         max_len = self._longest_output(prompt, request.params.max_tokens) if request.generates else prompt
         stored = max_len - output  # the last sampled token never needs a place in the KV cache
@@ -333,6 +336,8 @@ class Scheduler:
         budget, most = self.limits.max_num_batched_tokens, self.limits.max_num_seqs
         while self.waiting and len(self.running) < most and batch.num_rows < budget and self._further:
             seq = self.waiting.first
+            if self.limits.whole_inputs and seq.num_tokens > budget - batch.num_rows:
+                return
             keys = self._keys_to_share(seq)
             if not self._has_room(seq, keys):
                 return
@@ -347,10 +352,13 @@ class Scheduler:
         return all(group.has_room(seq.num_tokens, keys) for group in self.groups)
 
     def _keys_to_share(self, seq: Sequence) -> list[bytes]:
-        """The longest prefix that ``seq`` need not compute: not its last token, nor positions whose logits are wanted."""
-        if not self._prefix_caching or seq.num_scored < seq.num_to_score:
+        """The longest prefix that ``seq`` need not compute: not its last token, nor positions whose logits or states are wanted."""
+        if not self._prefix_caching:
             return []
-        keys = seq.page_keys(self._page_size, (seq.num_tokens - 1) // self._page_size)
+        most = seq.num_tokens - 1
+        if seq.num_scored < seq.num_to_score:
+            most = min(most, seq.num_scored)
+        keys = seq.page_keys(self._page_size, most // self._page_size)
         return keys[: longest_prefix(self.groups, keys)]
 
     def _start(self, seq: Sequence, keys: list[bytes]) -> None:
@@ -493,18 +501,22 @@ class Scheduler:
         first, *others = self.abort(seq, now, "length")
         return [first._replace(prompt_logprobs=found), *others]
 
-    def _score(self, seq: Sequence, logits: Logits, now: float) -> Output:
-        """Logits of prompt positions; those of the last one end the sequence, and so does NaN."""
+    def _score(self, seq: Sequence, rows: Logits, now: float) -> Output:
+        """Logits or states of prompt positions; those of the last one that is wanted end the sequence, and so does NaN."""
         first, seq.num_scored = seq.num_scored, seq.num_computed
-        bad = next((index for index, row in enumerate(logits) if math.isnan(row.max())), None)
+        name, what = seq.request.request_id, "states" if seq.request.pooling else "logits"
+        is_bad = _is_infinite if seq.request.pooling else _holds_nan
+        bad = next((index for index, row in enumerate(rows) if is_bad(row)), None)
         if bad is not None:
-            (output,) = self._fail_unsound(seq, f"the logits at position {first + bad} hold NaN", now)
+            reason = "are not finite" if seq.request.pooling else "hold NaN"
+            (output,) = self._fail_unsound(seq, f"the {what} at position {first + bad} {reason}", now)
             return output
-        if seq.num_computed < seq.num_prompt:
-            return Output(seq.request.request_id, seq.metrics, logits=logits)
-        self.counters.prompt_tokens += seq.num_prompt
+        found = {what: rows}
+        if seq.num_scored < seq.num_to_score:
+            return Output(name, seq.metrics, **found)
+        self._finish_prompt(seq)
         self._retire(seq, now)
-        return Output(seq.request.request_id, seq.metrics, finished=True, finish_reason="stop", logits=logits)
+        return Output(name, seq.metrics, finished=True, finish_reason="stop", **found)
 
     def _fail_unsound(self, seq: Sequence, error: str, now: float) -> list[Output]:
         """End a sequence with NaN in its logits: its KV may hold some too, so nobody may find the pages it has registered."""
@@ -538,3 +550,11 @@ class Scheduler:
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
+
+
+def _holds_nan(row: Logits) -> bool:
+    return math.isnan(row.max())
+
+
+def _is_infinite(row: Logits) -> bool:
+    return not (math.isfinite(row.max()) and math.isfinite(row.min()))

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from shoal.engine.constraint import Constraint
 from shoal.engine.page_pool import Origin
-from shoal.params import SamplingParams
+from shoal.params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 Order = tuple[int, int, int]  # who comes first: priority, number of arrival, sample
@@ -38,7 +38,8 @@ class Request:
     ``seed`` and ``sample`` key the random numbers: the same request draws the same ones in any company. Its ``params.n`` samples
     have the keys ``sample``, ``sample + 1`` and so on. With
     ``want_logits`` nothing is sampled: the logits of every prompt position come back and the request is done.
-    ``params.prompt_logprobs`` has no effect then. ``timeout``: seconds from its arrival in which it must have ended;
+    ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
+    it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
     ``queue_timeout``: in which it must have begun to run. ``words``: those of ``params``, in tokens. ``constraint``: what the
     output may be; the sequence takes a copy. Those of a lower ``priority`` number come first.
     """
@@ -55,11 +56,12 @@ class Request:
     words: TokenWords | None = None
     constraint: Constraint | None = None
     priority: int = 0
+    pooling: Pooling | None = None
 
     @property
     def generates(self) -> bool:
         """Whether anything follows the prompt."""
-        return not self.want_logits and self.params.max_tokens != 0
+        return not self.want_logits and self.pooling is None and self.params.max_tokens != 0
 
 
 class TokenLogprobs(NamedTuple):
@@ -95,8 +97,9 @@ class Output(NamedTuple):
     are. ``new_token_ids`` never holds a
     stop token; ``stop_reason`` is its id if it came from ``stop_token_ids``, None for an end-of-generation id.
     ``logprobs`` is parallel to ``new_token_ids``, None if not asked for. ``logits``: float32 [rows, vocab], the prompt
-    positions computed in this step, for ``want_logits`` alone. ``prompt_logprobs``: all prompt tokens but the first, in
-    the one output that comes when the prompt is complete, if asked for; sample 0 has it.
+    positions computed in this step, for ``want_logits`` alone; ``states``: the same for ``pooling``, float32 [rows, n_embd].
+    ``prompt_logprobs``: all prompt tokens but the first, in the one output that comes when the prompt is complete, if asked for;
+    sample 0 has it.
     """
 
     request_id: str
@@ -110,6 +113,7 @@ class Output(NamedTuple):
     logits: Logits | None = None
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     sample: int = 0
+    states: Logits | None = None
 
 
 class Status(Enum):
@@ -129,8 +133,8 @@ class Sequence:
     ``pages[g][p // page_size]``. All lists have the same length and only ever grow; losing the pages means new lists. Where
     a group has a window, the first pages of its list belong to others again (``PageUse.num_passed``).
     ``num_scheduled`` and ``first_row`` say which rows of the current step are its own. Of the first ``num_to_score``
-    positions the logits are wanted; ``num_scored`` of them are done. That, and ``prompt_logprobs`` (gathered here until
-    the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
+    positions the logits or states are wanted; ``num_scored`` of them are done, or were never wanted. That, and ``prompt_logprobs``
+    (gathered here until the prompt is complete), outlives a preemption, so that nothing is lost or reported twice.
     Some of the first pages may be shared with other sequences; pages that it registers have its ``origin``.
     The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
     ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is;
@@ -146,6 +150,7 @@ class Sequence:
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
     stop_ids: frozenset[int] = field(init=False)  # all ids that end it, eos_ids among them
+    wants_rows: bool = field(init=False)  # something at positions of its prompt, logits or states, and no token
     num_to_score: int = field(init=False)
     constraint: Constraint | None = field(init=False)
     constraint_error: str | None = None
@@ -170,8 +175,9 @@ class Sequence:
         ignore_eos = params.ignore_eos and constraint is None  # where nothing but an end token is left, it ends
         self.eos_ids = frozenset() if ignore_eos else self.request.eos_ids
         self.stop_ids = self.eos_ids.union(params.stop_token_ids or ())
-        if self.request.want_logits:
-            self.num_to_score = self.num_prompt
+        self.wants_rows = self.request.want_logits or self.request.pooling is not None
+        if self.wants_rows:
+            self.num_scored, self.num_to_score = _pooled(self.request.pooling, self.num_prompt)
         elif self.sample:  # the prompt is scored once
             self.num_to_score = 0
         else:  # the logits at a position say how likely the token after it was
@@ -226,3 +232,10 @@ class Sequence:
             before = keys[-1] if keys else b""
             keys.append(blake2b(before + tokens, digest_size=16).digest())
         return keys[:count]
+
+
+def _pooled(pooling: Pooling | None, num_prompt: int) -> tuple[int, int]:
+    """From which position to which the rows of a prompt are wanted."""
+    if pooling in ("cls", "rank"):
+        return 0, 1
+    return (num_prompt - 1 if pooling == "last" else 0), num_prompt

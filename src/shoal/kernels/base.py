@@ -92,7 +92,8 @@ class AttentionShape:
 
     A score becomes q.k * ``scale``, then ``soft_cap`` * tanh(score / soft_cap) unless that is 0, then, with ``slopes`` (one for
     each query head; ALiBi, Press et al. 2022), minus slope * distance. ``window`` w > 0: a query sees the last w positions,
-    its own among them.
+    its own among them. Not ``causal`` (encoders): every row sees all of its sequence, whose rows are all in the step, and slopes
+    count the distance either way.
     """
 
     heads: int
@@ -102,6 +103,7 @@ class AttentionShape:
     window: int = 0
     soft_cap: float = 0.0
     slopes: tuple[float, ...] | None = None
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +226,10 @@ class Ops(Protocol):
         """residual += x, in place."""
         ...
 
+    def add_vector(self, x: Array, vector: Array) -> None:
+        """Every row of x += vector, in place."""
+        ...
+
     def multiply(self, x: Array, factor: float) -> None:
         """x *= factor, in place."""
         ...
@@ -242,7 +248,7 @@ class Ops(Protocol):
         ...
 
     def attention(self, q: Array, layer: int, shape: AttentionShape) -> Array:
-        """Causal attention of each row over its own sequence's pages of ``layer``: [rows, heads * head_dim]."""
+        """Attention of each row over its own sequence's pages of ``layer``: [rows, heads * head_dim]."""
         ...
 
     def gated(self, gate_up: Array, activation: Activation) -> Array:
@@ -275,7 +281,7 @@ class Ops(Protocol):
 
 
 Layers = Callable[[Ops], Array]  # embed and all layers -> hidden state
-Head = Callable[[Ops, Array], Array]  # hidden state -> logits
+Head = Callable[[Ops, Array], Array]  # hidden state -> logits, or whatever else is read from it
 
 
 class BoundNetwork(Protocol):
@@ -292,6 +298,10 @@ class BoundNetwork(Protocol):
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
         """Logits of some rows as above, then one token for each: [len(rows)], -1 where a row's logits hold NaN or no candidate.
         The logits stay readable in ``last_logits``."""
+        ...
+
+    def states(self, rows: IntArray) -> NDArray[np.float32]:
+        """What the ``states`` of ``bind`` makes of some rows, as ``logits``: [len(rows), n_embd]."""
         ...
 
     @property
@@ -334,8 +344,10 @@ class Backend(Protocol):
         """In all layers of a KV group, copy for each pair the first page onto the second. No page is both first and second."""
         ...
 
-    def bind(self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits) -> BoundNetwork:
-        """Fix the network, its cache and the size of its workspace."""
+    def bind(
+        self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits, states: Head | None = None
+    ) -> BoundNetwork:
+        """Fix the network, its cache and the size of its workspace. ``states`` is what embeddings are made of, if they are wanted."""
         ...
 
     def close(self) -> None:

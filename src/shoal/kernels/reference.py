@@ -176,17 +176,18 @@ def rotate(heads: F32, positions: IntArray, rope: Rope) -> F32:
 
 
 def attend(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape, first: int = 0) -> F32:
-    """Causal attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [n, kv_heads, d] of the positions from ``first``
+    """Attention of one sequence: q [rows, heads, d] at ``positions`` over k, v [n, kv_heads, d] of the positions from ``first``
     on -> [rows, heads, d]."""
     out = np.empty_like(q)
     for row, position in enumerate(positions.tolist()):
-        seen = slice(max(0, position - shape.window + 1 if shape.window else 0) - first, position + 1 - first)
-        out[row] = _attend_row(q[row], k[seen], v[seen], shape)
+        start = max(0, position - shape.window + 1 if shape.window else 0)
+        seen = slice(start - first, position + 1 - first if shape.causal else None)
+        out[row] = _attend_row(q[row], k[seen], v[seen], shape, position - start)
     return out
 
 
-def _attend_row(q: F32, k: F32, v: F32, shape: AttentionShape) -> F32:
-    """q [heads, d] over the keys and values [n, kv_heads, d] that it sees, its own the last of them: [heads, d].
+def _attend_row(q: F32, k: F32, v: F32, shape: AttentionShape, own: int) -> F32:
+    """q [heads, d] over the keys and values [n, kv_heads, d] that it sees, its own at ``own`` among them: [heads, d].
 
     Nothing else has a part in it, so its sums have the same order whatever else the step computes.
     """
@@ -195,7 +196,7 @@ def _attend_row(q: F32, k: F32, v: F32, shape: AttentionShape) -> F32:
     if shape.soft_cap:
         scores = soft_cap(scores, shape.soft_cap)
     if shape.slopes is not None:
-        distance = np.arange(len(k) - 1, -1, -1, dtype=np.float32)
+        distance = np.abs(np.arange(len(k), dtype=np.float32) - np.float32(own))
         scores = scores - np.array(shape.slopes, np.float32)[:, None] * distance
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     weights /= weights.sum(axis=1, keepdims=True)
@@ -311,9 +312,11 @@ class ReferenceBackend:
         """Values that are rounded to q8_0 are kept as float32."""
         return 2 * kv_heads * head_dim * (2 if dtype == "f16" else 4)
 
-    def bind(self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits) -> BoundNetwork:
+    def bind(
+        self, layers: Layers, head: Head, cache: _Cache, limits: StepLimits, states: Head | None = None
+    ) -> BoundNetwork:
         """Run the network anew each step."""
-        return _Bound(layers, head, cache)
+        return _Bound(layers, head, states or head, cache)
 
     def close(self) -> None:
         """Nothing to stop."""
@@ -322,8 +325,8 @@ class ReferenceBackend:
 class _Bound:
     """The Ops of one network; also what runs it."""
 
-    def __init__(self, layers: Layers, head: Head, cache: _Cache) -> None:
-        self._layers, self._head, self._cache = layers, head, cache
+    def __init__(self, layers: Layers, head: Head, states: Head, cache: _Cache) -> None:
+        self._layers, self._head, self._states, self._cache = layers, head, states, cache
         self._hidden: F32 = np.zeros((0, 0), np.float32)
         self._rows: IntArray = np.zeros(0, np.int32)
         self.last_logits: F32 = np.zeros((0, 0), np.float32)
@@ -337,6 +340,11 @@ class _Bound:
         self._rows = rows
         self.last_logits = self._head(self, self._hidden)
         return self.last_logits
+
+    def states(self, rows: IntArray) -> F32:
+        self._rows = rows
+        states: F32 = self._states(self, self._hidden)
+        return states
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
         logits = self.logits(rows)
@@ -368,6 +376,9 @@ class _Bound:
 
     def add(self, residual: F32, x: F32) -> None:
         residual += x
+
+    def add_vector(self, x: F32, vector: F32) -> None:
+        x += vector
 
     def multiply(self, x: F32, factor: float) -> None:
         x *= np.float32(factor)

@@ -34,6 +34,9 @@ class Arch:
     before rotation, of what goes into the last matrix of a branch. ``parallel``: both branches read the layer's input; of
     ``maybe``, the file says so. ``alibi``: the greatest bias where no key says so (0: none). ``routing``: of experts, if any.
     ``shared_expert``: next to them, with a gate of its own or without. ``latent``: K and V come from one latent vector (DeepSeek-V2).
+    ``encoder``: a BERT (models/encoder.py): every token sees all others, norms follow the sums, and a state for each token comes out;
+    of the pieces above it has ``rope``, ``alibi``, ``learned_positions``, ``qk_norm``, ``activation`` and ``gated`` ("maybe": the
+    file's tensors say so).
     """
 
     norm: Literal["rms", "layer"] = "rms"
@@ -42,7 +45,7 @@ class Arch:
     weightless: bool = False
     rope: Literal["norm", "neox", "none"] = "norm"
     activation: Activation = "silu"
-    gated: bool = True
+    gated: bool | Literal["maybe"] = True
     halved_ff: bool = False  # feed_forward_length counts the gate and the rest
     parallel: Literal["no", "yes", "maybe"] = "no"
     qk_norm: bool = False
@@ -62,6 +65,7 @@ class Arch:
     routing: Routing | None = None
     shared_expert: Literal["none", "gated", "plain"] = "none"
     latent: bool = False
+    encoder: bool = False
 
 
 _MIXTRAL = Routing(used=0)
@@ -154,6 +158,12 @@ ARCHS: dict[str, Arch] = {
     "bailingmoe2": Arch(rope="neox", qk_norm=True, routing=_NOT_RENORMALISED, shared_expert="plain"),
     "deepseek": Arch(routing=_NOT_RENORMALISED, shared_expert="plain"),
     "deepseek2": Arch(routing=_NOT_RENORMALISED, shared_expert="plain", latent=True),
+    "bert": Arch(encoder=True, norm="layer", rope="none", learned_positions=True, activation="gelu", gated=False),
+    "nomic-bert": Arch(encoder=True, norm="layer", rope="neox"),
+    "jina-bert-v2": Arch(
+        encoder=True, norm="layer", rope="none", alibi=8.0, qk_norm=True, activation="gelu", gated="maybe"
+    ),
+    "jina-bert-v3": Arch(encoder=True, norm="layer", rope="neox", activation="gelu", gated=False),
 }
 
 # What llama.cpp knows by the number of layers alone.

@@ -11,6 +11,7 @@ from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Routing
 from shoal.models.archs import ARCHS, Arch, arch_of
+from shoal.params import POOLINGS, Pooling
 
 _MAX_LAYERS = 1024
 _MAX_WIDTH = 1 << 20
@@ -48,7 +49,8 @@ class ModelConfig:
     """Hyper-parameters of a model; sizes in elements, ``context_length`` in tokens.
 
     ``windows`` and ``rotated`` have an item for each layer: its sliding window (0: none), and whether its rope turns.
-    ``logit_factor`` multiplies the logits; a soft cap of 0 is none. The first ``n_dense_layers`` have no experts.
+    ``logit_factor`` multiplies the logits; a soft cap of 0 is none. The first ``n_dense_layers`` have no experts. ``pooling``: what the
+    file says about embeddings, if anything.
     """
 
     architecture: str
@@ -81,6 +83,12 @@ class ModelConfig:
     n_experts: int = 0
     n_dense_layers: int = 0
     latent: LatentConfig | None = None
+    pooling: Pooling | None = None
+
+    @property
+    def pooling_type(self) -> Pooling:
+        """How embeddings are pooled: as the file says, else as vLLM does."""
+        return self.pooling or ("cls" if self.arch.encoder else "last")
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
@@ -139,6 +147,7 @@ class ModelConfig:
             n_experts=n_experts,
             n_dense_layers=read.integer("leading_dense_block_count", _MAX_LAYERS, default=0, low=0),
             latent=latent,
+            pooling=_pooling(read, arch),
         )
 
 
@@ -334,6 +343,15 @@ def _routing(read: _Reader, arch: Arch, n_experts: int, residual_factor: float) 
         groups=groups,
         groups_used=read.integer("expert_group_used_count", groups, default=groups),
     )
+
+
+def _pooling(read: _Reader, arch: Arch) -> Pooling | None:
+    """What the file says, if anything. Raises UnsupportedError for an encoder that is causal."""
+    if arch.encoder and read.flag("attention.causal", default=False):
+        raise UnsupportedError(f"{read.prefix}.attention.causal: true is not supported for an encoder")
+    if f"{read.prefix}.pooling_type" not in read.file.metadata:
+        return None
+    return POOLINGS[read.integer("pooling_type", len(POOLINGS) - 1, low=0)]
 
 
 def _latent(read: _Reader, share: int) -> LatentConfig:

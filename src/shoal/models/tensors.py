@@ -94,6 +94,14 @@ class Tensors:
         """A norm that only normalises; nothing in the file belongs to it."""
         return Norm(self._vector("ones", np.ones(width, np.float32)), eps, centred)
 
+    def first_row(self, name: str, columns: int) -> Array:
+        """Of a matrix with any number of rows, as a vector."""
+        shape = self.file.tensors[name].shape
+        raw = self._raw(name, (shape[0] if len(shape) > 1 else 1, columns))
+        values = _rows(raw, 0, 1).dequantised().reshape(-1)
+        self._done([raw])
+        return self._vector(name, values)
+
     def vector(self, name: str, width: int) -> Array:
         """A vector of ``width`` numbers."""
         return self._vector(name, self.numbers(name, width))

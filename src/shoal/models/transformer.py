@@ -22,10 +22,15 @@ def run_layers(ops: Ops, model: Model) -> Array:
     return x
 
 
+def run_states(ops: Ops, model: Model, x: Array) -> Array:
+    """What embeddings are made of, for the rows that are wanted: the hidden state after the last norm, as in llama.cpp."""
+    return ops.norm(ops.logit_rows(x), model.output_norm)
+
+
 def run_head(ops: Ops, model: Model, x: Array) -> Array:
     """Logits of the rows that are wanted: [logit rows, vocab]."""
     config = model.config
-    logits = ops.linear(ops.norm(ops.logit_rows(x), model.output_norm), model.head)
+    logits = ops.linear(run_states(ops, model, x), model.head)
     if config.logit_factor != 1.0:
         ops.multiply(logits, config.logit_factor)
     if config.final_cap:
@@ -48,11 +53,12 @@ def _attention(ops: Ops, layer: LayerWeights, index: int, x: Array, h: Array) ->
     if isinstance(weights, LatentWeights):
         a = latent_attention(ops, weights, index, h)
     else:
-        a = _heads(ops, weights, index, h)
+        a = attention_heads(ops, weights, index, h)
     _join(ops, x, a, weights.output, layer.attention_post_norm)
 
 
-def _heads(ops: Ops, weights: AttentionWeights, index: int, h: Array) -> Array:
+def attention_heads(ops: Ops, weights: AttentionWeights, index: int, h: Array) -> Array:
+    """Attention over h, before its last matrix; K and V go to the pages of layer ``index``."""
     qkv = ops.linear(h, weights.qkv)
     if weights.clamp:
         ops.clamp(qkv, weights.clamp)
@@ -67,10 +73,10 @@ def _feed_forward(ops: Ops, layer: LayerWeights, x: Array, h: Array) -> None:
     if layer.experts is not None:
         ops.experts(x, h, layer.experts)
     if layer.mlp is not None:
-        _join(ops, x, _mlp(ops, layer.mlp, h), layer.mlp.down, layer.mlp_post_norm)
+        _join(ops, x, mlp_inner(ops, layer.mlp, h), layer.mlp.down, layer.mlp_post_norm)
 
 
-def _mlp(ops: Ops, weights: MLPWeights, h: Array) -> Array:
+def mlp_inner(ops: Ops, weights: MLPWeights, h: Array) -> Array:
     """What goes into the last matrix."""
     up = ops.linear(h, weights.up)
     a = ops.gated(up, weights.activation) if weights.gated else ops.activate(up, weights.activation)

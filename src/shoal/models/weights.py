@@ -8,7 +8,7 @@ import numpy as np
 
 from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.base import Activation, AttentionShape, Backend, Experts, Heads, Linear, Matrix, Norm, Rope
+from shoal.kernels.base import Activation, Array, AttentionShape, Backend, Experts, Heads, Linear, Matrix, Norm, Rope
 from shoal.machine_limits import memory_room
 from shoal.models.config import LatentConfig, ModelConfig
 from shoal.models.rope import alibi_slopes, rope_of, window_rope_of
@@ -81,6 +81,35 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderLayer:
+    """One layer of an encoder: x becomes ``attention_norm`` (x + attention), with a ``second_norm`` that (x + this), then ``mlp_norm``
+    (that + MLP); without ``mlp_norm`` (the last layer) it is left to whoever reads the states."""
+
+    attention: AttentionWeights
+    attention_norm: Norm
+    second_norm: Norm | None
+    mlp: MLPWeights
+    mlp_norm: Norm | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """An encoder ready to run. ``type_row`` is added to every token, ``output_norm`` is the last layer's; ``classifier`` makes scores
+    of a state: two matrices, tanh between them, of which one may be missing. All layers share the ``shape``, and one layer's pages."""
+
+    config: ModelConfig
+    embedding: Matrix
+    type_row: Array | None
+    positions: Matrix | None
+    embedding_norm: Norm
+    layers: tuple[EncoderLayer, ...]
+    output_norm: Norm
+    classifier: tuple[Linear | None, Linear | None]
+    shape: AttentionShape
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A network ready to run. ``head`` multiplies by ``embedding`` itself where the file ties them; ``shape`` is that of every layer's
     keys and values; ``nbytes`` of weights in the file."""
@@ -100,14 +129,14 @@ def check_supported(file: GGUFFile, backend: Backend) -> ModelConfig:
     """The model's configuration, if shoal can run it. Raises GGUFError or UnsupportedError that says why not."""
     config = ModelConfig.from_gguf(file)
     tensors = Tensors(file, backend, pack=False)
-    _Loader(tensors, config, config.context_length).model()
+    _loaded(tensors, config, config.context_length)
     tensors.refuse_unused(config.architecture, config.n_layers)
     return config
 
 
 def load_model(
     file: GGUFFile, backend: Backend, progress: Progress | None = None, *, max_model_len: int | None = None
-) -> Model:
+) -> Model | Encoder:
     """Pack every tensor once. The file's own pages are let go as soon as they are packed.
 
     ``max_model_len``: the most tokens a sequence will have, if that is less than the model's context. It chooses between the long and
@@ -119,7 +148,12 @@ def load_model(
     config = check_supported(file, backend)
     tensors = Tensors(file, backend, pack=True, progress=progress)
     memory_room().require("the weights", tensors.total)
-    return _Loader(tensors, config, max_model_len or config.context_length).model()
+    return _loaded(tensors, config, max_model_len or config.context_length)
+
+
+def _loaded(tensors: Tensors, config: ModelConfig, max_model_len: int) -> Model | Encoder:
+    loader = _Loader(tensors, config, max_model_len)
+    return loader.encoder() if config.arch.encoder else loader.model()
 
 
 class _Loader:
@@ -145,6 +179,49 @@ class _Loader:
             shape=self._shape(c.n_layers - 1),
             nbytes=self.tensors.total,
         )
+
+    def encoder(self) -> Encoder:
+        """All of it, if it is one."""
+        c, arch = self.config, self.config.arch
+        return Encoder(
+            config=c,
+            embedding=self.tensors.matrix([Part("token_embd", c.vocab_size)], c.n_embd),
+            type_row=self._type_row(),
+            positions=self._positions() if arch.learned_positions else None,
+            embedding_norm=self._norm("token_embd_norm"),
+            layers=tuple(self._encoder_layer(i) for i in range(c.n_layers)),
+            output_norm=self._norm(f"blk.{c.n_layers - 1}.layer_output_norm"),
+            classifier=self._classifier(),
+            shape=self._shape(0),
+            nbytes=self.tensors.total,
+        )
+
+    def _encoder_layer(self, index: int) -> EncoderLayer:
+        prefix, second = f"blk.{index}.", f"blk.{index}.attn_norm_2"
+        return EncoderLayer(
+            attention=self._attention(prefix, index),
+            attention_norm=self._norm(prefix + "attn_output_norm"),
+            second_norm=self._norm(second) if second + ".weight" in self.tensors else None,
+            mlp=self._mlp(prefix, "", self.config.n_ff),
+            mlp_norm=self._norm(prefix + "layer_output_norm") if index + 1 < self.config.n_layers else None,
+        )
+
+    def _type_row(self) -> Array | None:
+        """That of the first kind of text ("sentence A"), which llama.cpp takes for all of it."""
+        if "token_types.weight" not in self.tensors:
+            return None
+        return self.tensors.first_row("token_types.weight", self.config.n_embd)
+
+    def _classifier(self) -> tuple[Linear | None, Linear | None]:
+        width, found = self.config.n_embd, []
+        for name in ("cls", "cls.output"):
+            info = self.tensors.file.tensors.get(name + ".weight")
+            rows = 1 if info is None or len(info.shape) == 1 else info.shape[0]
+            found.append(None if info is None else self.tensors.linear([Part(name, rows)], width))
+            width = width if info is None else rows
+        if self.config.pooling == "rank" and found == [None, None]:
+            raise self.tensors.file.error("cls.weight", "tensor is missing, which pooling rank needs")
+        return found[0], found[1]
 
     def _layer(self, index: int) -> LayerWeights:
         arch, prefix = self.config.arch, f"blk.{index}."
@@ -235,17 +312,23 @@ class _Loader:
     def _mlp(self, prefix: str, suffix: str, width: int, row_gate: Linear | None = None) -> MLPWeights:
         c, arch = self.config, self.config.arch
         up = Part(f"{prefix}ffn_up{suffix}", width)
-        parts = [Part(f"{prefix}ffn_gate{suffix}", width), up] if arch.gated else [up]
-        if arch.gated and parts[0].name + ".weight" not in self.tensors:  # both in one tensor
+        gated = self._has_gate(prefix, width) if arch.gated == "maybe" else arch.gated
+        parts = [Part(f"{prefix}ffn_gate{suffix}", width), up] if gated else [up]
+        if gated and parts[0].name + ".weight" not in self.tensors:  # both in one tensor
             parts = [Part(up.name, 2 * width)]
         return MLPWeights(
             up=self.tensors.linear(parts, c.n_embd),
-            gated=arch.gated,
+            gated=gated,
             activation=arch.activation,
             sub_norm=self._norm(prefix + "ffn_sub_norm", width) if arch.sub_norm else None,
             row_gate=row_gate,
             down=self.tensors.linear([Part(f"{prefix}ffn_down{suffix}", c.n_embd)], width, c.residual_factor),
         )
+
+    def _has_gate(self, prefix: str, width: int) -> bool:
+        """Whether an MLP has one, as a tensor of its own or in that of the rest."""
+        up = self.tensors.file.tensors.get(prefix + "ffn_up.weight")
+        return prefix + "ffn_gate.weight" in self.tensors or (up is not None and up.shape[0] == 2 * width)
 
     def _shared_mlp(self, prefix: str) -> MLPWeights | None:
         """The expert that every token goes through; its width is that of its tensor."""
@@ -301,6 +384,7 @@ class _Loader:
             window=c.windows[index],
             soft_cap=c.attention_cap,
             slopes=alibi_slopes(c.n_heads, c.alibi) if c.alibi else None,
+            causal=not c.arch.encoder,
         )
 
     def _rope_of_layer(self, index: int) -> Rope | None:

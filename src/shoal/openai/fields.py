@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
-from shoal.openai.schema import APIError, ChatBody, CompletionBody
+from shoal.openai.schema import APIError, ChatBody, CompletionBody, EmbeddingBody
 from shoal.openai.structured import FIELDS as CONSTRAINT_FIELDS
 from shoal.text.given import is_given, without_nulls
 
@@ -91,13 +91,17 @@ LACKS: dict[str, dict[str, tuple[object, ...]]] = {
 }
 _LACKING = {field: (lack, off) for lack, fields in LACKS.items() for field, off in fields.items()}
 
-_AnyBody: TypeAlias = type[ChatBody] | type[CompletionBody]
+_AnyBody: TypeAlias = type[ChatBody] | type[CompletionBody] | type[EmbeddingBody]
 _AS_WRITTEN = ("chat_template_kwargs", "messages", "tools")  # what the chat template gets, to the letter
 _MOST_HINTED = 40  # characters of a name that may be a typing error
-_HOMES: dict[_AnyBody, str] = {ChatBody: "/v1/chat/completions", CompletionBody: "/v1/completions"}
+_HOMES: dict[_AnyBody, str] = {
+    ChatBody: "/v1/chat/completions",
+    CompletionBody: "/v1/completions",
+    EmbeddingBody: "/v1/embeddings",
+}
 _FIELDS = {body: tuple(body.__struct_fields__) for body in _HOMES}
 
-_Body = TypeVar("_Body", ChatBody, CompletionBody)
+_Body = TypeVar("_Body", ChatBody, CompletionBody, EmbeddingBody)
 
 
 def typed(body: Any, kind: type[_Body]) -> _Body:
@@ -123,8 +127,12 @@ def typed(body: Any, kind: type[_Body]) -> _Body:
 
 
 def given_fields(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a body that are given. (A prompt that is empty is: it is refused as that.)"""
-    return {name: value for name, value in body.items() if value is not None and (value != "" or name == "prompt")}
+    """Those of a body that are given. (A prompt or input that is empty is: it is refused as that.)"""
+    return {
+        name: value
+        for name, value in body.items()
+        if value is not None and (value != "" or name in ("prompt", "input"))
+    }
 
 
 @lru_cache(maxsize=64)  # one typing error may be in a million rows

@@ -159,6 +159,16 @@ class CompletionBody(RequestBody, kw_only=True, forbid_unknown_fields=True):
     return_token_ids: bool = False
 
 
+class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A body of /v1/embeddings. ``input``: a text, a list of token ids, or a list of either. ``truncate_prompt_tokens`` is vLLM's."""
+
+    model: str | None = None
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    truncate_prompt_tokens: int | None = None
+
+
 # Responses ------------------------------------------------------------------------------------------------------------
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -298,6 +308,32 @@ class TextCompletion(msgspec.Struct):
     choices: list[TextChoice]
     usage: Usage
     object: Literal["text_completion"] = "text_completion"
+
+
+class EmbeddingItem(msgspec.Struct):
+    """The embedding of one input: numbers, or the base64 of them as little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingUsage(msgspec.Struct):
+    """Tokens of all inputs."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(msgspec.Struct):
+    """The response of /v1/embeddings. ``created`` in seconds since 1970; it and ``id`` are vLLM's."""
+
+    id: str
+    created: int
+    model: str
+    data: list[EmbeddingItem]
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
 
 
 class ErrorInfo(msgspec.Struct):

@@ -29,15 +29,16 @@ class Scheme:
     """What sets one file's tokenizer apart.
 
     ``encode`` gives the ids of text without special tokens, ``spell`` the bytes that a normal token stands for.
-    ``first`` and ``last`` are the tokens put around a text. ``prefix``: text gets a space in front, at the beginning
-    and after a special token; ``strip``: decoding takes a space in front away. ``bounded``: no token stands for more
-    than its own text (as an unknown token may), and no text disappears.
+    ``first`` and ``last`` are the tokens put around a text, ``between`` what else stands between two that are compared.
+    ``prefix``: text gets a space in front, at the beginning and after a special token; ``strip``: decoding takes a space in front
+    away. ``bounded``: no token stands for more than its own text (as an unknown token may), and no text disappears.
     """
 
     encode: Callable[[str], list[int]]
     spell: Callable[[str], bytes]
     first: tuple[int, ...] = ()
     last: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
     prefix: bool = False
     strip: bool = False
     bounded: bool = True
@@ -48,7 +49,8 @@ def _byte_pairs(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     engine = (ByteLevelBPE if pre.bytewise else CharacterBPE)(vocab.ids, _merges(file), pre)
     bos = _around(file, "bos", vocab.bos_id, default=pre.add_bos or pre.always_bos, always=pre.always_bos)
     eos = _around(file, "eos", vocab.eos_id, default=False)
-    return Scheme(engine.encode, letters_to_bytes if pre.bytewise else _spaced, bos, eos)
+    spell = letters_to_bytes if pre.bytewise else _spaced
+    return Scheme(engine.encode, spell, bos, eos, _separator(file, vocab))
 
 
 def _sentencepiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -65,7 +67,7 @@ def _sentencepiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     prefix = file.get(_KEY + "add_space_prefix", bool, True)
     bos = _around(file, "bos", vocab.bos_id, default=True)
     eos = _around(file, "eos", vocab.eos_id, default=False)
-    return Scheme(engine.encode, _spaced, bos, eos, prefix=prefix, strip=prefix)
+    return Scheme(engine.encode, _spaced, bos, eos, _separator(file, vocab), prefix=prefix, strip=prefix)
 
 
 def _wordpiece(file: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -92,7 +94,7 @@ def _unigram(file: GGUFFile, vocab: Vocabulary) -> Scheme:
     )
     bos = _around(file, "bos", vocab.bos_id, default=False)
     eos = _around(file, "eos", vocab.eos_id, default=True)
-    return Scheme(engine.encode, _spaced, bos, eos, strip=prefix, bounded=False)
+    return Scheme(engine.encode, _spaced, bos, eos, _separator(file, vocab), strip=prefix, bounded=False)
 
 
 def _greedy(_: GGUFFile, vocab: Vocabulary) -> Scheme:
@@ -113,6 +115,12 @@ SCHEMES: Mapping[str, Callable[[GGUFFile, Vocabulary], Scheme]] = MappingProxyTy
 
 def _spaced(piece: str) -> bytes:
     return piece.replace(SPACE, " ").encode()
+
+
+def _separator(file: GGUFFile, vocab: Vocabulary) -> tuple[int, ...]:
+    """What stands between two texts besides the end of the first, if the file asks for it and has it (RoBERTa's has two ends there)."""
+    wanted = file.get(_KEY + "add_sep_token", bool, False)
+    return (vocab.separator_id,) if wanted and vocab.separator_id is not None else ()
 
 
 def _around(file: GGUFFile, role: str, token: int | None, *, default: bool, always: bool = False) -> tuple[int, ...]:

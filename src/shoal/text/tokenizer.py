@@ -38,6 +38,7 @@ class Tokenizer:
         self._vocab = vocab
         self._scheme = scheme
         self._first, self._last = list(scheme.first), list(scheme.last)
+        self._between = list(scheme.between)
         self._special = SpecialTokens(vocab.special_tokens())
         self.control_ids = vocab.ids_of(*_HIDDEN)
 
@@ -71,6 +72,17 @@ class Tokenizer:
     def with_special(self, ids: Sequence[int]) -> list[int]:
         """``ids`` between BOS and EOS (or CLS and SEP), as far as the file asks for them."""
         return [*self._first, *ids, *self._last]
+
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Token ids of two texts as a model that compares them was trained: what follows one text follows each, and where the file
+        asks for a separator between them, that too. Raises as ``encode``."""
+        start, end = self.encode(first), self.encode(second, add_special=False)
+        return [*start, *self._between, *end, *self._last]
+
+    @property
+    def num_last(self) -> int:
+        """How many tokens are put behind a text."""
+        return len(self._last)
 
     def begins_twice(self, ids: Sequence[int]) -> bool:
         """Whether ``ids`` begin with what the file puts first, and then with that again."""

@@ -18,6 +18,7 @@ from shoal.jobs.input.kinds import BOM
 from shoal.jobs.input.streams import LineStream
 from shoal.models.sampling_defaults import missing
 from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_completion
+from shoal.openai.embeddings import EMBEDDINGS, EmbeddingCall, parse_embedding
 from shoal.openai.fields import did_you_mean, given_fields
 from shoal.openai.schema import APIError, parse_json
 from shoal.prompts import TEXT_OPTIONS
@@ -53,12 +54,24 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingRow:
+    """A request for embeddings, ready to be submitted."""
+
+    line: int
+    custom_id: str
+    call: EmbeddingCall
+
+
+@dataclass(frozen=True, slots=True)
 class BadRow:
     """A line that is refused; ``custom_id`` where it could be read."""
 
     line: int
     custom_id: str | None
     error: APIError
+
+
+AnyRow = Row | EmbeddingRow | BadRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,7 @@ class RowReader:
         self._chat = chat
         self._now = now
 
-    def read(self, line: Line) -> Row | BadRow:
+    def read(self, line: Line) -> AnyRow:
         """The row in a line, or what is wrong with it."""
         custom_id: str | None = None
         try:
@@ -137,6 +150,8 @@ class RowReader:
             check_model(call.model, self._served)
         except APIError as error:
             return BadRow(line.number, custom_id, error)
+        if isinstance(call, EmbeddingCall):
+            return EmbeddingRow(line.number, custom_id, call)
         return Row(line.number, custom_id, self._dated(call))
 
     def _dated(self, call: Call) -> Call:
@@ -145,10 +160,13 @@ class RowReader:
         own = call.prompt.get("chat_template_kwargs", {})
         return replace(call, prompt={**call.prompt, "chat_template_kwargs": {"strftime_now": self._now, **own}})
 
-    def _call(self, fields: dict[str, Any]) -> Call:
+    def _call(self, fields: dict[str, Any]) -> Call | EmbeddingCall:
         if _is_plain(fields):
             return self._plain_call({name: value for name, value in fields.items() if name not in _KEYS})
-        parse = PARSERS[_url(fields)]
+        url = _url(fields)
+        if url == EMBEDDINGS:
+            return parse_embedding(fields.get("body"))
+        parse = PARSERS[url]
         return parse(self._with_defaults(fields.get("body"), parse))
 
     def _plain_call(self, body: dict[str, Any]) -> Call:
@@ -246,6 +264,7 @@ def _url(fields: dict[str, Any]) -> str:
     if fields.get("method") != "POST":
         raise APIError(f"method: got {fields.get('method')!r}, must be 'POST'", "method")
     url = fields.get("url")
-    if not isinstance(url, str) or url not in PARSERS:
-        raise APIError(f"url: got {url!r}, must be one of {', '.join(PARSERS)}", "url")
+    known = (*PARSERS, EMBEDDINGS)
+    if not isinstance(url, str) or url not in known:
+        raise APIError(f"url: got {url!r}, must be one of {', '.join(known)}", "url")
     return url

@@ -12,17 +12,20 @@ from typing import TYPE_CHECKING, Literal
 from shoal.errors import EngineError, ParameterError, RequestError, TemplateError
 from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals, Usage
 from shoal.jobs.durable.manifest import State
-from shoal.jobs.input.rows import BadRow, Row
+from shoal.jobs.input.rows import AnyRow, BadRow, EmbeddingRow, Row
+from shoal.jobs.running.embedding_rows import EmbeddingRows
 from shoal.jobs.running.interrupts import Interrupts
 from shoal.jobs.running.progress import JobProgress
 from shoal.jobs.running.records import FailureCode, Record, failed, refused, succeeded
 from shoal.openai.convert import answer, refusal
+from shoal.openai.embeddings import embedding_answer, embedding_refusal
 from shoal.openai.schema import ChatCompletion, TextCompletion
 
 if TYPE_CHECKING:
     from shoal.llm import LLM, RequestOutput
+    from shoal.pooled import EmbeddingRequestOutput
 
-Rows = Iterator[Row | BadRow]
+Rows = Iterator[AnyRow]
 AnyLedger = Ledger | StreamLedger
 Report = Callable[[JobProgress], None]
 
@@ -69,7 +72,8 @@ class Job:
         self._ledger = ledger
         self._limits = limits or JobLimits()
         self._window = llm.config.max_num_seqs + llm.config.max_num_seqs // 2
-        self._running: dict[str, Row] = {}
+        self._running: dict[str, Row | EmbeddingRow] = {}
+        self._embeddings = EmbeddingRows(llm, self._limits.timeout)
         self._interrupts = Interrupts()
         self._failed = ledger.totals.failed
         self._pace = _Pace(time.monotonic(), ledger.totals.generated_tokens, ledger.totals.done + self._failed)
@@ -134,6 +138,8 @@ class Job:
             return True
         if isinstance(row, BadRow):
             self._refuse(row)
+        elif isinstance(row, EmbeddingRow):
+            self._submit_embedding(row)
         elif row is not None:
             self._submit(row)
         return row is not None
@@ -155,15 +161,30 @@ class Job:
         else:
             self._running[request_id] = row
 
+    def _submit_embedding(self, row: EmbeddingRow) -> None:
+        try:
+            self._embeddings.submit(row.line, row.call)
+        except (RequestError, ParameterError) as error:
+            self._refuse(BadRow(row.line, row.custom_id, embedding_refusal(error)))
+        else:
+            self._running[str(row.line)] = row
+
     def _refuse(self, row: BadRow) -> None:
         self._failed += 1
         refuse(row, self._ledger)
 
     def _step(self) -> None:
         finished = [output for output in self._llm.step() if output.finished]
-        self._count_step(len(finished))
+        embedded = self._embeddings.finished()
+        self._count_step(len(finished) + sum(len(outputs) for _, outputs in embedded))
         for output in finished:
-            self._finish(self._running.pop(output.request_id), output)
+            row = self._running.pop(output.request_id)
+            assert isinstance(row, Row), "embeddings come another way"
+            self._finish(row, output)
+        for line, outputs in embedded:
+            asked = self._running.pop(str(line))
+            assert isinstance(asked, EmbeddingRow), "only these are under way there"
+            self._finish_embedding(asked, outputs)
 
     def _count_step(self, finished: int) -> None:
         """A full step ran as many sequences as it may, or as there were tokens and memory for."""
@@ -182,11 +203,28 @@ class Job:
         record = succeeded(row.custom_id, self._answer(row, output)) if answered else self._failure(row, output)
         self._ledger.add(row.line, record.line(), failed=not answered, usage=_usage(output))
 
+    def _finish_embedding(self, row: EmbeddingRow, outputs: list[EmbeddingRequestOutput]) -> None:
+        bad = next((output for output in outputs if output.finish_reason != "stop"), None)
+        if bad is None:
+            model = row.call.model or self._served[0]
+            record = succeeded(
+                row.custom_id, embedding_answer(row.call, outputs, response_id=uuid.uuid4().hex, model=model)
+            )
+        else:
+            self._failed += 1
+            record = self._failed_record(row, bad.finish_reason, bad.error)
+        tokens, cached = sum(len(o.prompt_token_ids) for o in outputs), sum(o.num_cached_tokens for o in outputs)
+        self._ledger.add(row.line, record.line(), failed=bad is not None, usage=Usage(tokens, cached, 0))
+
     def _failure(self, row: Row, output: RequestOutput) -> Record:
-        if any(given.finish_reason == "timeout" for given in output.outputs):
+        late = any(given.finish_reason == "timeout" for given in output.outputs)
+        return self._failed_record(row, "timeout" if late else None, output.error)
+
+    def _failed_record(self, row: Row | EmbeddingRow, finish_reason: str | None, error: str | None) -> Record:
+        if finish_reason == "timeout":
             late = f"the row was not finished within {self._limits.timeout:g} s"
             return failed(row.custom_id, "request_timeout", late)
-        return failed(row.custom_id, "server_error", output.error or "the request was aborted")
+        return failed(row.custom_id, "server_error", error or "the request was aborted")
 
     def _answer(self, row: Row, output: RequestOutput) -> ChatCompletion | TextCompletion:
         tokenizer = self._llm.tokenizer
@@ -204,6 +242,7 @@ class Job:
     def _abort_running(self) -> None:
         for request_id in self._running:
             self._llm.abort(request_id)
+        self._embeddings.abort()
         self._running.clear()
 
 

@@ -25,7 +25,7 @@ from shoal.jobs.durable.manifest import Identity, Manifest, State
 from shoal.jobs.input.check import check_input
 from shoal.jobs.input.ids import IdIndex
 from shoal.jobs.input.lookup import answers
-from shoal.jobs.input.rows import BadRow, Line, Row
+from shoal.jobs.input.rows import AnyRow, BadRow, Line
 from shoal.jobs.input.source import open_source
 from shoal.jobs.input.tables import assemble, check_target
 from shoal.jobs.running.files import JobFiles
@@ -349,7 +349,7 @@ def _rows(task: Task, total: int | None, finished: RowSet, folder: Path) -> Iter
             yield (_claimed(row, index) for row in rows)
 
 
-def _claimed(row: Row | BadRow, index: IdIndex) -> Row | BadRow:
+def _claimed(row: AnyRow, index: IdIndex) -> AnyRow:
     """``row`` itself, or what is wrong with it where an earlier one has its custom_id."""
     earlier = None if row.custom_id is None else index.add(row.custom_id, row.line)
     if earlier is None:

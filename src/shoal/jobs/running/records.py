@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from shoal.openai.schema import APIError, ChatCompletion, ErrorBody, TextCompletion
+from shoal.openai.schema import APIError, ChatCompletion, EmbeddingList, ErrorBody, TextCompletion
 
 FailureCode = Literal["request_timeout", "batch_expired", "batch_cancelled", "server_error"]
 
@@ -17,7 +17,7 @@ class Response(msgspec.Struct):
 
     status_code: int
     request_id: str
-    body: ChatCompletion | TextCompletion | ErrorBody
+    body: ChatCompletion | TextCompletion | EmbeddingList | ErrorBody
 
 
 class Failure(msgspec.Struct):
@@ -40,7 +40,7 @@ class Record(msgspec.Struct):
         return msgspec.json.encode(self)
 
 
-def succeeded(custom_id: str, body: ChatCompletion | TextCompletion) -> Record:
+def succeeded(custom_id: str, body: ChatCompletion | TextCompletion | EmbeddingList) -> Record:
     """The record of an answered row."""
     return Record(_record_id(), custom_id, Response(200, body.id, body), None)
 

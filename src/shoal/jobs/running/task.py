@@ -124,6 +124,7 @@ class Task:
                 "prompt_column": options.prompt_column,
                 "output_column": options.output_column,
                 "error_file": errors,
+                **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={
                 "device": "cpu" if config.device == "auto" else config.device,

@@ -1,4 +1,4 @@
-"""Causal attention over the pages of the KV cache.
+"""Attention over the pages of the KV cache: causal, or (encoders) of every row to all of its sequence.
 
 A page holds 16 positions of every KV head; the *unit* of one KV head is
 
@@ -88,6 +88,7 @@ UNBOUNDED = 1 << 40  # more positions than there are
     KV_HEADS,
     HEAD_DIM,
     SCALE,  # address of the score scale, float32
+    CAUSAL,  # 1: a query sees positions up to its own; 0: all of its sequence, all of whose rows are in the step
     WINDOW,  # positions that a query sees; UNBOUNDED: all up to its own
     PLAIN,  # how many of them, its own and those just before, need no `bend`
     CAP,  # address of the soft cap, float32; 0 in it: none
@@ -120,8 +121,8 @@ UNBOUNDED = 1 << 40  # more positions than there are
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
     BEND,  # address of the kernel `bend`, if the layer needs it
-) = (8 * i for i in range(39))
-ATTENTION_FIELDS = 39
+) = (8 * i for i in range(40))
+ATTENTION_FIELDS = 40
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN) = (8 * i for i in range(8))
@@ -153,6 +154,8 @@ _WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * -(-MAX_TILE * (DIMS + 4 * MAX_
     LEFT,  # queries left, this tile's too
     SEEN,
     MORE,
+    OWN,  # the first query's own position, and what the next one's is more
+    OWN_MORE,
     SLOPE,  # address of the first query's slope
     SLOPE_STRIDE,
     BEGIN,  # the first position of the piece that is scored
@@ -168,7 +171,7 @@ _WORK, _SCORES, _RECORDS = (0,), (0,) * 9, (0,) * -(-MAX_TILE * (DIMS + 4 * MAX_
     RECORDS,  # where the piece's records go
     SCORE_KERNEL,
     WEIGH_KERNEL,
-) = (8 * i for i in range(24))
+) = (8 * i for i in range(26))
 _SCORE_STRIDE = 4 * PIECE
 _BEST = 8 * _SCORE_STRIDE
 _SCALED = _BEST + 8 * 64  # weights of a page times scales of V
@@ -377,6 +380,24 @@ def bend(args: Address, work: Address) -> None:
         store_f32x16(load_i64(work + SCORES) + _BEST + 64 * t, best)
 
 
+@kernel
+def bend_around(args: Address, work: Address) -> None:
+    """ALiBi where queries see what lies before and behind them: the slope counts the distance either way."""
+    begin, end, seen = load_i64(work + BEGIN), load_i64(work + END), load_i64(work + SEEN)
+    for t in range(load_i64(work + COUNT)):
+        scores, own = load_i64(work + SCORES) + _SCORE_STRIDE * t, load_i64(work + OWN) + load_i64(work + OWN_MORE) * t
+        slope = splat(load_f32(load_i64(work + SLOPE) + load_i64(work + SLOPE_STRIDE) * t))
+        zero, best = splat(0.0), splat(_LOWEST)
+        for position in range(begin, end, PAGE):
+            at = scores + 4 * (position - begin)
+            behind = to_f32(count_from(position - own))
+            distance = maximum(behind, sub(zero, behind))
+            x = hide(fma(sub(zero, distance), slope, load_f32x16(at)), 0, seen - position)
+            best = maximum(x, best)
+            store_f32x16(at, x)
+        store_f32x16(load_i64(work + SCORES) + _BEST + 64 * t, best)
+
+
 @inline
 def _soften(work: Address, record: int) -> None:
     """exp(score - largest) in place; largest and sum go to the records. Scores come in blocks of 32."""
@@ -516,6 +537,7 @@ def _heads(args: Address, task: Address, head: int, work: Address) -> Any:
     store_i64(work + TILE, load_i64(args + ROW_TILE))
     store_i64(work + LEFT, group)
     store_i64(work + MORE, 0)
+    store_i64(work + OWN_MORE, 0)
     store_i64(work + SLOPE, load_i64(args + SLOPES) + 4 * head * group)
     store_i64(work + SLOPE_STRIDE, 4)
     store_i64(work + SCORE_KERNEL, load_i64(args + ROW_SCORE))
@@ -533,7 +555,8 @@ def _rows(args: Address, task: Address, head: int, work: Address) -> Any:
     store_i64(work + RESULT_STRIDE, load_i64(args + OUT_STRIDE))
     store_i64(work + TILE, MAX_TILE)
     store_i64(work + LEFT, load_i32(task + ROW_COUNT))
-    store_i64(work + MORE, 1)
+    store_i64(work + MORE, load_i64(args + CAUSAL))
+    store_i64(work + OWN_MORE, 1)
     store_i64(work + SLOPE, load_i64(args + SLOPES) + 4 * head)
     store_i64(work + SLOPE_STRIDE, 0)
     store_i64(work + SCORE_KERNEL, load_i64(args + BLOCK_SCORE))
@@ -560,7 +583,11 @@ def _begin(args: Address, task: Address, head: int, work: Address) -> None:
     store_i64(work + VALUES, load_i64(args + V) + kv_head * unit)
     store_i64(work + PAGE_BYTES, load_i64(args + KV_HEADS) * unit)
     store_i64(work + SCORES, scratch(_SCORES))
-    store_i64(work + SEEN, _position(args, load_i32(task + ROW)) + 1)
+    store_i64(work + OWN, _position(args, load_i32(task + ROW)))
+    store_i64(work + SEEN, load_i64(work + OWN) + 1)
+    if load_i64(args + CAUSAL) == 0:
+        step = load_i64(args + STEP)
+        store_i64(work + SEEN, load_i32(load_i64(step + KV_LEN) + 4 * load_i32(task + SEQUENCE)))
     _size_tile(args, work)
 
 
@@ -581,6 +608,7 @@ def _next_tile(args: Address, work: Address) -> None:
     store_i64(work + QUERIES, load_i64(work + QUERIES) + done * load_i64(work + QUERY_STRIDE))
     store_i64(work + RESULTS, load_i64(work + RESULTS) + done * load_i64(work + RESULT_STRIDE))
     store_i64(work + SEEN, load_i64(work + SEEN) + done * load_i64(work + MORE))
+    store_i64(work + OWN, load_i64(work + OWN) + done * load_i64(work + OWN_MORE))
     store_i64(work + SLOPE, load_i64(work + SLOPE) + done * load_i64(work + SLOPE_STRIDE))
     store_i64(work + LEFT, load_i64(work + LEFT) - done)
     _size_tile(args, work)

@@ -91,9 +91,11 @@ class CPUBackend:
         """A plain copy of bytes."""
         cache.copy(group, pairs)
 
-    def bind(self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits) -> BoundNetwork:
-        """Record both programs and compile what they use."""
-        return _Bound(self, layers, head, cache, limits)
+    def bind(
+        self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None
+    ) -> BoundNetwork:
+        """Record the programs and compile what they use."""
+        return _Bound(self, layers, (head, states), cache, limits)
 
     def close(self) -> None:
         """Stop the workers."""
@@ -101,25 +103,33 @@ class CPUBackend:
 
 
 class _Bound:
-    """A recorded network: the step header, the programs of the layers and of the head."""
+    """A recorded network: the step header, the programs of the layers, of the head and of the states."""
 
-    def __init__(self, backend: CPUBackend, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits) -> None:
+    def __init__(
+        self,
+        backend: CPUBackend,
+        layers: Layers,
+        heads: tuple[Head, Head | None],
+        cache: PagedCache,
+        limits: StepLimits,
+    ) -> None:
         self._pool, self._threads = backend.pool, backend.threads
         self._step = np.zeros(attention.STEP_FIELDS, np.int64)
         self._logit_space = np.zeros(3, np.int64)
         body = CPUOps(backend.threads, cache, self._step, address_of(self._step), limits)
         hidden = layers(body)
-        tail = CPUOps(
-            backend.threads, cache, self._step, address_of(self._logit_space), replace(limits, max_rows=LOGIT_ROWS)
-        )
-        logits = head(tail, hidden)
-        self._recorders = (body, tail)
-        self._index = tail.logit_index
-        self._logits = _view(logits, tail)
-        self._sampler = _Sampler(backend, self._logits, address_of(self._logit_space))
-        self._layers, self._head = body.program(), tail.program()
-        self._head_and_sample = np.concatenate([self._head, self._sampler.program()])
-        self.last_logits: NDArray[np.float32] = self._logits[:0]
+        self._body, self._layers = body, body.program()
+        head, states = heads
+
+        def recorder() -> CPUOps:
+            space, few = address_of(self._logit_space), replace(limits, max_rows=LOGIT_ROWS)
+            return CPUOps(backend.threads, cache, self._step, space, few)
+
+        self._logits = _Tail(recorder(), head, hidden)
+        self._states = self._logits if states is None else _Tail(recorder(), states, hidden)
+        self._sampler = _Sampler(backend, self._logits.rows, address_of(self._logit_space))
+        self._head_and_sample = np.concatenate([self._logits.program, self._sampler.program()])
+        self.last_logits: NDArray[np.float32] = self._logits.rows[:0]
 
     def layers(self, step: StepInput) -> None:
         header, rows = self._step, len(step.token_ids)
@@ -134,25 +144,40 @@ class _Bound:
         self._pool.run(self._layers)
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
-        self._choose(rows)
-        self._pool.run(self._head)
+        self.last_logits = self._choose(self._logits, rows)
+        self._pool.run(self._logits.program)
         return self.last_logits
 
+    def states(self, rows: IntArray) -> NDArray[np.float32]:
+        found = self._choose(self._states, rows)
+        self._pool.run(self._states.program)
+        return found
+
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
-        self._choose(rows)
+        self.last_logits = self._choose(self._logits, rows)
         self._sampler.set(how)
         self._pool.run(self._head_and_sample)
         self._sampler.report(how)
         return self._sampler.tokens[: len(rows)].copy()
 
-    def _choose(self, rows: IntArray) -> None:
-        self._index[: len(rows)] = rows
+    def _choose(self, tail: _Tail, rows: IntArray) -> NDArray[np.float32]:
+        """Where the program of ``tail`` will leave what it makes of some rows."""
+        tail.index[: len(rows)] = rows
         self._set_rows(self._logit_space, len(rows))
-        self.last_logits = self._logits[: len(rows)]
+        return tail.rows[: len(rows)]
 
     def _set_rows(self, space: NDArray[np.int64], rows: int) -> None:
         per_chunk = max(1, rows // (self._threads * CHUNKS_PER_THREAD))
         space[:3] = rows, per_chunk, -(-rows // per_chunk)
+
+
+class _Tail:
+    """What is read from the hidden state: its program, the row numbers it is for, and the rows it leaves."""
+
+    def __init__(self, recorder: CPUOps, head: Head, hidden: Rows) -> None:
+        out = head(recorder, hidden)
+        self.index, self.rows, self.program = recorder.logit_index, _view(out, recorder), recorder.program()
+        self._recorder = recorder  # its memory is the program's
 
 
 def _view(rows: Rows, recorder: CPUOps) -> NDArray[np.float32]:

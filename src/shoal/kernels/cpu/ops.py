@@ -59,6 +59,9 @@ class CPUOps(Recording):
     def add(self, residual: Rows, x: Rows) -> None:
         self.change(elementwise.add_rows, residual, other=x)
 
+    def add_vector(self, x: Rows, vector: NDArray[np.float32]) -> None:
+        self.change(elementwise.add_bias, x, columns=vector)
+
     def multiply(self, x: Rows, factor: float) -> None:
         self.change(elementwise.multiply, x, constant=factor)
 

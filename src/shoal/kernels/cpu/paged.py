@@ -100,6 +100,7 @@ class PagedOps:
             attention.HEADS: shape.heads,
             attention.KV_HEADS: shape.kv_heads,
             attention.HEAD_DIM: shape.head_dim,
+            attention.CAUSAL: int(shape.causal),
             attention.WINDOW: shape.window or attention.UNBOUNDED,
         }
 
@@ -132,11 +133,13 @@ class PagedOps:
         """Which scores are more than products, and what they are then."""
         slopes = np.array(shape.slopes or (0.0,) * shape.heads, np.float32)
         everywhere = shape.soft_cap > 0 or shape.slopes is not None
+        assert shape.causal or not (shape.window or shape.soft_cap), "encoders have neither"
+        bend = attention.bend if shape.causal else attention.bend_around
         return {
             attention.PLAIN: 0 if everywhere else shape.window or attention.UNBOUNDED,
             attention.CAP: self._keep(np.array([shape.soft_cap], np.float32)),
             attention.SLOPES: self._keep(slopes),
-            attention.BEND: attention.bend.address if everywhere or shape.window else 0,
+            attention.BEND: bend.address if everywhere or shape.window else 0,
         }
 
     def _plan(self, shape: AttentionShape) -> _Plan:
