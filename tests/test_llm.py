@@ -15,8 +15,8 @@ import pytest
 
 from shoal.errors import MemoryLimitError, ParameterError, RequestError, UnsupportedError
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import EngineConfig, SamplingParams
+from shoal.requests.outputs import RequestOutput
 from tests.support.tiny_model import END_ID, VOCAB_SIZE, write_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

@@ -11,9 +11,9 @@ import pytest
 
 from shoal.errors import EngineError, ParameterError
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
-from shoal.prompts import Prompt
+from shoal.requests.outputs import RequestOutput
+from shoal.requests.prompts import Prompt
 from tests.support.tiny_model import write_tiny_model
 
 SEQS = 4

@@ -20,8 +20,8 @@ import pytest
 from shoal.engine.engine import Output
 from shoal.errors import EngineError, RequestError
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
+from shoal.requests.outputs import RequestOutput
 from tests.support.tiny_model import write_tiny_model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)

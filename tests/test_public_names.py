@@ -8,7 +8,8 @@ import inspect
 import shoal
 import shoal.bench
 import shoal.jobs
-from shoal import beam, llm, outputs
+from shoal import llm
+from shoal.requests import beam, outputs
 
 
 def public(thing: type) -> set[str]:

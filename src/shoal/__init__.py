@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from shoal.errors import ShoalError
     from shoal.llm import LLM, CompletionOutput, RequestOutput
     from shoal.params import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams, StructuredOutputsParams
-    from shoal.pooled import EmbeddingRequestOutput, ScoringRequestOutput
+    from shoal.requests.pooled import EmbeddingRequestOutput, ScoringRequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 
@@ -35,12 +35,12 @@ _HOME = {
     "LLM": "shoal.llm",
     "BeamSearchParams": "shoal.params",
     "CompletionOutput": "shoal.llm",
-    "EmbeddingRequestOutput": "shoal.pooled",
+    "EmbeddingRequestOutput": "shoal.requests.pooled",
     "EngineConfig": "shoal.params",
     "PoolingParams": "shoal.params",
     "RequestOutput": "shoal.llm",
     "SamplingParams": "shoal.params",
-    "ScoringRequestOutput": "shoal.pooled",
+    "ScoringRequestOutput": "shoal.requests.pooled",
     "ShoalError": "shoal.errors",
     "StructuredOutputsParams": "shoal.params",
     "Tokenizer": "shoal.text.tokenizer",

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TextIO, cast
 
 from shoal.errors import ModelNotFoundError
-from shoal.folders import cache_folder
-from shoal.streams import Forgiving
+from shoal.system.folders import cache_folder
+from shoal.system.streams import Forgiving
 
 DEFAULT_MODEL = "smollm2:135m"
 

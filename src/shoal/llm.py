@@ -25,10 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
-from shoal.beam import Beams, BeamSearch, BeamSearchOutput
 from shoal.constrain.compiler import ConstraintCompiler
-from shoal.dispatch import Dispatcher
-from shoal.embedder import Embedder, text_pairs
 from shoal.engine.constraint import Constraint
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import max_model_len
@@ -38,7 +35,6 @@ from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.models.weights import load_model
-from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
 from shoal.params import (
     BeamSearchParams,
     EngineConfig,
@@ -48,9 +44,12 @@ from shoal.params import (
     check_priority,
     check_seconds,
 )
-from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
-from shoal.progress import Bar
-from shoal.prompts import (
+from shoal.requests.beam import Beams, BeamSearch, BeamSearchOutput
+from shoal.requests.dispatch import Dispatcher
+from shoal.requests.embedder import Embedder, text_pairs
+from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
+from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
+from shoal.requests.prompts import (
     Encoded,
     Message,
     Params,
@@ -62,9 +61,10 @@ from shoal.prompts import (
     paired_priorities,
     token_ids,
 )
-from shoal.streams import say
-from shoal.thinking import ThinkingConstraint, ThinkingMarks
-from shoal.words import WordFinder
+from shoal.requests.thinking import ThinkingConstraint, ThinkingMarks
+from shoal.requests.words import WordFinder
+from shoal.system.progress import Bar
+from shoal.system.streams import say
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 

@@ -58,7 +58,7 @@ def test_scores(tmp_path: Path, name: str, device: str) -> None:
     """Of the recorded ids, which no pair of texts becomes: what ``score`` asks of the engine, without a tokenizer."""
     from shoal.engine.engine import Request
     from shoal.params import SamplingParams
-    from shoal.pooled import Pooled
+    from shoal.requests.pooled import Pooled
 
     path, ids = TINY_ENCODERS[name].write(tmp_path / "tiny.gguf"), tokens()
     with np.load(FOLDER / f"{name}.npz") as file:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
+from shoal.requests.outputs import RequestOutput
 
 WINDOWS = {"gemma2": 8, "gemma3": 6, "cohere2": 7}
 CONTEXT = 128

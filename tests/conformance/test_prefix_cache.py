@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
+from shoal.requests.outputs import RequestOutput
 from tests.conformance import test_batch_invariance as without_windows
 from tests.engine import random_network as with_windows
 

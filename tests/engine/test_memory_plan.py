@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from shoal.engine import memory_plan
 from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
-from shoal.machine_limits import MemoryRoom
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig
+from shoal.system.machine_limits import MemoryRoom
 from tests.engine.toy import PAGE_BYTES, ToyBackend, toy_model
 
 MODEL = toy_model(context=4096).config

@@ -14,8 +14,8 @@ from shoal.engine import memory_plan
 from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError, MemoryLimitError
 from shoal.kernels.base import AttentionShape, KVGroup
-from shoal.machine_limits import MemoryRoom
 from shoal.params import SamplingParams
+from shoal.system.machine_limits import MemoryRoom
 from tests.engine.toy import (
     PAGE_BYTES,
     Result,

@@ -9,9 +9,9 @@ from shoal.errors import MemoryLimitError
 from shoal.gguf.quants import dequantise, format_named
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.reference import ReferenceBackend
-from shoal.machine_limits import MemoryRoom
 from shoal.models import weights
 from shoal.models.weights import load_model
+from shoal.system.machine_limits import MemoryRoom
 from tests.support.tiny_model import write_tiny_model
 
 

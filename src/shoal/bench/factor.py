@@ -16,9 +16,9 @@ from shoal import hub
 from shoal.bench.machine import cpu_name
 from shoal.bench.store import read_json, write_json
 from shoal.errors import NotMeasuredError
-from shoal.folders import cache_folder
 from shoal.jobs.durable.fingerprint import model_fingerprint
 from shoal.kernels.load import load_backend
+from shoal.system.folders import cache_folder
 from shoal.version import __version__
 
 Factors = Mapping[int, Mapping[int, float]]  # by prompt length and number of sequences

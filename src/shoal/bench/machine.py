@@ -16,7 +16,7 @@ from shoal.bench.timing import seconds
 from shoal.gguf.quants import format_named
 from shoal.kernels.base import Backend
 from shoal.kernels.load import load_backend
-from shoal.machine_limits import memory_room, usable_cores
+from shoal.system.machine_limits import memory_room, usable_cores
 
 READ_BYTES = 512 << 20  # far more than any cache holds
 _SIDE = 512  # rows and columns of the probe's matrix: 160 KiB of Q4_1, at home in a core's L2

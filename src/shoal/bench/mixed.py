@@ -11,7 +11,7 @@ import numpy as np
 
 from shoal.bench.workload import fixed_length, random_prompts
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
+from shoal.requests.outputs import RequestOutput
 
 PERCENTAGES = (50, 90, 99)
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from shoal.errors import ParameterError, RequestError
 from shoal.llm import LLM
-from shoal.outputs import RequestOutput
 from shoal.params import SamplingParams
+from shoal.requests.outputs import RequestOutput
 
 Prompt = str | dict[str, list[int]]  # as LLM takes them
 

@@ -88,7 +88,7 @@ def _heads(text: str) -> tuple[int, int, int]:
 @output_json_option
 def kernels(ops: tuple[str, ...], threads: int | None, output_json: Path | None, **settings: Any) -> None:
     """Matrix products with every weight type, beside the machine's peaks and NumPy's; attention; sampling. Prints Markdown."""
-    from shoal.machine_limits import usable_cores
+    from shoal.system.machine_limits import usable_cores
 
     settings["threads"] = threads or usable_cores()
     reports: list[KernelReport | StepOpsReport] = []

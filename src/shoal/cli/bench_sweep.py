@@ -59,7 +59,7 @@ def sweep(
     from shoal import hub
     from shoal.bench.sweep import measure as bench
     from shoal.bench.sweep.report import as_markdown
-    from shoal.machine_limits import usable_cores
+    from shoal.system.machine_limits import usable_cores
 
     plan = bench.SweepPlan(
         models=tuple(hub.resolve(model) for model in models),

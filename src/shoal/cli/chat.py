@@ -16,11 +16,11 @@ from shoal.cli.options import engine_options, model_argument
 from shoal.cli.sampling import decoded, sampling_options, stdin, with_model_defaults, write_answer
 from shoal.errors import RequestError, TemplateError
 from shoal.params import EngineConfig, SamplingParams
-from shoal.streams import say
+from shoal.system.streams import say
 
 if TYPE_CHECKING:
     from shoal.llm import LLM
-    from shoal.outputs import RequestOutput
+    from shoal.requests.outputs import RequestOutput
 
 _HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 

@@ -58,8 +58,8 @@ def environment() -> dict[str, Any]:
     import psutil
 
     from shoal.bench.machine import cpu_name
-    from shoal.folders import cache_folder
-    from shoal.machine_limits import limits_in_force
+    from shoal.system.folders import cache_folder
+    from shoal.system.machine_limits import limits_in_force
     from shoal.version import __version__
 
     return {
@@ -95,7 +95,7 @@ def _cpu_backend() -> dict[str, Any]:
 
 def _folder(path: Path | None) -> str:
     """A cache folder, and whether anything can be kept there."""
-    from shoal.folders import can_write
+    from shoal.system.folders import can_write
 
     if path is None:
         return "none (this user has no home)"

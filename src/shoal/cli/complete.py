@@ -25,7 +25,7 @@ def complete(
 ) -> None:
     """Go on with a text; what is added goes to stdout as it comes. No chat template is used."""
     from shoal.llm import LLM
-    from shoal.notices import notices_to
+    from shoal.system.notices import notices_to
 
     text = read_text(None).removesuffix("\n") if prompt is None else prompt
     how = {"add_special_tokens": add_special, "parse_special": parse_special}

@@ -83,8 +83,8 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
     from shoal.engine.memory_plan import plan_memory
     from shoal.kernels.load import load_backend
-    from shoal.machine_limits import limits_in_force, memory_room
     from shoal.models.weights import check_supported
+    from shoal.system.machine_limits import limits_in_force, memory_room
 
     backend = load_backend(config.device, config.threads)
     try:
@@ -193,7 +193,7 @@ def _tokenizer(file: GGUFFile) -> dict[str, Any]:
 def _template(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """The file's template, and how answers are read: by what that shows, or the one of ``config``, or by what ``config`` names."""
     from shoal.chat.formats import reasoning_format_of, tool_format_of
-    from shoal.prompts import given_template
+    from shoal.requests.prompts import given_template
 
     source = file.label("tokenizer.chat_template")
     used = given_template(config.chat_template) or source

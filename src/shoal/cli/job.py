@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from shoal.cli.results import write_result
-from shoal.streams import say
+from shoal.system.streams import say
 
 _OUTPUT = click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT")
 

@@ -16,7 +16,7 @@ import click
 
 from shoal.cli.results import write_result
 from shoal.errors import ShoalError
-from shoal.streams import say, streams_of_a_program
+from shoal.system.streams import say, streams_of_a_program
 from shoal.version import __version__
 
 BAD_INPUT = 2

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import click
 
-from shoal.streams import encoding_of, sayable
+from shoal.system.streams import encoding_of, sayable
 
 
 def write_result(text: str = "", *, end: str = "\n") -> None:

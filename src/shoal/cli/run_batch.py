@@ -13,7 +13,7 @@ import click
 from shoal.cli.main import INTERRUPTED
 from shoal.cli.options import Command, engine_options, integer, model_argument
 from shoal.params import EngineConfig
-from shoal.streams import say
+from shoal.system.streams import say
 
 if TYPE_CHECKING:
     from shoal.jobs.running.files import JobFiles

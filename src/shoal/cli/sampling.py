@@ -18,7 +18,7 @@ from shoal.errors import RequestError
 from shoal.params import SamplingParams, StructuredOutputsParams
 
 if TYPE_CHECKING:
-    from shoal.outputs import RequestOutput
+    from shoal.requests.outputs import RequestOutput
 
 _UNTIL_FULL = "up to the end of the context"
 _SAMPLING_FLAGS: dict[str, dict[str, Any]] = {

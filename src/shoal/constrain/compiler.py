@@ -8,11 +8,11 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shoal.child_process import ChildFailure, ChildProcess
 from shoal.constrain.lark import with_prepared_schemas
 from shoal.constrain.schema import explained, parse_schema, prepare_schema
 from shoal.errors import ParameterError
 from shoal.params import StructuredOutputsParams
+from shoal.system.child_process import ChildFailure, ChildProcess
 from shoal.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from math import ceil, sqrt
 from shoal.engine.kv_group import PageUse
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.kernels.base import PAGE_SIZE, Backend
-from shoal.machine_limits import memory_room
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
+from shoal.system.machine_limits import memory_room
 
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_KV_MEMORY = 1 << 30

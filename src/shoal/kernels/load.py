@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from shoal.errors import ParameterError, ShoalError, UnsupportedError
 from shoal.kernels.base import Backend
-from shoal.machine_limits import usable_cores
+from shoal.system.machine_limits import usable_cores
 
 
 def load_backend(

@@ -9,10 +9,10 @@ import numpy as np
 from shoal.errors import UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Activation, Array, AttentionShape, Backend, Experts, Heads, Linear, Matrix, Norm, Rope
-from shoal.machine_limits import memory_room
 from shoal.models.config import LatentConfig, ModelConfig
 from shoal.models.rope import alibi_slopes, rope_of, window_rope_of
 from shoal.models.tensors import Part, Progress, Tensors
+from shoal.system.machine_limits import memory_room
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from shoal.openai.schema import (
     Usage,
 )
 from shoal.params import BeamSearchParams, SamplingParams, check_priority
-from shoal.prompts import TEXT_OPTIONS
+from shoal.requests.prompts import TEXT_OPTIONS
 from shoal.text.given import is_given
 
 if TYPE_CHECKING:

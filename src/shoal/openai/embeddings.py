@@ -16,7 +16,7 @@ from shoal.openai.schema import APIError, EmbeddingBody, EmbeddingItem, Embeddin
 from shoal.params import PoolingParams
 
 if TYPE_CHECKING:
-    from shoal.pooled import EmbeddingRequestOutput
+    from shoal.requests.pooled import EmbeddingRequestOutput
 
 EMBEDDINGS = "/v1/embeddings"
 MAX_INPUTS = 2048  # as OpenAI

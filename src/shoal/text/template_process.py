@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from shoal.child_process import ChildFailure, ChildProcess
 from shoal.errors import TemplateError
+from shoal.system.child_process import ChildFailure, ChildProcess
 
 
 class World(NamedTuple):

@@ -14,7 +14,7 @@ from shoal.bench.jobs.memory import JobMemory, measure_memory
 from shoal.bench.jobs.prefix import PrefixGain, measure_prefix
 from shoal.bench.machine import cpu_name
 from shoal.llm import LLM
-from shoal.machine_limits import usable_cores
+from shoal.system.machine_limits import usable_cores
 from shoal.version import __version__
 
 _QUESTION_LEN = _ANSWER_LEN = 16  # tokens after a shared prefix

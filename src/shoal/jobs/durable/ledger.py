@@ -22,7 +22,7 @@ from shoal.jobs.durable.file_systems import sync_folder
 from shoal.jobs.durable.journal import ERRORS, NO_USAGE, RESULTS, Entry, Journal, Record, Recovered, Redo, Totals, Usage
 from shoal.jobs.durable.rowset import RowSet
 from shoal.jobs.durable.storage import AppendFile
-from shoal.streams import binary_stdout, open_above_standard
+from shoal.system.streams import binary_stdout, open_above_standard
 
 __all__ = ["NO_USAGE", "Ledger", "RowSet", "StreamLedger", "Totals", "Usage"]
 

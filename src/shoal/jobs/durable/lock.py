@@ -12,7 +12,7 @@ import psutil
 
 from shoal.errors import JobError
 from shoal.jobs.durable import file_systems
-from shoal.streams import open_above_standard
+from shoal.system.streams import open_above_standard
 
 _TRIES = 5
 _PAUSE = 0.02  # seconds

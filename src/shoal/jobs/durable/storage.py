@@ -15,7 +15,7 @@ from types import TracebackType
 
 from shoal.jobs.durable import file_systems
 from shoal.jobs.durable.file_systems import sync_folder
-from shoal.streams import open_above_standard
+from shoal.system.streams import open_above_standard
 
 
 class AppendFile:

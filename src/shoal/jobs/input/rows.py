@@ -21,7 +21,7 @@ from shoal.openai.convert import PARSERS, Call, check_model, parse_chat, parse_c
 from shoal.openai.embeddings import EMBEDDINGS, EmbeddingCall, parse_embedding
 from shoal.openai.fields import did_you_mean, given_fields
 from shoal.openai.schema import APIError, parse_json
-from shoal.prompts import TEXT_OPTIONS
+from shoal.requests.prompts import TEXT_OPTIONS
 
 MAX_LINE_BYTES = 16 << 20
 MAX_CUSTOM_ID = 512

@@ -13,7 +13,7 @@ from shoal.jobs.durable.file_systems import sync, sync_folder
 from shoal.jobs.input.csv_table import open_csv, write_extended_csv
 from shoal.jobs.input.parquet_table import ParquetTable
 from shoal.jobs.input.streams import compression_of, table_format
-from shoal.streams import open_above_standard
+from shoal.system.streams import open_above_standard
 
 
 def check_target(source: Path, target: Path, column: str) -> None:

@@ -8,7 +8,7 @@ from shoal.openai.embeddings import EmbeddingCall
 
 if TYPE_CHECKING:
     from shoal.llm import LLM
-    from shoal.pooled import EmbeddingRequestOutput
+    from shoal.requests.pooled import EmbeddingRequestOutput
 
     Outputs = list[EmbeddingRequestOutput | None]
 

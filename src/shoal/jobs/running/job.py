@@ -23,7 +23,7 @@ from shoal.openai.schema import ChatCompletion, TextCompletion
 
 if TYPE_CHECKING:
     from shoal.llm import LLM, RequestOutput
-    from shoal.pooled import EmbeddingRequestOutput
+    from shoal.requests.pooled import EmbeddingRequestOutput
 
 Rows = Iterator[AnyRow]
 AnyLedger = Ledger | StreamLedger

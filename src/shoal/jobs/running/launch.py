@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from shoal import streams
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
@@ -35,9 +34,10 @@ from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import OVER, Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.llm import LLM
-from shoal.notices import notices_to
 from shoal.openai.schema import APIError
 from shoal.params import EngineConfig
+from shoal.system import streams
+from shoal.system.notices import notices_to
 
 Say = Callable[[str], None]
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TextIO
 
 from shoal.jobs.durable.ledger import Totals
-from shoal.progress import Bar
-from shoal.streams import Forgiving
+from shoal.system.progress import Bar
+from shoal.system.streams import Forgiving
 
 _SECONDS_BETWEEN_LINES = 5.0
 

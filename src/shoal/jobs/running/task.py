@@ -22,7 +22,7 @@ from shoal.jobs.running.files import JobFiles
 from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.params import EngineConfig, SamplingParams
-from shoal.prompts import TEXT_OPTIONS
+from shoal.requests.prompts import TEXT_OPTIONS
 from shoal.version import __version__
 
 

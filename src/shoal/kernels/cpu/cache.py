@@ -19,7 +19,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from shoal.streams import say
+from shoal.system.streams import say
 
 _SUM_BYTES = 32
 _TEMPORARY = "/tmp"  # where TMPDIR is not set, or of no use

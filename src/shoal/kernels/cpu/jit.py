@@ -29,9 +29,9 @@ from numba.core.serialize import dumps
 from numba.core.sigutils import normalize_signature
 
 from shoal.errors import ParameterError
-from shoal.folders import cache_folder
 from shoal.kernels.cpu.cache import KernelStore
 from shoal.kernels.cpu.isa import ISA, target
+from shoal.system.folders import cache_folder
 
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 _SIGNATURE = types.void(types.int64, types.int64)

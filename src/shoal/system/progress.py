@@ -8,7 +8,7 @@ from typing import TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from shoal.streams import Forgiving
+from shoal.system.streams import Forgiving
 
 _BELOW_ONE = 1e-9
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from shoal.dispatch import Dispatcher
 from shoal.engine.engine import Engine, Request
 from shoal.errors import ParameterError, RequestError
 from shoal.models.config import ModelConfig
 from shoal.params import Pooling, PoolingParams, SamplingParams
-from shoal.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
-from shoal.prompts import Prompt, PromptEncoder
+from shoal.requests.dispatch import Dispatcher
+from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
+from shoal.requests.prompts import Prompt, PromptEncoder
 
 Pair = tuple[str, str]
 Limits = Mapping[str, Any]  # timeout and queue_timeout of a Request

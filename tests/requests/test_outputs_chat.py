@@ -8,8 +8,8 @@ import pytest
 
 from shoal.chat.reply import ReplyFormat
 from shoal.engine.engine import Metrics, Output
-from shoal.outputs import CompletionOutput, Generation, RequestOutput
 from shoal.params import SamplingParams
+from shoal.requests.outputs import CompletionOutput, Generation, RequestOutput
 from shoal.text.tokenizer import Tokenizer
 from tests.chat.replies import form
 from tests.chat.templates import write_tokenizer

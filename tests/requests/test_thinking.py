@@ -9,8 +9,8 @@ from shoal.chat.formats import REASONING_FORMATS
 from shoal.chat.reply import ReplyFormat
 from shoal.engine.constraint import Constraint, Mask
 from shoal.errors import ConstraintError
+from shoal.requests.thinking import ThinkingConstraint, ThinkingMarks
 from shoal.text.tokenizer import Tokenizer
-from shoal.thinking import ThinkingConstraint, ThinkingMarks
 from tests.chat.templates import CONTROL, write_tokenizer
 
 VOCAB = 256 + len(CONTROL)

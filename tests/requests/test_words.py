@@ -12,7 +12,7 @@ import pytest
 from shoal.kernels.reference_sampling import bits, longer_breakers
 from shoal.llm import LLM
 from shoal.params import SamplingParams
-from shoal.words import WordFinder, bad_word_ids, breakers_of
+from shoal.requests.words import WordFinder, bad_word_ids, breakers_of
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shoal.engine.engine import Metrics, Output, TokenLogprobs
-from shoal.outputs import Generation, StopFinder
 from shoal.params import SamplingParams
+from shoal.requests.outputs import Generation, StopFinder
 
 few_letters = st.text("ab\u00e9", max_size=30)
 stop_strings = st.lists(st.text("ab\u00e9", min_size=1, max_size=5), max_size=4).map(tuple)

@@ -12,7 +12,7 @@ import pytest
 from shoal.errors import RequestError
 from shoal.gguf.reader import GGUFFile
 from shoal.params import EngineConfig
-from shoal.prompts import PromptEncoder
+from shoal.requests.prompts import PromptEncoder
 from shoal.text.chat import ChatTemplate
 from shoal.text.tokenizer import Tokenizer
 from tests.support.tiny_model import write_tiny_model

@@ -16,7 +16,15 @@ import pytest
 
 from shoal.llm import LLM
 from shoal.params import SamplingParams
-from shoal.streams import Forgiving, binary_stdout, encoding_of, open_above_standard, say, sayable, streams_of_a_program
+from shoal.system.streams import (
+    Forgiving,
+    binary_stdout,
+    encoding_of,
+    open_above_standard,
+    say,
+    sayable,
+    streams_of_a_program,
+)
 from tests.support.streams import BROKEN, OnlyWrites, closed, encoded
 from tests.support.tiny_model import write_tiny_model
 
@@ -112,7 +120,7 @@ import os, sys
 from pathlib import Path
 from shoal.jobs.durable.lock import JobLock
 from shoal.jobs.durable.storage import AppendFile
-from shoal.streams import open_above_standard, streams_of_a_program
+from shoal.system.streams import open_above_standard, streams_of_a_program
 
 folder, report = Path(sys.argv[1]), os.dup2(os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT), 9)
 for fd in map(int, sys.argv[3]):

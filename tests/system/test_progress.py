@@ -8,7 +8,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from shoal.progress import Bar
+from shoal.system.progress import Bar
 
 
 class Terminal(io.StringIO):

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal import machine_limits
 from shoal.errors import MemoryLimitError
-from shoal.machine_limits import CpuQuota, MemoryRoom, cpu_quota, limits_in_force, memory_room, usable_cores
+from shoal.system import machine_limits
+from shoal.system.machine_limits import CpuQuota, MemoryRoom, cpu_quota, limits_in_force, memory_room, usable_cores
 
 MIB = 1 << 20
 MACHINE = MemoryRoom(64 << 30, 128 << 30)
@@ -283,7 +283,7 @@ def test_ulimits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> 
 def test_what_is_mapped_counts_against_a_real_ulimit() -> None:
     code = """
 import resource, psutil
-from shoal.machine_limits import memory_room
+from shoal.system.machine_limits import memory_room
 limit = psutil.Process().memory_info().vms + (64 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 room = memory_room()

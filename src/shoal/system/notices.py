@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("shoal.prompts", "shoal.text")
+_LOGGERS = ("shoal.requests.prompts", "shoal.text")
 
 
 @contextmanager

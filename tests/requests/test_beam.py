@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from shoal import jobs
-from shoal.beam import BeamSearch
 from shoal.errors import ParameterError, RequestError
 from shoal.llm import LLM
 from shoal.openai.convert import parse_chat, parse_completion
 from shoal.openai.schema import APIError
-from shoal.outputs import Logprob, RequestOutput
 from shoal.params import BeamSearchParams, SamplingParams
+from shoal.requests.beam import BeamSearch
+from shoal.requests.outputs import Logprob, RequestOutput
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
 
 PROMPT = {"prompt_token_ids": [65, 66, 67]}

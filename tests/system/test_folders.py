@@ -9,7 +9,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from shoal.folders import cache_folder, can_write
+from shoal.system.folders import cache_folder, can_write
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from shoal.errors import EngineError
-from shoal.fair_lock import FairLock
+from shoal.requests.fair_lock import FairLock
 
 
 def wait_until_waiting(lock: FairLock, count: int) -> None:
@@ -106,7 +106,7 @@ def test_a_waiting_thread_that_is_interrupted_holds_nobody_up(called: bool, monk
             self.thread = thread
             self.called = Call()
 
-    monkeypatch.setattr("shoal.fair_lock._Ticket", Ticket)
+    monkeypatch.setattr("shoal.requests.fair_lock._Ticket", Ticket)
     lock._owner = -1  # another thread
     with pytest.raises(InterruptError):
         lock.__enter__()

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shoal.chat.reply import ReplyFormat
-from shoal.outputs import CompletionOutput, Generation, Logprob, RequestOutput
 from shoal.params import BeamSearchParams, SamplingParams
+from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput
 
 Candidates = dict[int, Logprob]
 

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 from shoal.engine.engine import Engine, Request
 from shoal.errors import EngineError
-from shoal.fair_lock import FairLock
-from shoal.outputs import Generation, RequestOutput, Scoring
-from shoal.pooled import Pooled
+from shoal.requests.fair_lock import FairLock
+from shoal.requests.outputs import Generation, RequestOutput, Scoring
+from shoal.requests.pooled import Pooled
 
 _Item = TypeVar("_Item", Generation, Scoring, Pooled)
 

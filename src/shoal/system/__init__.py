@@ -1,0 +1,1 @@
+"""What the process finds around it: streams, folders, limits of the machine; and what it says to people."""
