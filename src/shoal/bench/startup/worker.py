@@ -40,7 +40,8 @@ def main(spawned: float, model: str, prompt_len: int, **flags: Any) -> None:
     stages.seconds["start Python"] = STARTED - spawned
     stages.time("import shoal", lambda: __import__("shoal"))()
     stages.time("import shoal.llm", lambda: __import__("shoal.llm"))()
-    from shoal import llm, prompts
+    from shoal import llm
+    from shoal.requests import prompts
 
     _time_parts(stages, llm, prompts)
     compiled: list[str] = []
