@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import time
@@ -22,24 +23,30 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from shoal.jobs.durable import journal
+from shoal.cli.main import main as shoal
+from shoal.jobs.durable import journal, ledger
 from tests.support.tiny_model import write_tiny_model
 
 ROWS = 300
 CONTEXT = 128
 KILLS_PER_JOB = 6
-# The command line, but for commits that come more often: then more of them are cut off in the middle.
-PROGRAM = """
-import sys
-from shoal.cli.main import main
-from shoal.jobs.durable import ledger
-ledger._SHORTEST_INTERVAL = float(sys.argv.pop(1))
-ledger._INTERVAL_PER_COST = 1
-sys.exit(main())
-"""
+# Processes are forked from one that has imported all, and is no job: most of the time of a job that is killed would go to imports.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["__main__", "shoal.cli.main", "shoal.jobs.running.launch", "shoal.kernels.cpu.backend", __name__]
+)
+
+
+def _shoal(arguments: list[str], interval: float, stderr: Path) -> None:
+    """The command line, but for commits that come more often: then more of them are cut off in the middle."""
+    with stderr.open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    ledger._SHORTEST_INTERVAL, ledger._INTERVAL_PER_COST = interval, 1
+    sys.exit(shoal(arguments))
 
 
 @dataclass(frozen=True)
@@ -63,13 +70,19 @@ class Job:
     def journal(self) -> Path:
         return self.folder / "out.jsonl.shoal" / "journal"
 
-    def start(self) -> subprocess.Popen[str]:
+    @property
+    def stderr(self) -> Path:
+        """What the last process wrote."""
+        return self.folder / "stderr"
+
+    def start(self) -> ForkServerProcess:
         """The same command each time."""
         flags = ["--device", "cpu", "--threads", "1", "--max-num-seqs", "4"]
         files = ["-i", str(self.source), "-o", str(self.outputs[0])]
-        command = [sys.executable, "-c", PROGRAM, str(self.interval), "run-batch", str(self.model), *flags, *files]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        command = ["run-batch", str(self.model), *flags, *files]
+        process = FORKS.Process(target=_shoal, args=(command, self.interval, self.stderr))
+        process.start()
+        return process
 
     def manifest(self) -> dict[str, Any]:
         """As it stands now; empty before there is one."""
@@ -161,7 +174,8 @@ def run_kills(folder: Path, kills: int, *, seed: int = 0, lanes: int = 2, interv
     """Kill jobs in ``folder`` that many times, ``lanes`` jobs at once. The folders of jobs with faults stay."""
     model = write_tiny_model(folder / "tiny.gguf", context=CONTEXT)
     source = write_rows(folder / "in.jsonl", random.Random(seed))
-    _finish(Job(folder / "warm-up", model, source).start())  # to compile kernels is no part of the length of a run
+    warm_up = Job(folder / "warm-up", model, source)
+    _end(warm_up.start(), warm_up)  # to compile kernels is no part of the length of a run
     whole = run_undisturbed(Job(folder / "whole", model, source, interval))
 
     def lane(number: int) -> Tally:
@@ -179,7 +193,7 @@ def run_kills(folder: Path, kills: int, *, seed: int = 0, lanes: int = 2, interv
 def run_undisturbed(job: Job) -> Undisturbed:
     """Run it in one go."""
     start = time.monotonic()
-    _finish(job.start())
+    _end(job.start(), job)
     seconds = time.monotonic() - start
     records = dict(records_of(job.outputs))
     assert len(records) == ROWS
@@ -195,7 +209,7 @@ def kill_job(job: Job, whole: Undisturbed, kills: int, rng: random.Random) -> Ta
         killed = tally.kills < kills and _kill(process, job, whole.seconds, rng)
         ended = not killed
         if ended:
-            tally.wrong += not _summary_is_right(_finish(process), job, whole, manifest)
+            tally.wrong += not _summary_is_right(_end(process, job), job, whole, manifest)
         tally.kills += killed
         tally.resumed += any(before) and job.manifest()["runs"] > manifest["runs"]
         tally.wrong += sum(not _content(path).startswith(old) for path, old in zip(job.outputs, before, strict=True))
@@ -205,26 +219,24 @@ def kill_job(job: Job, whole: Undisturbed, kills: int, rng: random.Random) -> Ta
     return tally
 
 
-def _kill(process: subprocess.Popen[str], job: Job, seconds: float, rng: random.Random) -> bool:
+def _kill(process: ForkServerProcess, job: Job, seconds: float, rng: random.Random) -> bool:
     """Kill it at some moment of its life or, one time of three, right after its journal has grown. False if it ended before."""
     if rng.random() < 1 / 3:
         _wait_for_growth(process, job.journal)
         moment = rng.uniform(0, 0.005)
     else:
         moment = rng.uniform(0, seconds)
-    try:
-        process.wait(moment)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    else:
+    process.join(moment)
+    if process.exitcode is not None:
         return False
-    process.communicate()
-    return process.returncode < 0
+    process.kill()
+    process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
-def _wait_for_growth(process: subprocess.Popen[str], path: Path) -> None:
+def _wait_for_growth(process: ForkServerProcess, path: Path) -> None:
     size = _size(path)
-    while _size(path) <= size and process.poll() is None:
+    while _size(path) <= size and process.exitcode is None:
         time.sleep(0.001)
 
 
@@ -232,9 +244,11 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else journal.HEADER_SIZE
 
 
-def _finish(process: subprocess.Popen[str]) -> str:
-    stderr = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, stderr
+def _end(process: ForkServerProcess, job: Job) -> str:
+    """Wait until it ends well; what it wrote to stderr."""
+    process.join(120)
+    stderr = job.stderr.read_text(encoding="utf-8")
+    assert process.exitcode == 0, stderr
     return stderr
 
 

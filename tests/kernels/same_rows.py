@@ -172,7 +172,7 @@ def check_operation(name: str) -> str:
 def selections() -> Iterator[IntArray]:
     """Numbers of rows to compute by themselves."""
     for count in COUNTS:
-        for first in (0, 50, ROWS - count):
+        for first in (1, ROWS - count):
             yield np.arange(first, first + count, dtype=np.int32)
     order = np.random.default_rng(6).permutation(ROWS).astype(np.int32)
     yield from (order, order[:40], order[40:])
