@@ -2,15 +2,12 @@
 
 Everything goes through one path: ``submit`` puts a request into the engine, a step moves all of them on, and ``generate``,
 ``chat``, ``stream`` and ``step`` only differ in how long they wait for what. Prompts become ids in ``prompts``, text grows in
-``outputs``, threads take turns in ``dispatch``.
+``outputs``, threads take turns in ``dispatch``, all of these under ``requests``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -19,17 +16,15 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
-from shoal.constrain.compiler import ConstraintCompiler
-from shoal.engine.constraint import Constraint
-from shoal.engine.engine import Engine, Request
+from shoal.engine.engine import Engine
 from shoal.engine.memory_plan import max_model_len
-from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.errors import ParameterError, RequestError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
@@ -40,17 +35,14 @@ from shoal.params import (
     EngineConfig,
     PoolingParams,
     SamplingParams,
-    StructuredOutputsParams,
     check_priority,
-    check_seconds,
 )
-from shoal.requests.beam import Beams, BeamSearch, BeamSearchOutput
+from shoal.requests.beam import BeamSearch, BeamSearches, BeamSearchOutput
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.embedder import Embedder, text_pairs
 from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
 from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.requests.prompts import (
-    Encoded,
     Message,
     Params,
     Priority,
@@ -58,11 +50,8 @@ from shoal.requests.prompts import (
     PromptEncoder,
     paired,
     paired_lazily,
-    paired_priorities,
-    token_ids,
 )
-from shoal.requests.thinking import ThinkingConstraint, ThinkingMarks
-from shoal.requests.words import WordFinder
+from shoal.requests.submission import Asked, Limits, Submitter, all_asked
 from shoal.system.progress import Bar
 from shoal.system.streams import say
 
@@ -71,17 +60,7 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
-_Asked = tuple[Prompt, SamplingParams, "_Limits"]
-
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
-
-
-class _Limits(NamedTuple):
-    """What time a request has, in seconds, and its priority (see ``Request``)."""
-
-    timeout: float | None
-    queue_timeout: float | None
-    priority: int = 0
 
 
 class LLM:
@@ -126,7 +105,6 @@ class LLM:
         self.path = hub.resolve(model)
         self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
         self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
-        self._numbers = itertools.count()
         self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
@@ -143,11 +121,9 @@ class LLM:
             self._backend.close()
             raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
-        self._constraints = ConstraintCompiler(self.tokenizer) if self.tokenizer else None
-        self._words = WordFinder(self.tokenizer, self.vocab_size)
-        self._beams: dict[str, Beams] = {}  # searches that were submitted
-        self._beam_turn = threading.Lock()
         self._dispatcher = Dispatcher(self.engine)
+        self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)
+        self._beams = BeamSearches(self._submitter)
         self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
 
     def __enter__(self) -> LLM:
@@ -188,8 +164,7 @@ class LLM:
         self._beams.clear()
         self._dispatcher.close()
         self._prompts.close()
-        if self._constraints is not None:
-            self._constraints.close()
+        self._submitter.close()
         self._backend.close()
 
     # -- whole answers, and answers as they grow -------------------------------------------------------------------
@@ -242,19 +217,19 @@ class LLM:
         prompt are left alone, and one priority is for all. Closing the generator aborts what is not finished, and so does an error of
         the iterator.
         """
-        limits = _limits(timeout, queue_timeout)
+        limits = Limits.checked(timeout, queue_timeout)
         self.refuse_encoder("generate")
         if not isinstance(prompts, (str, Mapping, Sequence)):
             limits = limits._replace(priority=check_priority(priority))
             requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
             return self._answers(requests, use_tqdm)
-        return self._all_answers(_requests(prompts, sampling_params, priority, limits), use_tqdm)
+        return self._all_answers(all_asked(prompts, sampling_params, priority, limits), use_tqdm)
 
-    def _all_answers(self, requests: list[_Asked], show: bool) -> list[RequestOutput]:
+    def _all_answers(self, requests: list[Asked], show: bool) -> list[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
+            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
             with _counting(len(started), show) as count:
                 waiting = {item for item in started if isinstance(item, Generation)}
                 count(len(started) - len(waiting))
@@ -263,12 +238,12 @@ class LLM:
                     waiting -= {item for item in changed if item.finished}
                     count(len(started) - len(waiting), len(changed))
         finally:
-            self._drop(started)
+            self._submitter.drop(started)
         return [_output(item) for item in started]
 
-    def _answers(self, requests: Iterator[_Asked], show: bool) -> Outputs:
+    def _answers(self, requests: Iterator[Asked], show: bool) -> Outputs:
         sink: list[Generation] = []
-        starting = (self._start(*request, sink) for request in requests)
+        starting = (self._submitter.start(*request, sink) for request in requests)
         window: deque[Generation | RequestOutput] = deque()
         try:
             answered = 0
@@ -280,7 +255,7 @@ class LLM:
                         answered += 1
                         yield _output(window.popleft())
         finally:
-            self._drop(window)
+            self._submitter.drop(window)
 
     @overload
     def chat(
@@ -394,13 +369,13 @@ class LLM:
         what is not finished.
         """
         self.refuse_encoder("stream")
-        return self._stream(_requests(prompts, sampling_params, priority, _limits(timeout, queue_timeout)))
+        return self._stream(all_asked(prompts, sampling_params, priority, Limits.checked(timeout, queue_timeout)))
 
-    def _stream(self, requests: list[_Asked]) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[Asked]) -> Iterator[RequestOutput]:
         sink: list[Generation] = []
         started: list[Generation | RequestOutput] = []
         try:
-            started.extend(self._start(*request, sink) for request in requests)  # an error leaves those before it here
+            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
             yield from [item for item in started if isinstance(item, RequestOutput)]
             waiting = {item.request_id for item in started if isinstance(item, Generation)}
             while waiting:
@@ -409,7 +384,7 @@ class LLM:
                         waiting.remove(output.request_id)
                     yield output
         finally:
-            self._drop(started)
+            self._submitter.drop(started)
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, timeout: float | None = None
@@ -419,7 +394,7 @@ class LLM:
         What beams have in common is computed once, as long as ``enable_prefix_caching`` is on. A prompt that cannot be served
         gives an output with ``error``. ``timeout``: seconds for each token. Raises RequestError for an empty list.
         """
-        searches = [self._beam_search(prompt, params) for prompt, _ in paired(prompts, None)]
+        searches = [self._beams.search(prompt, params) for prompt, _ in paired(prompts, None)]
         while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
             wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
             ids = [{"prompt_token_ids": tokens} for tokens, _ in wanted]
@@ -432,27 +407,7 @@ class LLM:
                 else:
                     why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
                     searches[searches.index(search)] = BeamSearchOutput([], why)
-        return [self._beams_found(item) for item in searches]
-
-    def _beam_search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
-        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
-        try:
-            return BeamSearch(self.encode(prompt), params, eos_ids, self.engine.max_model_len)
-        except (RequestError, TemplateError) as error:
-            return BeamSearchOutput([], str(error))
-
-    def _beams_found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
-        if isinstance(item, BeamSearchOutput):
-            return item
-        found = item.best()
-        for sequence in found if self.tokenizer else ():
-            sequence.text = self._decoded(sequence.tokens)
-        return BeamSearchOutput(found)
-
-    def _decoded(self, ids: list[int]) -> str:
-        """The text of ids. Models may have more rows than tokens: those have none."""
-        assert self.tokenizer is not None
-        return self.tokenizer.decode([token for token in ids if token < self.tokenizer.vocab_size], skip_special=True)
+        return [self._beams.found(item) for item in searches]
 
     @overload
     def logits(self, ids: Sequence[int]) -> Logits: ...
@@ -470,7 +425,7 @@ class LLM:
         sink: list[Scoring] = []
         scored: list[Scoring] = []
         try:
-            scored.extend(self._start_scoring(item, sink) for item in many)  # an error leaves those before it here
+            scored.extend(self._submitter.score(item, sink) for item in many)  # an error leaves those before it here
             while not all(item.finished for item in scored):
                 self._dispatcher.next_changed(sink)
         finally:
@@ -502,7 +457,7 @@ class LLM:
         """
         inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits = _all_limits(timeout, queue_timeout, priority)
+        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
         with _counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
 
@@ -528,7 +483,7 @@ class LLM:
         ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
         """
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits, pairs = _all_limits(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
+        limits, pairs = Limits.checked(timeout, queue_timeout, priority)._asdict(), text_pairs(data_1, data_2)
         with _counting(len(pairs), use_tqdm) as count:
             return self._embedder.score(pairs, params, limits, count)
 
@@ -557,15 +512,13 @@ class LLM:
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits = _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))
-        number = next(self._numbers)
-        name = str(number) if request_id is None else request_id
+        limits = Limits.checked(timeout, queue_timeout, priority)
         if isinstance(params, BeamSearchParams):
-            return self._submit_beams(prompt, params, limits, name)
+            return self._beams.submit(prompt, params, limits, request_id)
         if params is None:
             is_chat = isinstance(prompt, Mapping) and "messages" in prompt
             params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
-        return self._submit(prompt, params, limits, self._inbox, number, name).request_id
+        return self._submitter.submit(prompt, params, limits, self._inbox, request_id).request_id
 
     def submit_embedding(
         self,
@@ -578,8 +531,8 @@ class LLM:
         queue_timeout: float | None = None,
     ) -> str:
         """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
-        limits, number = _all_limits(timeout, queue_timeout, priority), next(self._numbers)
-        name = str(number) if request_id is None else request_id
+        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
+        name = self._submitter.next_name() if request_id is None else request_id
         return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
 
     def embeddings(self) -> list[EmbeddingRequestOutput]:
@@ -589,129 +542,17 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        outputs = self._dispatcher.step(self._inbox) + self._step_beams()
+        outputs = self._dispatcher.step(self._inbox) + self._beams.step()
         return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
-        beams = self._beams.pop(request_id, None)
-        if beams is not None:
-            self._drop(beams.asked)
-            return True
-        return self._dispatcher.abort(request_id)
+        return self._beams.abort(request_id) or self._dispatcher.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
         return self._prompts.encode(prompt).ids
-
-    def _submit_beams(self, prompt: Prompt, params: BeamSearchParams, limits: _Limits, name: str) -> str:
-        encoded = self._prompts.encode(prompt)
-        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
-        if name in self._beams:
-            raise RequestError(f"request_id {name!r} is in use", "request_id")
-        search = BeamSearch(encoded.ids, params, eos_ids, self.engine.max_model_len)
-        beams = Beams(name, encoded.text, search, encoded.reply)
-        self._ask_beams(beams, limits)
-        self._beams[name] = beams
-        return name
-
-    def _ask_beams(self, beams: Beams, limits: _Limits) -> None:
-        """Put a request for the next token of each beam in line."""
-        beams.asked, params, sink = [], beams.search.step_params(), list[Generation]()
-        for beam in beams.search.beams:
-            number = next(self._numbers)
-            prompt = {"prompt_token_ids": beam.tokens}
-            name = f"{beams.request_id}/beam-{number}"
-            beams.asked.append(self._submit(prompt, params, limits, sink, number, name))
-        beams.limits = limits
-
-    def _step_beams(self) -> list[RequestOutput]:
-        """Move on the searches of which all beams have their next token; what has ended."""
-        if not self._beams:
-            return []
-        ended = []
-        with self._beam_turn:
-            for beams in [item for item in self._beams.values() if item.answered]:
-                output = beams.take()
-                if output is None:
-                    self._ask_beams(beams, beams.limits)
-                elif self._beams.pop(beams.request_id, None) is not None:
-                    for answer in output.outputs if self.tokenizer else ():
-                        answer.text = self._decoded(answer.token_ids)
-                    ended.append(output)
-        return ended
-
-    # -- the one path ------------------------------------------------------------------------------------------------
-
-    def _start(
-        self, prompt: Prompt, params: SamplingParams, limits: _Limits, sink: list[Generation]
-    ) -> Generation | RequestOutput:
-        """Submit a request of many: its fault becomes its output."""
-        number = next(self._numbers)
-        try:
-            return self._submit(prompt, params, limits, sink, number, str(number))
-        except (RequestError, ParameterError, TemplateError) as error:
-            return RequestOutput.failed(str(number), prompt if isinstance(prompt, str) else None, str(error))
-
-    def _submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        limits: _Limits,
-        sink: list[Generation],
-        number: int,
-        request_id: str,
-    ) -> Generation:
-        encoded = self._prompts.encode(prompt)
-        ids = encoded.ids
-        eos_ids = self.tokenizer.eog_ids if self.tokenizer else frozenset[int]()
-        seed = _derived_seed(self.config.seed, number) if params.seed is None else params.seed
-        constraint = self._constraint(params, encoded)
-        generation = Generation(request_id, encoded.text, ids, params, self.tokenizer, sink, encoded.reply)
-        request = Request(
-            request_id,
-            tuple(ids),
-            params,
-            eos_ids,
-            seed,
-            words=self._words.find(params),
-            constraint=constraint,
-            **limits._asdict(),
-        )
-        self._dispatcher.start(request, generation)
-        return generation
-
-    def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
-        """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""
-        asked, budget = _asked(params, encoded), params.thinking_token_budget
-        reply = encoded.reply
-        if budget is not None and (reply is None or reply.reasoning is None):
-            problem = "no reasoning is told apart from answers here"
-            raise RequestError(f"thinking_token_budget: {problem}", "thinking_token_budget")
-        if asked is None and budget is None:
-            return None
-        if self._constraints is None or self.tokenizer is None:
-            raise RequestError("structured_outputs needs a tokenizer, which skip_tokenizer_init left out")
-        try:
-            constraint = None if asked is None else self._constraints.compile(asked)
-        except ParameterError as error:
-            if asked is params.structured_outputs:
-                raise
-            raise RequestError(f"tools: their schemas cannot be enforced: {error}", "tools") from None
-        if reply is None or reply.reasoning is None:
-            return constraint
-        return ThinkingConstraint(ThinkingMarks.of(reply.reasoning, self.tokenizer), reply, constraint, budget)
-
-    def _start_scoring(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
-        request_id = f"logits-{next(self._numbers)}"
-        request = Request(request_id, tuple(token_ids(ids)), SamplingParams(), want_logits=True)
-        scoring = Scoring(request_id, np.empty((len(ids), self.vocab_size), np.float32), sink)
-        self._dispatcher.start(request, scoring)
-        return scoring
-
-    def _drop(self, started: Iterable[Generation | RequestOutput]) -> None:
-        self._dispatcher.drop(item for item in started if isinstance(item, Generation))
 
 
 def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
@@ -722,17 +563,6 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     if config is not None and flags:
         raise ParameterError("config", "config and flags", "given without flags")
     return config or EngineConfig(**flags)
-
-
-def _asked(params: SamplingParams, encoded: Encoded) -> StructuredOutputsParams | None:
-    """What the text may be: as the request says, or as its tools need it."""
-    if encoded.constraint is None:
-        return params.structured_outputs
-    if params.structured_outputs is None:
-        return StructuredOutputsParams(**encoded.constraint)
-    if encoded.reply is not None and encoded.reply.choice.forces:
-        raise RequestError("tool_choice: a forced call cannot follow structured_outputs too", "tool_choice")
-    return params.structured_outputs
 
 
 def _output(item: Generation | RequestOutput) -> RequestOutput:
@@ -753,23 +583,6 @@ def _refill(
     return bool(window)
 
 
-def _limits(timeout: float | None, queue_timeout: float | None) -> _Limits:
-    check_seconds("timeout", timeout)
-    check_seconds("queue_timeout", queue_timeout)
-    return _Limits(timeout, queue_timeout)
-
-
-def _requests(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: _Limits) -> list[_Asked]:
-    """Each prompt with all that is its own. Raises as ``paired``."""
-    pairs = paired(prompts, params)
-    priorities = paired_priorities(len(pairs), priority)
-    return [(*pair, limits._replace(priority=number)) for pair, number in zip(pairs, priorities, strict=True)]
-
-
-def _all_limits(timeout: float | None, queue_timeout: float | None, priority: int) -> dict[str, Any]:
-    return _limits(timeout, queue_timeout)._replace(priority=check_priority(priority))._asdict()
-
-
 def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:
     params = params or PoolingParams()
     if truncate_prompt_tokens is None:
@@ -781,11 +594,6 @@ def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence
     """``ids`` itself where it is a list of lists, else a list with it alone."""
     nested = len(ids) > 0 and isinstance(ids[0], (Sequence, np.ndarray))
     return cast(Sequence[Sequence[int]], ids if nested else [ids])
-
-
-def _derived_seed(seed: int, number: int) -> int:
-    """A seed for request ``number`` of an engine: 64 bits that depend on both and look unrelated."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{number}".encode(), digest_size=8).digest(), "little")
 
 
 @contextmanager

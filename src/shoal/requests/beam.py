@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from shoal.chat.reply import ReplyFormat
+from shoal.errors import RequestError, TemplateError
 from shoal.params import BeamSearchParams, SamplingParams
 from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput
+from shoal.requests.prompts import Prompt
+from shoal.requests.submission import Limits, Submitter
 
 Candidates = dict[int, Logprob]
 
@@ -35,16 +38,20 @@ class BeamSearchOutput:
 
 
 class Beams:
-    """A beam search that was submitted: ``asked`` are the requests for the next tokens of its beams. ``request_id``, ``prompt``
-    and ``reply`` as in ``Generation``."""
+    """A beam search that was submitted: ``asked`` are the requests for the next tokens of its beams, each with ``limits``.
+    ``request_id``, ``prompt`` and ``reply`` as in ``Generation``."""
 
     def __init__(
-        self, request_id: str, prompt: str | None, search: BeamSearch, reply: ReplyFormat | None = None
+        self,
+        request_id: str,
+        prompt: str | None,
+        search: BeamSearch,
+        limits: Limits,
+        reply: ReplyFormat | None = None,
     ) -> None:
         self.request_id = request_id
-        self.search = search
+        self.search, self.limits = search, limits
         self.asked: list[Generation] = []
-        self.limits: Any = None  # those of each request
         self._prompt, self._reply = prompt, reply
 
     @property
@@ -140,3 +147,86 @@ class BeamSearch:
         """As in vLLM: the prompt counts in the length."""
         score: float = beam.cum_logprob / (length or len(beam.tokens)) ** self._params.length_penalty
         return score
+
+
+class BeamSearches:
+    """The beam searches of an LLM: those that are asked for together, and those that were submitted."""
+
+    def __init__(self, submitter: Submitter) -> None:
+        self._submitter = submitter
+        self._tokenizer = submitter.prompts.tokenizer
+        self._submitted: dict[str, Beams] = {}
+        self._turn = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._submitted)
+
+    def search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
+        """The beginning of a search, or the output that says why there is none."""
+        try:
+            return self._begun(self._submitter.prompts.encode(prompt).ids, params)
+        except (RequestError, TemplateError) as error:
+            return BeamSearchOutput([], str(error))
+
+    def found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
+        """What a search has found, with its texts."""
+        if isinstance(item, BeamSearchOutput):
+            return item
+        best = item.best()
+        for sequence in best if self._tokenizer else ():
+            sequence.text = self._decoded(sequence.tokens)
+        return BeamSearchOutput(best)
+
+    def submit(self, prompt: Prompt, params: BeamSearchParams, limits: Limits, name: str | None) -> str:
+        """Put a search in line and return its name. Raises as ``Submitter.submit``."""
+        name = self._submitter.next_name() if name is None else name
+        encoded = self._submitter.prompts.encode(prompt)
+        if name in self._submitted:
+            raise RequestError(f"request_id {name!r} is in use", "request_id")
+        beams = Beams(name, encoded.text, self._begun(encoded.ids, params), limits, encoded.reply)
+        self._ask(beams)
+        self._submitted[name] = beams
+        return name
+
+    def step(self) -> list[RequestOutput]:
+        """Move on the searches of which all beams have their next token; what has ended."""
+        if not self._submitted:
+            return []
+        ended = []
+        with self._turn:
+            for beams in [item for item in self._submitted.values() if item.answered]:
+                output = beams.take()
+                if output is None:
+                    self._ask(beams)
+                elif self._submitted.pop(beams.request_id, None) is not None:
+                    for answer in output.outputs if self._tokenizer else ():
+                        answer.text = self._decoded(answer.token_ids)
+                    ended.append(output)
+        return ended
+
+    def abort(self, name: str) -> bool:
+        """End a search that was submitted. False if there is none such."""
+        beams = self._submitted.pop(name, None)
+        if beams is not None:
+            self._submitter.drop(beams.asked)
+        return beams is not None
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._submitted.clear()
+
+    def _begun(self, ids: list[int], params: BeamSearchParams) -> BeamSearch:
+        return BeamSearch(ids, params, self._submitter.eos_ids, self._submitter.engine.max_model_len)
+
+    def _ask(self, beams: Beams) -> None:
+        """Put a request for the next token of each beam in line."""
+        beams.asked, params, sink = [], beams.search.step_params(), list[Generation]()
+        for beam in beams.search.beams:
+            name = f"{beams.request_id}/beam-{self._submitter.next_name()}"
+            prompt = {"prompt_token_ids": beam.tokens}
+            beams.asked.append(self._submitter.submit(prompt, params, beams.limits, sink, name))
+
+    def _decoded(self, ids: list[int]) -> str:
+        """The text of ids. Models may have more rows than tokens: those have none."""
+        assert self._tokenizer is not None
+        return self._tokenizer.decode([token for token in ids if token < self._tokenizer.vocab_size], skip_special=True)
