@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from shoal.kernels.base import AttentionShape, KVGroup, Linear, Rope, StepInput, StepLimits
@@ -157,16 +158,20 @@ class _Workspace:
         self.array = flat.reshape(recorder.max_rows, -1)[:, : rows.width]
 
 
-def said_by_each_isa(program: str) -> list[str]:
-    """What a Python program prints with each instruction set: processes side by side, as compiling takes most of their time.
+# The least that an x86-64 CPU can be, which has neither fma nor conversion of halves.
+OLD_CPU = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
+needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
 
-    Last comes the least that an x86-64 CPU can be, which has neither fma nor conversion of halves.
-    """
-    settings = [{"SHOAL_ISA": name} for name in isa.possible()]
-    if platform.machine() == "x86_64":
-        settings.append({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""})
+
+def said_by_each_isa(program: str) -> list[str]:
+    """What a Python program prints with each instruction set."""
+    return said_with(program, [{"SHOAL_ISA": name} for name in isa.possible()])
+
+
+def said_with(program: str, settings: Sequence[dict[str, str]]) -> list[str]:
+    """What a Python program prints in some environments: processes side by side, as compiling takes most of their time."""
     processes = [_start(program, chosen) for chosen in settings]
-    ended = [(*process.communicate(timeout=300), process.returncode) for process in processes]
+    ended = [(*process.communicate(timeout=550), process.returncode) for process in processes]
     for _, stderr, code in ended:
         assert code == 0, stderr
     assert all(stdout for stdout, *_ in ended)

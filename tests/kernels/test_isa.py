@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import platform
-
 import pytest
 from numba import config
 
 from shoal.errors import ParameterError
 from shoal.kernels.cpu import isa
-from tests.kernels.runner import said_by_each_isa
+from tests.kernels.runner import OLD_CPU, needs_x86, said_by_each_isa, said_with
 
 PROGRAM = """
 import hashlib
@@ -55,8 +53,43 @@ print(digest.hexdigest())
 """
 
 
+SHORT_PROGRAM = """
+import hashlib
+import numpy as np
+from shoal.gguf.quants import format_named
+from shoal.kernels.base import RawTensor
+from shoal.kernels.cpu.backend import CPUBackend
+from tests.kernels.ragged import make_case
+from tests.kernels.runner import PagedAttention, multiply
+from tests.support.gguf_builder import random_rows
+
+backend = CPUBackend(1)
+digest = hashlib.sha256()
+fmt = format_named("F16")
+raw = RawTensor("w", fmt, (40, 64), random_rows(fmt, (40, 64), np.random.default_rng(3), 0.05))
+x = np.random.default_rng(4).standard_normal((1, 64)).astype(np.float32)
+digest.update(multiply(backend, backend.matrix([raw]), x).tobytes())
+case = make_case(2, 1, 32, [40])
+paged = PagedAttention(backend, case.shape, case.rope, case.pages, "f16", 40)
+digest.update(paged.run(*case.whole()).tobytes())
+print(digest.hexdigest())
+"""
+
+
 def test_every_instruction_set_gives_the_same_bits() -> None:
     assert len(set(said_by_each_isa(PROGRAM))) == 1
+
+
+@needs_x86
+def test_a_cpu_with_few_instructions_gives_the_same_bits() -> None:
+    """Halves are read and written, and everything is multiplied and added, without an instruction for it."""
+    assert len(set(said_with(SHORT_PROGRAM, [{}, OLD_CPU]))) == 1
+
+
+@needs_x86
+@pytest.mark.slow
+def test_all_kernels_give_the_same_bits_on_it() -> None:
+    assert len(set(said_with(PROGRAM, [{}, OLD_CPU]))) == 1
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +98,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
         isa.choose()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
+@needs_x86
 @pytest.mark.parametrize(
     ("name", "names", "has"),
     [
@@ -90,7 +123,7 @@ def test_a_named_cpu_is_asked_for_what_it_has(
         isa.choose()
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
+@needs_x86
 def test_a_named_cpu_does_not_get_what_this_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CPU_NAME", "x86-64-v2")
     monkeypatch.setattr(config, "CPU_FEATURES", None)
@@ -99,7 +132,7 @@ def test_a_named_cpu_does_not_get_what_this_one_has(monkeypatch: pytest.MonkeyPa
     assert isa.possible() == ["portable"]
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 features")
+@needs_x86
 def test_features_that_are_switched_on_and_off_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CPU_NAME", "haswell")
     monkeypatch.setattr(config, "CPU_FEATURES", "-avx2")
