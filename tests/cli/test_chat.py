@@ -112,6 +112,12 @@ class Terminal:
                 self.shown += os.read(self._keys, 4096).decode("utf-8", "replace")
         return text in self.shown[start:]
 
+    def wait_for_more(self, characters: int) -> None:
+        """Read until so many more are shown."""
+        wanted = len(self.shown) + characters
+        while len(self.shown) < wanted:
+            self.shown += os.read(self._keys, 4096).decode("utf-8", "replace")
+
     def press(self, keys: str) -> None:
         os.write(self._keys, keys.encode())
 
@@ -138,7 +144,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     terminal.wait_for("> ")
     terminal.press("hi\n")
     terminal.wait_for("hi\r\n")
-    time.sleep(0.3)  # in the midst of an answer of LONG tokens, each of them a character
+    terminal.wait_for_more(3)  # in the midst of an answer of LONG tokens, each of them a character or so
     terminal.interrupt()
     assert len(terminal.wait_for("> ")) < LONG / 2
     terminal.press("/reset\n")

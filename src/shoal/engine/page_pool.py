@@ -109,8 +109,9 @@ class PagePool:
             uses = self._uses[page]
             assert owners[page] <= uses, f"page {page} has {owners[page]} owners and {uses} references"
             raise AssertionError(f"page {page} has leaked")
-        unused = [page for page, uses in enumerate(self._uses) if not uses]
-        assert sorted([*self._free, *self._idle]) == unused, "a page has leaked, or is free twice"
+        free = [*self._free, *self._idle]
+        assert len(set(free)) == len(free) == self._uses.count(0), "a page has leaked, or is free twice"
+        assert not any(map(self._uses.__getitem__, free)), "a page that is used is free"
         assert self._idle.keys() <= self._labels.keys(), "a page that holds nothing is kept"
         assert self._labels.keys().isdisjoint(self._free), "a page that holds something goes first"
         assert {key: page for page, (key, _) in self._labels.items()} == self._pages, "keys and pages disagree"
