@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import deque
 from statistics import median
 
-LEAST_ROWS = 16  # of prompts, however long a step takes: they always advance
-_REMEMBERED = 9  # steps; the median of so many does not heed a few that were disturbed
+TILE = 8  # rows of a prompt that attention computes at once: fewer in the last tile cost as much (docs/lab-log.md)
+LEAST_ROWS = 2 * TILE - 1  # of prompts, however long a step takes: they always advance
+_REMEMBERED = 65  # steps; the median of so many does not heed a few that were disturbed
 
 
 class StepPacer:
     """Learns from the engine's steps what they cost, and says how many rows fit into one of ``target`` seconds.
 
-    A sequence has one row at least; *further* rows are those of prompts. Steps without further rows tell what a step costs at
-    least, those with them what each of them adds.
+    A sequence has one row at least; *further* rows are those of prompts: with its first, a prompt gets whole tiles. Steps without
+    further rows tell what a step costs at least, those with them what each of them adds.
     """
 
     def __init__(self, target: float) -> None:
@@ -27,7 +28,8 @@ class StepPacer:
         if not self._added:
             return LEAST_ROWS
         added = max(median(self._added), 1e-9)
-        return max(LEAST_ROWS, int((self._target - self._step) / added))
+        fitting = int((self._target - self._step) / added) + 1
+        return max(LEAST_ROWS, (fitting + TILE // 2) // TILE * TILE - 1)
 
     def record(self, further_rows: int, seconds: float) -> None:
         """Take in what a step took."""
