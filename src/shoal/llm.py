@@ -16,7 +16,7 @@ from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ from shoal.requests.beam import BeamSearch, BeamSearches, BeamSearchOutput
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.embedder import Embedder, text_pairs
 from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
+from shoal.requests.pooled import EmbeddingRequestOutput, ScoringRequestOutput
 from shoal.requests.prompts import (
     Message,
     Params,
@@ -51,6 +51,7 @@ from shoal.requests.prompts import (
     paired,
     paired_lazily,
 )
+from shoal.requests.session import Advance, Session
 from shoal.requests.submission import Asked, Limits, Submitter, all_asked
 from shoal.system.progress import Bar
 from shoal.system.streams import say
@@ -59,6 +60,28 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
+
+
+class Scheduled(TypedDict, total=False):
+    """Keywords of ``generate``."""
+
+    priority: Priority
+    timeout: float | None
+    queue_timeout: float | None
+
+
+class ChatOptions(Scheduled, total=False):
+    """Keywords of ``chat``."""
+
+    chat_template: None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    reasoning_effort: str | None
+
 
 _WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
@@ -103,8 +126,6 @@ class LLM:
     ) -> None:
         config = _config(config, flags)
         self.path = hub.resolve(model)
-        self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
-        self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
         self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
@@ -125,6 +146,7 @@ class LLM:
         self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)
         self._beams = BeamSearches(self._submitter)
         self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
+        self._own = self.session()
 
     def __enter__(self) -> LLM:
         return self
@@ -161,7 +183,7 @@ class LLM:
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
-        self._beams.clear()
+        self._own.close()
         self._dispatcher.close()
         self._prompts.close()
         self._submitter.close()
@@ -175,10 +197,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **scheduling: Unpack[Scheduled],
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -187,10 +206,7 @@ class LLM:
         prompts: Iterator[Prompt],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **scheduling: Unpack[Scheduled],
     ) -> Outputs: ...
 
     def generate(
@@ -263,18 +279,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        reasoning_effort: str | None = None,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -283,18 +288,7 @@ class LLM:
         messages: Iterator[Sequence[Message]],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        reasoning_effort: str | None = None,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Outputs: ...
 
     def chat(
@@ -457,7 +451,7 @@ class LLM:
         """
         inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
+        limits = Limits.checked(timeout, queue_timeout, priority)
         with _counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
 
@@ -483,17 +477,27 @@ class LLM:
         ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
         """
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits, pairs = Limits.checked(timeout, queue_timeout, priority)._asdict(), text_pairs(data_1, data_2)
+        limits, pairs = Limits.checked(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
         with _counting(len(pairs), use_tqdm) as count:
             return self._embedder.score(pairs, params, limits, count)
 
     # -- one request at a time ---------------------------------------------------------------------------------------
 
+    def session(self, *, prefix: str = "", advance: Advance | None = None) -> Session:
+        """Another caller with requests of its own, as ``submit``, ``step`` and ``abort`` are one. ``prefix`` tells their ids apart;
+        ``advance``: see ``Session``."""
+        return Session(
+            self._submitter, self._embedder, self._dispatcher, self.chat_defaults, prefix=prefix, advance=advance
+        )
+
+    def taken(self, sink: list[Generation]) -> list[RequestOutput]:
+        """How far everything is that steps of others have left in ``sink``: an ``advance`` for who computes no steps himself."""
+        return [item.snapshot() for item in self._dispatcher.take(sink)]
+
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        told = any(not item.aborted for item in self._inbox)
-        return self._dispatcher.has_work or told or bool(self._beams)
+        return self._dispatcher.has_work or self._own.has_news
 
     def submit(
         self,
@@ -512,13 +516,9 @@ class LLM:
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits = Limits.checked(timeout, queue_timeout, priority)
-        if isinstance(params, BeamSearchParams):
-            return self._beams.submit(prompt, params, limits, request_id)
-        if params is None:
-            is_chat = isinstance(prompt, Mapping) and "messages" in prompt
-            params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
-        return self._submitter.submit(prompt, params, limits, self._inbox, request_id).request_id
+        return self._own.submit(
+            prompt, params, request_id=request_id, priority=priority, timeout=timeout, queue_timeout=queue_timeout
+        )
 
     def submit_embedding(
         self,
@@ -531,24 +531,22 @@ class LLM:
         queue_timeout: float | None = None,
     ) -> str:
         """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
-        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
-        name = self._submitter.next_name() if request_id is None else request_id
-        return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
+        return self._own.submit_embedding(
+            prompt, params, request_id=request_id, priority=priority, timeout=timeout, queue_timeout=queue_timeout
+        )
 
     def embeddings(self) -> list[EmbeddingRequestOutput]:
         """Those of ``submit_embedding`` that have ended since the last call; not those that were aborted."""
-        changed = self._dispatcher.take(self._embedded)
-        return [item.snapshot() for item in changed if item.finished and item.finish_reason != "abort"]
+        return self._own.embeddings()
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        outputs = self._dispatcher.step(self._inbox) + self._beams.step()
-        return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
+        return self._own.step()
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
-        return self._beams.abort(request_id) or self._dispatcher.abort(request_id)
+        return self._own.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""

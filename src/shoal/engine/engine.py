@@ -187,6 +187,8 @@ class Engine:
         if self._deadlines:
             self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
+        if batch.beginning:
+            self._begin(batch.beginning, self._clock())
         if batch.sequences:
             self._run(batch) if self._pacer is None else self._run_timed(batch, self._pacer)
         outputs, self._outputs = self._outputs, []
@@ -266,6 +268,11 @@ class Engine:
         self._outputs.clear()
         self._masks.close()
         self._compute = None
+
+    def _begin(self, sequences: list[Sequence], now: float) -> None:
+        for seq in sequences:
+            if seq.metrics.begun_time is None:
+                seq.metrics.begun_time = now
 
     def _watch(self, seq: Sequence) -> None:
         """See to the end of a request, named by its first sample, when its time is up."""

@@ -44,7 +44,8 @@ class StepBatch:
 
     ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
     further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits or states;
-    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
+    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing. Those of
+    ``beginning`` were waiting until now.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -53,6 +54,7 @@ class StepBatch:
     scoring: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
     ending: list[Sequence] = field(default_factory=list)
+    beginning: list[Sequence] = field(default_factory=list)
     num_rows: int = 0
 
     def add(self, seq: Sequence, count: int) -> None:
@@ -159,7 +161,14 @@ class Scheduler:
         max_len, metrics = self._max_len(request), Metrics(now)
         self._arrivals += 1
         seq, *others = (
-            Sequence(request, max_len, metrics, sample, (request.priority, self._arrivals, sample), status=Status.HELD)
+            Sequence(
+                request,
+                max_len,
+                metrics,
+                sample,
+                (request.priority, request.turn, self._arrivals, sample),
+                status=Status.HELD,
+            )
             for sample in range(request.params.n)
         )
         seq.siblings = tuple(others)
@@ -343,6 +352,7 @@ class Scheduler:
                 return
             self.waiting.pop()
             self._start(seq, keys)
+            batch.beginning.append(seq)
             count = self._chunk(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
             self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
