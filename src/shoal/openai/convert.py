@@ -62,7 +62,7 @@ class Call:
     vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
     ``priority``: the lowest number comes first. ``beams``: the likeliest
-    texts are looked for.
+    texts are looked for. ``cache_salt``: the prompt's beginning is shared with requests of the same alone.
     """
 
     kind: Literal["chat", "completion"]
@@ -76,6 +76,7 @@ class Call:
     return_token_ids: bool = False
     priority: int = 0
     beams: BeamSearchParams | None = None
+    cache_salt: str | None = None
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -111,6 +112,7 @@ def parse_chat(body: Any) -> Call:
         return_token_ids=chat.return_token_ids,
         priority=_priority(chat.priority),
         beams=_beams(chat, params),
+        cache_salt=chat.cache_salt,
     )
 
 
@@ -139,6 +141,7 @@ def parse_completion(body: Any) -> Call:
         return_token_ids=completion.return_token_ids,
         priority=_priority(completion.priority),
         beams=_beams(completion, params),
+        cache_salt=completion.cache_salt,
     )
 
 
@@ -191,7 +194,7 @@ def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
 
 
-_NOT_SAMPLING = {"model", "priority", "use_beam_search", "length_penalty"}
+_NOT_SAMPLING = {"cache_salt", "model", "priority", "use_beam_search", "length_penalty"}
 
 
 def _conversation(chat: ChatBody) -> dict[str, Any]:

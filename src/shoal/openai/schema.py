@@ -78,6 +78,7 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     min_p: float = 0.0
     seed: int | None = None
     stop: str | list[str] = []
+    cache_salt: str | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     skip_special_tokens: bool = True
