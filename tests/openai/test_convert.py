@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.errors import ContextLengthError, ParameterError, RequestError, TemplateError
 from shoal.llm import CompletionOutput, Logprob, RequestOutput
-from shoal.openai.convert import Call, answer, check_model, parse_chat, parse_completion, refusal
+from shoal.openai.convert import Call, answer, check_model, failure, parse_chat, parse_completion, refusal
 from shoal.openai.schema import APIError
 from shoal.params import SamplingParams
 from shoal.text.stream import StreamDecoder
@@ -291,16 +291,40 @@ def test_a_body_may_name_a_served_model_or_none() -> None:
     check_model("a", ["a", "b"])
     with pytest.raises(APIError, match="'c' is not served here; there is a, b") as caught:
         check_model("c", ["a", "b"])
-    assert (caught.value.status, caught.value.kind, caught.value.param) == (404, "model_not_found", "model")
+    error = caught.value
+    assert (error.status, error.kind, error.param, error.code) == (
+        404,
+        "invalid_request_error",
+        "model",
+        "model_not_found",
+    )
 
 
 def test_what_the_model_refuses_names_the_field_of_the_body() -> None:
-    too_long = RequestError("too long", "prompt_token_ids")
+    too_long = ContextLengthError("too long", "prompt_token_ids")
     assert refusal(chat(), too_long).param == "messages"
     assert refusal(completion(), too_long).param == "prompt"
+    assert refusal(completion(), too_long).code == "context_length_exceeded"
+    assert refusal(completion(), RequestError("empty", "prompt")).code is None
     assert refusal(chat(), TemplateError("no")).param == "messages"
     assert refusal(chat(), ParameterError("seed", 1, "2")).param == "seed"
     assert refusal(chat(), RequestError("full")).param is None
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["stop", "length"], None),
+        ([None, "stop"], None),
+        ([None, "timeout"], (504, "timeout_error", "request_timeout", "the request was not finished in time")),
+        (["stop", "error"], (500, "server_error", None, "NaN logits")),
+        (["abort", "abort"], (503, "server_error", None, "the request was aborted")),
+    ],
+)
+def test_a_request_fails_with_one_of_its_answers(reasons: list[str | None], expected: Any) -> None:
+    given = [CompletionOutput(index, "", [], finish_reason=reason) for index, reason in enumerate(reasons)]
+    error = failure(RequestOutput("r", None, [1], given, finished=True, error="NaN logits"))
+    assert (error and (error.status, error.kind, error.code, str(error))) == expected
 
 
 # Responses ------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from shoal.openai.schema import (
     ToolCall,
     TopLogprob,
     Usage,
+    code_of,
 )
 from shoal.params import BeamSearchParams, SamplingParams, check_priority
 from shoal.requests.prompts import TEXT_OPTIONS
@@ -155,7 +156,7 @@ def check_model(model: str | None, served: Collection[str]) -> None:
             f"model: {model!r} is not served here; there is {', '.join(sorted(served))}",
             "model",
             status=404,
-            kind="model_not_found",
+            code="model_not_found",
         )
 
 
@@ -165,7 +166,22 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
         return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
-    return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
+    return APIError(
+        str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field, code=code_of(error)
+    )
+
+
+def failure(output: RequestOutput) -> APIError | None:
+    """Why a request has no answer, as soon as one of its answers has failed; None as long as none has."""
+    reasons = {given.finish_reason for given in output.outputs}
+    if "timeout" in reasons:
+        late = "the request was not finished in time"
+        return APIError(late, status=504, kind="timeout_error", code="request_timeout")
+    if "error" in reasons:
+        return APIError(output.error or "the request failed", status=500, kind="server_error")
+    if "abort" in reasons:
+        return APIError("the request was aborted", status=503, kind="server_error")
+    return None
 
 
 def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None:

@@ -10,27 +10,44 @@ from typing import Any, Literal
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ContextLengthError, ShoalError
 from shoal.params import DRY_BREAKERS
 
 _MAX_MESSAGE = 500
 
 
 class APIError(ShoalError):
-    """A request that is refused, as the client will read it: HTTP ``status``, and ``param``, the field at fault."""
+    """A request that has no answer, as the client will read it.
+
+    ``status`` is that of HTTP; ``param``, the field at fault; ``kind``, the ``type`` in the body: "invalid_request_error",
+    "authentication_error", "rate_limit_error", "timeout_error" or "server_error"; ``code``, OpenAI's word for what is wrong
+    ("model_not_found", "context_length_exceeded", "invalid_api_key", "rate_limit_exceeded", ...), None where it has none.
+    """
 
     def __init__(
-        self, message: str, param: str | None = None, *, status: int = 400, kind: str = "invalid_request_error"
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
     ) -> None:
         super().__init__(_sendable(message))
         self.status = status
         self.kind = kind
+        self.code = code
         self.param = None if param is None else _sendable(param)
 
     def body(self, line: int | None = None) -> ErrorBody:
         """The error object; ``line`` where the request stood in a file."""
         place = msgspec.UNSET if line is None else line
-        return ErrorBody(ErrorInfo(str(self), self.kind, self.param, self.status, place))
+        return ErrorBody(ErrorInfo(str(self), self.kind, self.param, self.code, place))
+
+
+def code_of(error: ShoalError) -> str | None:
+    """OpenAI's word for what is wrong with a request, where it has one."""
+    return "context_length_exceeded" if isinstance(error, ContextLengthError) else None
 
 
 def _sendable(text: str) -> str:
@@ -337,12 +354,12 @@ class EmbeddingList(msgspec.Struct):
 
 
 class ErrorInfo(msgspec.Struct):
-    """Why a request was refused. ``code`` is the HTTP status; ``line`` counts from 1 in a batch file."""
+    """Why a request has no answer; the number of HTTP is in the status line. ``line`` counts from 1 in a batch file."""
 
     message: str
     type: str
     param: str | None
-    code: int
+    code: str | None
     line: int | msgspec.UnsetType = msgspec.UNSET
 
 
