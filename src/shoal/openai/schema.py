@@ -327,6 +327,79 @@ class TextCompletion(msgspec.Struct):
     object: Literal["text_completion"] = "text_completion"
 
 
+class FunctionDelta(msgspec.Struct):
+    """A piece of a call: its ``name`` first, then the text of its ``arguments``, which adds up."""
+
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolCallDelta(msgspec.Struct):
+    """A piece of tool call number ``index``; the first one has ``id``, ``type`` and name."""
+
+    index: int
+    function: FunctionDelta
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatDelta(msgspec.Struct):
+    """What a message has grown by. The first one has the ``role``."""
+
+    role: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """What one answer to a conversation has grown by; ``logprobs`` and ``token_ids`` are those of the new tokens."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    """A part of a streamed response of /v1/chat/completions. ``usage`` is null in all but the last one, and left out if it is not
+    asked for; what is about the prompt is in the first one."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TextChunkChoice(msgspec.Struct):
+    """What one continuation of a prompt has grown by; what is about the prompt is in its first one."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TextChunk(msgspec.Struct):
+    """A part of a streamed response of /v1/completions. ``usage`` as in ``ChatChunk``."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
 class EmbeddingItem(msgspec.Struct):
     """The embedding of one input: numbers, or the base64 of them as little-endian float32."""
 
