@@ -15,7 +15,7 @@ from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.engine.waiting import WaitingQueue
-from shoal.errors import ConstraintError, RequestError
+from shoal.errors import ConstraintError, ContextLengthError, RequestError
 from shoal.params import MAX_N
 
 
@@ -270,12 +270,12 @@ class Scheduler:
             reason = f"the prompt has {prompt} tokens; max_model_len {longest} leaves it {longest - output}"
             if self.limits.whole_inputs:
                 reason += f" (an encoder takes all of it in one step of max_num_batched_tokens {self.limits.max_num_batched_tokens})"
-            raise RequestError(reason, "prompt_token_ids")
+            raise ContextLengthError(reason, "prompt_token_ids")
         max_len = self._longest_output(prompt, request.params.max_tokens) if request.generates else prompt
         stored = max_len - output  # the last sampled token never needs a place in the KV cache
         if stored > self._most_tokens:
             needs = f"the request needs KV memory for {stored} tokens"
-            raise RequestError(f"{needs}; the whole pool holds {self._most_tokens}")
+            raise ContextLengthError(f"{needs}; the whole pool holds {self._most_tokens}")
         return max_len
 
     def _longest_output(self, prompt: int, max_tokens: int | None) -> int:
