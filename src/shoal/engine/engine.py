@@ -190,18 +190,23 @@ class Engine:
         """
         if self._compute is None:
             raise EngineError("the engine is closed")
-        if self._encoder is not None and request.pooling is None:
-            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", "request_id")
+        self.check(request)
+        seq = self._scheduler.add(request, self._clock())
+        self._sequences[request.request_id] = [seq, *seq.siblings]
+        self._watch(seq)
+
+    def check(self, request: Request) -> None:
+        """Raise as ``add`` what is wrong with a request as the engine is now; any thread may ask."""
+        if self._encoder is not None and request.pooling is None:
+            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         for token in request.prompt_token_ids:
             if type(token) is not int or not 0 <= token < self._vocab_size:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
         check_ids(request.params, self._vocab_size)
-        seq = self._scheduler.add(request, self._clock())
-        self._sequences[request.request_id] = [seq, *seq.siblings]
-        self._watch(seq)
+        self._scheduler.check_length(request)
 
     def abort(self, request_id: str, sample: int | None = None) -> bool:
         """End a request, or one sample of it that has begun, and free its pages at once. The next ``step`` reports it as finished

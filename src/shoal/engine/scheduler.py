@@ -175,6 +175,10 @@ class Scheduler:
         self.waiting.push(seq)
         return seq
 
+    def check_length(self, request: Request) -> None:
+        """Raise RequestError, with both numbers, if a request can never fit."""
+        self._max_len(request)
+
     def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> list[Output]:
         """End a sequence, wherever it is, between two steps, and those that wait for what it computes."""
         return [

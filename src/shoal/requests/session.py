@@ -87,11 +87,14 @@ class Session:
     def prepare(
         self, prompt: Prompt, params: SamplingParams | None, limits: Limits, request_id: str | None = None
     ) -> Prepared:
-        """The part of ``submit`` that takes long (encoding, compiling a constraint) and waits for no step."""
+        """The part of ``submit`` that takes long (encoding, compiling a constraint) and waits for no step. Raises all that ``submit``
+        does for a request that cannot be served."""
         if params is None:
             is_chat = isinstance(prompt, Mapping) and "messages" in prompt
             params = SamplingParams(**self._chat_defaults) if is_chat else SamplingParams()
-        return self._submitter.prepare(prompt, params, limits, self._inbox, self._name(request_id))
+        prepared = self._submitter.prepare(prompt, params, limits, self._inbox, self._name(request_id))
+        self._submitter.engine.check(prepared.request)
+        return prepared
 
     def prepare_embedding(
         self, prompt: Prompt, params: PoolingParams, limits: Limits, request_id: str | None = None

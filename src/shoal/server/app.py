@@ -75,7 +75,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     """Unknown paths and methods."""
     assert isinstance(error, HTTPException)
     what = {404: f"there is no {request.url.path}", 405: f"{request.url.path} does not take {request.method}"}
-    return await _refused_with(APIError(what.get(error.status_code, str(error.detail)), status=error.status_code), error)
+    return await _refused_with(
+        APIError(what.get(error.status_code, str(error.detail)), status=error.status_code), error
+    )
 
 
 async def _refused_with(told: APIError, error: HTTPException) -> Response:

@@ -108,7 +108,8 @@ class Moment(NamedTuple):
 
 
 class Metrics:
-    """An ``Observer`` of the worker. ``stats`` gives the engine's, or None before there is one; ``rejections`` the waiting room's count.
+    """An ``Observer`` of the worker. ``stats`` gives the engine's, or None before there is one; ``rejections`` the waiting room's
+    count.
 
     The engine's thread writes, the event loop reads.
     """

@@ -15,7 +15,7 @@ class TooManyWaitingError(APIError):
     """429, with the seconds after which it is worth to ask again."""
 
     def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message, status=429, kind="rate_limit_error")
+        super().__init__(message, status=429, kind="rate_limit_error", code="rate_limit_exceeded")
         self.retry_after = retry_after
 
 

@@ -24,6 +24,7 @@ from shoal.server.worker import AnyOutput, Asked, Search, Worker
 from shoal.text.tokenizer import Tokenizer
 
 _ENCODERS = 4  # threads that encode prompts and compile constraints
+_CLOSED = {"loading": "the model is being loaded", "wedged": "the engine does not move on"}
 Health = Literal["ok", "loading", "draining", "wedged", "failed"]
 
 
@@ -153,9 +154,8 @@ class Service:
     def llm(self) -> LLM:
         """The model. Raises APIError (503) while there is none."""
         if self.worker.llm is None:
-            raise unavailable(
-                "the model is being loaded" if self.worker.error is None else "the model could not be loaded"
-            )
+            failed = self.worker.error is not None
+            raise unavailable("the model could not be loaded" if failed else _CLOSED["loading"])
         return self.worker.llm
 
     @property
@@ -171,11 +171,7 @@ class Service:
             raise unavailable("the server is shutting down")
         health = self.health
         if health != "ok":
-            raise unavailable(
-                {"loading": "the model is being loaded", "wedged": "the engine does not move on"}.get(
-                    health, "the engine has ended"
-                )
-            )
+            raise unavailable(_CLOSED.get(health, "the engine has ended"))
 
     async def start(self, calls: Sequence[Call], owner: str, request_id: str) -> Tickets:
         """Put chats or completions in line, all or none. Raises APIError: 400 for what the model cannot serve, 404, 429, 503."""

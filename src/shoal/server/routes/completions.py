@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from shoal.models.sampling_defaults import missing
-from shoal.openai.convert import Call, answer, failure, parse_chat, parse_completions, text_answer
+from shoal.openai.convert import Call, answer, completions_answer, failure, parse_chat, parse_completions
 from shoal.openai.embeddings import embedding_answer, parse_embedding
 from shoal.openai.schema import APIError
 from shoal.openai.stream import ChatChunks, StreamOptions, TextChunks, sse, take_stream_options
@@ -57,7 +58,9 @@ async def embeddings(request: Request) -> Response:
         outputs = [_embedded(output) for output in await unless_gone(request.receive, tickets.finished())]
     finally:
         tickets.close()
-    return json_response(embedding_answer(call, outputs, response_id=name, model=call.model or service.settings.served[0]))
+    return json_response(
+        embedding_answer(call, outputs, response_id=name, model=call.model or service.settings.served[0])
+    )
 
 
 def chat_call(service: Service, body: Any) -> Call:
@@ -78,7 +81,7 @@ async def answered(request: Request, calls: Sequence[Call], options: StreamOptio
     if calls[0].kind == "chat":
         return json_response(answer(calls[0], outputs[0], response_id=name, model=model, tokenizer=tokenizer))
     pairs = list(zip(calls, outputs, strict=True))
-    return json_response(text_answer(pairs, response_id=name, model=model, tokenizer=tokenizer))
+    return json_response(completions_answer(pairs, response_id=name, model=model, tokenizer=tokenizer))
 
 
 async def whole(request: Request, tickets: Tickets) -> list[RequestOutput]:
@@ -115,7 +118,7 @@ class Chunks:
 
     def fail(self, error: APIError) -> bytes:
         """The error, and no [DONE]."""
-        return sse(error.encoded())
+        return sse(msgspec.json.encode(error.body()))
 
 
 def _generated(output: AnyOutput) -> RequestOutput:
@@ -129,4 +132,6 @@ def _embedded(output: AnyOutput) -> EmbeddingRequestOutput:
         return output
     late = output.finish_reason == "timeout"
     kind, status = ("timeout_error", 504) if late else ("server_error", 500)
-    raise APIError(output.error or "the input was not embedded", status=status, kind=kind, code="request_timeout" if late else None)
+    raise APIError(
+        output.error or "the input was not embedded", status=status, kind=kind, code="request_timeout" if late else None
+    )

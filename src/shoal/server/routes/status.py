@@ -109,7 +109,8 @@ def page_state(service: Service) -> dict[str, Any]:
         "max_num_seqs": config.max_num_seqs,
         "waiting_tokens": service.room.waiting_tokens,
         "latency": {
-            name: {"p50": recent.percentile(0.5), "p95": recent.percentile(0.95)} for name, recent in metrics.recent.items()
+            name: {"p50": recent.percentile(0.5), "p95": recent.percentile(0.95)}
+            for name, recent in metrics.recent.items()
         },
         "history": [list(moment) for moment in tuple(metrics.history)],
         "batches": [],

@@ -15,7 +15,16 @@ from shoal.requests.prompts import Prompt
 from shoal.server.bodies import json_object, json_response, service_of
 from shoal.server.service import Service
 
-_OF_TEXT = {"prompt", "content", "model", "add_special_tokens", "add_special", "parse_special", "return_token_strs", "with_pieces"}
+_OF_TEXT = {
+    "prompt",
+    "content",
+    "model",
+    "add_special_tokens",
+    "add_special",
+    "parse_special",
+    "return_token_strs",
+    "with_pieces",
+}
 _MOST_IDS = 2**20
 
 
