@@ -7,11 +7,7 @@ Everything goes through one path: ``submit`` puts a request into the engine, a s
 
 from __future__ import annotations
 
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +33,8 @@ from shoal.params import (
     SamplingParams,
     check_priority,
 )
-from shoal.requests.beam import BeamSearch, BeamSearches, BeamSearchOutput
+from shoal.requests.answers import Answers, counting
+from shoal.requests.beam import BeamSearches, BeamSearchOutput, NextTokens
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.embedder import Embedder, text_pairs
 from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
@@ -52,8 +49,7 @@ from shoal.requests.prompts import (
     paired_lazily,
 )
 from shoal.requests.session import Advance, Session
-from shoal.requests.submission import Asked, Limits, Submitter, all_asked
-from shoal.system.progress import Bar
+from shoal.requests.submission import Limits, Submitter, all_asked
 from shoal.system.streams import say
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -81,9 +77,6 @@ class ChatOptions(Scheduled, total=False):
     tool_choice: str | Mapping[str, Any] | None
     parallel_tool_calls: bool | None
     reasoning_effort: str | None
-
-
-_WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
 
 
 class LLM:
@@ -146,6 +139,7 @@ class LLM:
         self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)
         self._beams = BeamSearches(self._submitter)
         self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
+        self._answers = Answers(self._submitter, self._dispatcher, self.engine)
         self._own = self.session()
 
     def __enter__(self) -> LLM:
@@ -238,40 +232,8 @@ class LLM:
         if not isinstance(prompts, (str, Mapping, Sequence)):
             limits = limits._replace(priority=check_priority(priority))
             requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
-            return self._answers(requests, use_tqdm)
-        return self._all_answers(all_asked(prompts, sampling_params, priority, limits), use_tqdm)
-
-    def _all_answers(self, requests: list[Asked], show: bool) -> list[RequestOutput]:
-        sink: list[Generation] = []
-        started: list[Generation | RequestOutput] = []
-        try:
-            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
-            with _counting(len(started), show) as count:
-                waiting = {item for item in started if isinstance(item, Generation)}
-                count(len(started) - len(waiting))
-                while waiting:
-                    changed = self._dispatcher.next_changed(sink)
-                    waiting -= {item for item in changed if item.finished}
-                    count(len(started) - len(waiting), len(changed))
-        finally:
-            self._submitter.drop(started)
-        return [_output(item) for item in started]
-
-    def _answers(self, requests: Iterator[Asked], show: bool) -> Outputs:
-        sink: list[Generation] = []
-        starting = (self._submitter.start(*request, sink) for request in requests)
-        window: deque[Generation | RequestOutput] = deque()
-        try:
-            answered = 0
-            with _counting(None, show) as count:
-                while _refill(window, starting, self.config.max_num_seqs):
-                    if not window[0].finished:
-                        count(answered, len(self._dispatcher.next_changed(sink)))
-                    while window and window[0].finished:
-                        answered += 1
-                        yield _output(window.popleft())
-        finally:
-            self._submitter.drop(window)
+            return self._answers.as_they_come(requests, use_tqdm)
+        return self._answers.together(all_asked(prompts, sampling_params, priority, limits), use_tqdm)
 
     @overload
     def chat(
@@ -363,22 +325,9 @@ class LLM:
         what is not finished.
         """
         self.refuse_encoder("stream")
-        return self._stream(all_asked(prompts, sampling_params, priority, Limits.checked(timeout, queue_timeout)))
-
-    def _stream(self, requests: list[Asked]) -> Iterator[RequestOutput]:
-        sink: list[Generation] = []
-        started: list[Generation | RequestOutput] = []
-        try:
-            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
-            yield from [item for item in started if isinstance(item, RequestOutput)]
-            waiting = {item.request_id for item in started if isinstance(item, Generation)}
-            while waiting:
-                for output in self._dispatcher.next_outputs(sink):
-                    if output.finished:
-                        waiting.remove(output.request_id)
-                    yield output
-        finally:
-            self._submitter.drop(started)
+        return self._answers.growing(
+            all_asked(prompts, sampling_params, priority, Limits.checked(timeout, queue_timeout))
+        )
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, timeout: float | None = None
@@ -388,20 +337,14 @@ class LLM:
         What beams have in common is computed once, as long as ``enable_prefix_caching`` is on. A prompt that cannot be served
         gives an output with ``error``. ``timeout``: seconds for each token. Raises RequestError for an empty list.
         """
-        searches = [self._beams.search(prompt, params) for prompt, _ in paired(prompts, None)]
-        while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
-            wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
-            ids = [{"prompt_token_ids": tokens} for tokens, _ in wanted]
-            answers = iter(self.generate(ids, [step for _, step in wanted], use_tqdm=False, timeout=timeout))
-            for search in asking:
-                found = [next(answers) for _ in search.beams]
-                broken = next((answer for answer in found if not answer.outputs[0].logprobs), None)
-                if broken is None:
-                    search.take([answer.outputs[0].logprobs[0] for answer in found if answer.outputs[0].logprobs])
-                else:
-                    why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
-                    searches[searches.index(search)] = BeamSearchOutput([], why)
-        return [self._beams.found(item) for item in searches]
+        return self._beams.together([prompt for prompt, _ in paired(prompts, None)], params, self._next_tokens(timeout))
+
+    def _next_tokens(self, timeout: float | None) -> NextTokens:
+        def ask(beams: list[list[int]], params: list[SamplingParams]) -> list[RequestOutput]:
+            ids = [{"prompt_token_ids": tokens} for tokens in beams]
+            return self.generate(ids, params, use_tqdm=False, timeout=timeout)
+
+        return ask
 
     @overload
     def logits(self, ids: Sequence[int]) -> Logits: ...
@@ -452,7 +395,7 @@ class LLM:
         inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
         limits = Limits.checked(timeout, queue_timeout, priority)
-        with _counting(len(inputs), use_tqdm) as count:
+        with counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
 
     def refuse_encoder(self, what: str) -> None:
@@ -478,7 +421,7 @@ class LLM:
         """
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
         limits, pairs = Limits.checked(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
-        with _counting(len(pairs), use_tqdm) as count:
+        with counting(len(pairs), use_tqdm) as count:
             return self._embedder.score(pairs, params, limits, count)
 
     # -- one request at a time ---------------------------------------------------------------------------------------
@@ -563,24 +506,6 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     return config or EngineConfig(**flags)
 
 
-def _output(item: Generation | RequestOutput) -> RequestOutput:
-    return item.snapshot() if isinstance(item, Generation) else item
-
-
-def _refill(
-    window: deque[Generation | RequestOutput], starting: Iterator[Generation | RequestOutput], most: int
-) -> bool:
-    """Start prompts until ``most`` of them run, or the window is full. False if nothing is left to wait for."""
-    running = sum(not item.finished for item in window)
-    while running < most and len(window) < _WINDOW * most:
-        item = next(starting, None)
-        if item is None:
-            break
-        window.append(item)
-        running += not item.finished
-    return bool(window)
-
-
 def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:
     params = params or PoolingParams()
     if truncate_prompt_tokens is None:
@@ -592,20 +517,6 @@ def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence
     """``ids`` itself where it is a list of lists, else a list with it alone."""
     nested = len(ids) > 0 and isinstance(ids[0], (Sequence, np.ndarray))
     return cast(Sequence[Sequence[int]], ids if nested else [ids])
-
-
-@contextmanager
-def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
-    """A function for the progress bar: it hears how many requests are finished, and how many tokens a step has brought."""
-    tokens, start = 0, time.monotonic()
-
-    def count(finished: int, new_tokens: int = 0) -> None:
-        nonlocal tokens
-        tokens += new_tokens
-        bar.update(finished, total, tokens, time.monotonic() - start)
-
-    with Bar("requests", total, stream=sys.stderr, show=show) as bar:
-        yield count
 
 
 def _say_compiled(kernel: str) -> None:

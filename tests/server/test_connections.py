@@ -183,7 +183,8 @@ def test_an_engine_that_ends_fails_everybody_by_name(tiny_path: Path) -> None:
         server.service.worker._observer.stepped = lambda *how: broken()  # type: ignore[method-assign]
         answer = b""
         while b"out of order" not in answer:
-            assert (more := client.recv(65536)), answer
+            more = client.recv(65536)
+            assert more, answer
             answer += more
         assert answer.startswith(b"HTTP/1.1 503")
         client.close()
