@@ -90,7 +90,8 @@ class Asked:
 
 
 class Worker:
-    """``load`` gives the LLM, in the thread. ``start`` begins, ``close`` ends it; ``submit``, ``abort`` and ``session`` may be called
+    """``load`` gives the LLM, in the thread, which then calls ``on_loaded``; ``on_failure`` hears why there is none, or none any more.
+    ``start`` begins, ``close`` ends it; ``submit``, ``abort`` and ``session`` may be called
     by any thread.
 
     The loop beats at every pass. It is wedged when it has work and has not beaten for 30 s, or ten times the slowest step so far.
@@ -117,6 +118,8 @@ class Worker:
         self.owners: dict[str, str] = {}  # of those in ``slots``
         self.error: BaseException | None = None
         self.ready = threading.Event()  # loaded, or failed to
+        self.on_loaded: Callable[[LLM], None] = lambda llm: None
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._ended = threading.Event()
         self.llm: LLM | None = None
         self._own: Session | None = None
@@ -196,6 +199,7 @@ class Worker:
             with llm:
                 self.llm, self._own = llm, llm.session(prefix="http:")
                 self._beat = self._clock()
+                self.on_loaded(llm)
                 self.ready.set()
                 while not self._closing:
                     self._pass(llm)
@@ -209,6 +213,7 @@ class Worker:
     def _end(self, error: BaseException) -> None:
         self.error = error
         self.ready.set()
+        self.on_failure(error)
 
     def _pass(self, llm: LLM) -> None:
         self._wake.clear()
@@ -350,7 +355,6 @@ class GuestSession:
     def __init__(self, worker: Worker, llm: LLM, prefix: str) -> None:
         self._worker, self._llm = worker, llm
         self._session = llm.session(prefix=prefix, advance=self._wait)
-        self.config, self.tokenizer, self.vocab_size = llm.config, llm.tokenizer, llm.vocab_size
 
     def submit(self, *args: Any, **kwargs: Any) -> str:
         """Put a request in line."""
@@ -371,10 +375,6 @@ class GuestSession:
     def abort(self, request_id: str) -> bool:
         """End a request."""
         return self._woken(self._session.abort(request_id))
-
-    def stats(self) -> EngineStats:
-        """Where the engine stands."""
-        return self._llm.engine.stats()
 
     def _woken(self, result: _T) -> _T:
         self._worker.wake()

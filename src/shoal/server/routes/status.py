@@ -149,4 +149,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "root": service.settings.served[0],
         "parent": None,
         "max_model_len": None if llm is None else llm.engine.max_model_len,
+        "meta": {} if llm is None else {"n_vocab": llm.vocab_size},
     }
