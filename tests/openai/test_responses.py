@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, get_args
 
 import httpx2
+import openai
 import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-import openai
 from shoal.chat.reply import Delta
 from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.openai.convert import Call, refusal
@@ -24,6 +24,10 @@ ASKED = {"model": "tiny", "input": "hi"}
 
 def parsed(**body: Any) -> Call:
     return parse_response(ASKED | body)
+
+
+def begun(**body: Any) -> dict[str, Any]:
+    return head(ASKED | body, parsed(**body), response_id="1", model="tiny")
 
 
 def messages(given: Any, **body: Any) -> Any:
@@ -57,8 +61,8 @@ def test_instructions_and_a_first_system_message_are_one() -> None:
 
 def test_items_of_an_answer_become_one_message_of_the_assistant() -> None:
     """As a client sends them back: what ``output`` of a response holds, and the results of its calls."""
-    begun = head(ASKED, response_id="1", model="tiny")
-    output = plain(response(begun, completion(EVERYTHING, "tool_calls")))["output"]
+    first = begun()
+    output = plain(response(first, completion(EVERYTHING, "tool_calls")))["output"]
     results = [
         {"type": "function_call_output", "call_id": output[2]["call_id"], "output": "3"},
         {
@@ -259,10 +263,10 @@ def test_nesting_without_end_is_refused() -> None:
 # Answers --------------------------------------------------------------------------------------------------------------
 
 
-def streamed(text: str, finish_reason: FinishReason = "stop", **body: Any) -> list[Any]:
-    events = ResponseEvents(head(ASKED | body, response_id="1", model="tiny"))
+def streamed(said: str, finish_reason: FinishReason = "stop", **body: Any) -> list[Any]:
+    events = ResponseEvents(begun(**body))
     started = events.start()
-    pushed = [event for delta in deltas(text) for event in events.push(delta)]
+    pushed = [event for delta in deltas(said) for event in events.push(delta)]
     return [*started, *pushed, *events.finish(finish_reason, USAGE)]
 
 
@@ -290,7 +294,7 @@ def test_events_are_those_of_the_client_and_end_in_the_whole_response(text: str,
         assert event["sequence_number"] == number
     last = events[-1]
     assert last["type"] == ("response.incomplete" if finish_reason == "length" else "response.completed")
-    whole = plain(response(head(ASKED, response_id="1", model="tiny"), completion(text, finish_reason)))
+    whole = plain(response(begun(), completion(text, finish_reason)))
     Response.model_validate(whole)
     assert without_times(last["response"]) == without_times(whole)
     assert whole["store"] is False
@@ -337,14 +341,14 @@ def test_the_client_puts_a_stream_together() -> None:
 
 
 def test_the_client_reads_a_whole_response() -> None:
-    whole = response(head(ASKED, response_id="1", model="tiny"), completion("Hello there."))
+    whole = response(begun(), completion("Hello there."))
     http = client(httpx2.Response(200, json=plain(whole)))
     got = openai.OpenAI(api_key="x", base_url="http://x", http_client=http).responses.create(model="tiny", input="hi")
     assert (got.id, got.status, got.output_text) == ("resp_1", "completed", "Hello there.")
 
 
 def test_the_client_raises_an_error_in_the_middle() -> None:
-    events = ResponseEvents(head(ASKED, response_id="1", model="tiny"))
+    events = ResponseEvents(begun())
     told = [*events.start(), *events.push(Delta(content="Hel")), *events.fail(APIError("too slow", status=500))]
     for event in plain(told):
         EVENT.validate_python(event)
@@ -360,31 +364,27 @@ def test_the_client_raises_an_error_in_the_middle() -> None:
         list(stream)
 
 
-def test_thoughts_that_nobody_asked_for_are_left_out() -> None:
-    events = ResponseEvents(head(ASKED, response_id="1", model="tiny"), include_reasoning=False)
-    pushed = [event for delta in deltas("<think>Hm</think>Yes.") for event in events.push(delta)]
-    (message,) = events.finish("stop", USAGE)[-1]["response"]["output"]
-    assert message["content"][0]["text"] == "Yes."
-    assert not any("reasoning" in event["type"] for event in pushed)
-
-
 def test_a_response_says_what_was_asked_for() -> None:
     asked = {
         "instructions": "Rhyme.",
         "temperature": 0.5,
         "tools": [TOOL],
         "tool_choice": "required",
+        "presence_penalty": 0.25,
         "store": True,
         "metadata": {"a": "b"},
         "reasoning": {"effort": "low"},
         "user": None,
     }
-    begun = head(ASKED | asked, response_id="1", model="served")
-    Response.model_validate(begun)
-    assert (begun["model"], begun["temperature"], begun["top_p"], begun["store"]) == ("served", 0.5, 1.0, False)
-    assert begun["tools"] == [{"strict": False, **TOOL}]
-    assert begun["reasoning"] == {"effort": "low", "summary": None}
-    assert (begun["status"], begun["output"], begun["usage"]) == ("in_progress", [], None)
+    form = {"type": "json_schema", "name": "n", "schema": {}}
+    told = begun(**asked, text={"format": form})
+    Response.model_validate(told)
+    assert told["presence_penalty"] == 0.25
+    assert told["text"] == {"format": form | {"description": None, "strict": False}}
+    assert (told["model"], told["temperature"], told["top_p"], told["store"]) == ("tiny", 0.5, 1.0, False)
+    assert told["tools"] == [{"strict": False, **TOOL}]
+    assert told["reasoning"] == {"effort": "low", "summary": None}
+    assert (told["status"], told["output"], told["usage"]) == ("in_progress", [], None)
 
 
 def token(text: str) -> TokenLogprob:
@@ -393,13 +393,13 @@ def token(text: str) -> TokenLogprob:
 
 
 def test_log_probabilities_are_those_of_the_text() -> None:
-    begun = head(ASKED, response_id="1", model="tiny")
+    first = begun()
     told = completion("<think>Yes</think>Yes, é")
     told.choices[0].logprobs = ChatLogprobs([token(one) for one in ("<think>", "Yes", "</think>", "Yes", ", é", "")])
-    whole = plain(response(begun, told))
+    whole = plain(response(first, told))
     Response.model_validate(whole)
     assert [one["token"] for one in whole["output"][1]["content"][0]["logprobs"]] == ["Yes", ", é"]
-    events = ResponseEvents(begun)
+    events = ResponseEvents(first)
     pushed = [
         *events.push(Delta(reasoning="Yes"), [token("Yes")]),
         *events.push(Delta(content="Yes"), [token("Yes")]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,9 @@ class Dialect:
         problem = str(error).removeprefix(f"{error.param}: ")
         if problem == str(error):
             problem = problem.removeprefix(match["name"]).lstrip(": ")
-        return APIError(f"{param}: {problem}", param, status=error.status, kind=error.kind)
+        told = copy(error)
+        told.args, told.param = (f"{param}: {problem}",), param
+        return told
 
     def _refuse_unless_off(self, name: str, value: object) -> None:
         if name in self.lacks:

@@ -280,11 +280,11 @@ def _parts(content: Any, place: str) -> list[dict[str, Any]]:
 # From an answer to a response -----------------------------------------------------------------------------------------
 
 
-def head(body: dict[str, Any], *, response_id: str, model: str) -> Event:
-    """The Response to a body that ``chat_body`` takes, before the answer begins: it says what was asked for. ``response_id`` is that
-    of the request, without a prefix."""
+def head(body: dict[str, Any], call: Call, *, response_id: str, model: str) -> Event:
+    """The Response to a body, and to the ``call`` that this became, before the answer begins: it says what was asked for.
+    ``response_id`` is that of the request, without a prefix."""
     given = given_fields(body)
-    reasoning, form = given.get("reasoning", {}), given.get("text", {})
+    reasoning, shape = given.get("reasoning", {}), given.get("text", {}).get("format") or {"type": "text"}
     return {
         "id": f"resp_{response_id}",
         "object": "response",
@@ -304,12 +304,12 @@ def head(body: dict[str, Any], *, response_id: str, model: str) -> Event:
         "service_tier": "default",
         "store": False,
         "background": False,
-        "temperature": given.get("temperature", 1.0),
-        "top_p": given.get("top_p", 1.0),
-        "presence_penalty": given.get("presence_penalty", 0.0),
-        "frequency_penalty": given.get("frequency_penalty", 0.0),
+        "temperature": call.params.temperature,
+        "top_p": call.params.top_p,
+        "presence_penalty": call.params.presence_penalty,
+        "frequency_penalty": call.params.frequency_penalty,
         "top_logprobs": given.get("top_logprobs", 0),
-        "text": {"format": form.get("format") or {"type": "text"}},
+        "text": {"format": _FORMATS.get(shape["type"], {}) | shape},
         "tool_choice": given.get("tool_choice", "auto"),
         "tools": [_TOOL | tool for tool in given.get("tools", [])],
         "truncation": "disabled",
@@ -321,6 +321,8 @@ def head(body: dict[str, Any], *, response_id: str, model: str) -> Event:
     }
 
 
+# What tools and formats have of themselves in a response.
+_FORMATS = {"json_schema": {"name": "schema", "description": None, "strict": False}}
 _TOOL = {"description": None, "parameters": None, "strict": False}
 
 
@@ -352,9 +354,8 @@ class ResponseEvents:
     ``response`` makes it.
     """
 
-    def __init__(self, begun: Event, *, include_reasoning: bool = True) -> None:
+    def __init__(self, begun: Event) -> None:
         self._begun = begun
-        self._include_reasoning = include_reasoning
         self._sequence = 0
         self._output: list[Item] = []  # items are replaced, not changed: events that were given away hold them
         self._is_open = False  # whether the last of them goes on
@@ -369,7 +370,7 @@ class ResponseEvents:
     def push(self, delta: Delta, logprobs: Sequence[TokenLogprob] = ()) -> list[Event]:
         """More of the answer. ``logprobs``: of the tokens that brought it; only a message shows any."""
         events: list[Event] = []
-        if delta.reasoning and self._include_reasoning:
+        if delta.reasoning:
             events += self._grown("reasoning", delta.reasoning)
         if delta.content:
             events += self._grown("message", delta.content, logprobs)
