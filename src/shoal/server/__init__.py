@@ -1,0 +1,1 @@
+"""The HTTP server: many clients' requests through one engine."""
