@@ -1,1 +1,1 @@
-"""The HTTP server: many clients' requests through one engine."""
+"""The server: an engine behind OpenAI's API."""

@@ -1,1 +1,1 @@
-"""One file a family of routes."""
+"""What the server answers, a family of routes in each file."""
