@@ -30,6 +30,7 @@ VERBS = {
     "tokenize": "shoal.cli.tokenize:tokenize",
     "perplexity": "shoal.cli.perplexity:perplexity",
     "run-batch": "shoal.cli.run_batch:run_batch",
+    "serve": "shoal.cli.serve:serve",
     "job": "shoal.cli.job:job",
     "bench": "shoal.cli.bench:bench",
     "list": "shoal.cli.models:list_",
