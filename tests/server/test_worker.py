@@ -179,7 +179,7 @@ def test_it_is_wedged_when_it_has_work_and_takes_no_step(tiny_path: Path, capfd:
         until(lambda: worker.state == "ok")
         now[0] += 1000  # it has nothing to do
         assert worker.state == "ok"
-    assert worker.state == "closed"
+    assert str(worker.state) == "closed"
     assert "in step" in capfd.readouterr().err  # where its thread was
 
 

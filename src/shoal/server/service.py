@@ -37,7 +37,7 @@ class Ticket:
         self.refuse: Callable[[Any], APIError] = lambda error: APIError(str(error))
         self._service, self._news = service, news
         self._arrived = time.monotonic()
-        self._num_prompt = 0
+        self.num_prompt = 0
         self._begun = self._done = False
         self._output: AnyOutput | None = None
         self._error: Exception | None = None
@@ -78,7 +78,7 @@ class Ticket:
     def wait(self, num_prompt: int) -> None:
         """The prompt has so many tokens, and waits. Raises TooManyWaitingError."""
         self._service.room.wait(num_prompt)
-        self._num_prompt = num_prompt
+        self.num_prompt = num_prompt
 
     def leave_unasked(self) -> None:
         """It came to nothing before the engine heard of it."""
@@ -87,7 +87,7 @@ class Ticket:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._service.room.begin(self._num_prompt)
+            self._service.room.begin(self.num_prompt)
 
     def _leave(self) -> None:
         if not self._done:
@@ -107,6 +107,11 @@ class Tickets:
     def __init__(self) -> None:
         self.news = asyncio.Event()
         self.all: list[Ticket] = []
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of all prompts, as far as they are known."""
+        return sum(ticket.num_prompt for ticket in self.all)
 
     async def next(self) -> list[tuple[int, AnyOutput]]:
         """The new outputs, with the numbers of their tickets; none if it was woken for another reason. Raises as ``Ticket.take``."""
@@ -200,6 +205,13 @@ class Service:
             tickets.close()
             raise
         return tickets
+
+    async def count_tokens(self, call: Call) -> int:
+        """How many tokens a prompt has. Raises APIError."""
+        try:
+            return len(await self.in_thread(self.llm.encode, call.prompt))
+        except (RequestError, ParameterError, TemplateError) as error:
+            raise refusal(call, error) from None
 
     async def in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         """Do what takes long (encoding, files) beside the event loop."""
