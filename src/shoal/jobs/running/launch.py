@@ -163,7 +163,7 @@ def _begin(task: Task, say: Say) -> Manifest:
     if changes and not _held(files.results, files.errors):  # nothing is done: nobody's work is lost
         return _begun(task, identity, say)
     if changes:
-        raise JobError(f"{files.output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
+        raise manifests.ChangedError(files.output, changes)
     if task.from_stdin:
         raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
     if options.retry_errors and files.errors == files.output:
