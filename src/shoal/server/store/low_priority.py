@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import itertools
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from shoal.engine.engine import EngineStats
 from shoal.jobs.running.engine_half import EngineHalf
@@ -15,6 +17,9 @@ from shoal.text.tokenizer import Tokenizer
 BENEATH = 1000  # is added to the priority of a row; of requests the lowest number comes first
 _MOST = 999  # how far the priority that a row gives itself counts, either way: none can get above other traffic
 
+_Output = TypeVar("_Output", RequestOutput, EmbeddingRequestOutput)
+_NUMBERS = itertools.count()
+
 
 class Model(Protocol):
     """What is asked of the LLM itself."""
@@ -23,6 +28,7 @@ class Model(Protocol):
     def config(self) -> EngineConfig:
         """How the engine is sized."""
 
+    path: Path
     tokenizer: Tokenizer | None
 
     def stats(self) -> EngineStats:
@@ -65,10 +71,15 @@ class Requests(Protocol):
 
 
 class LowPriority(EngineHalf):
-    """``requests`` of ``model``, for rows of batches. It stays when a job is done with it."""
+    """``requests`` of ``model``, for the rows of one batch.
+
+    The rows of all batches have the same names. What is left of an earlier one in the engine, or to be reported of it, is told apart by
+    a number that the ids bear there.
+    """
 
     def __init__(self, model: Model, requests: Requests) -> None:
         self._model, self._requests = model, requests
+        self._number = next(_NUMBERS)
 
     @property
     def config(self) -> EngineConfig:
@@ -95,7 +106,11 @@ class LowPriority(EngineHalf):
     ) -> str:
         """Put a row in line, behind all that is not of a batch."""
         return self._requests.submit(
-            prompt, params, request_id=request_id, priority=BENEATH + max(-_MOST, min(priority, _MOST)), timeout=timeout
+            prompt,
+            params,
+            request_id=self._inside(request_id),
+            priority=BENEATH + max(-_MOST, min(priority, _MOST)),
+            timeout=timeout,
         )
 
     def submit_embedding(
@@ -107,19 +122,33 @@ class LowPriority(EngineHalf):
         timeout: float | None = None,
     ) -> str:
         """Put an input of a row in line, behind all that is not of a batch."""
-        return self._requests.submit_embedding(prompt, params, request_id=request_id, priority=BENEATH, timeout=timeout)
+        return self._requests.submit_embedding(
+            prompt, params, request_id=self._inside(request_id), priority=BENEATH, timeout=timeout
+        )
 
     def embeddings(self) -> list[EmbeddingRequestOutput]:
         """Those that have ended since the last call."""
-        return self._requests.embeddings()
+        return self._own(self._requests.embeddings())
 
     def step(self) -> list[RequestOutput]:
         """How far each row is that got something."""
-        return self._requests.step()
+        return self._own(self._requests.step())
 
     def abort(self, request_id: str) -> bool:
         """End a row."""
-        return self._requests.abort(request_id)
+        return self._requests.abort(self._inside(request_id))
 
     def close(self) -> None:
         """Nothing: others use the model too."""
+
+    def _inside(self, request_id: str | None) -> str:
+        assert request_id is not None, "rows have names"
+        return f"{self._number}/{request_id}"
+
+    def _own(self, outputs: list[_Output]) -> list[_Output]:
+        """Those of this batch, by their own names."""
+        own = self._inside("")
+        kept = [output for output in outputs if output.request_id.startswith(own)]
+        for output in kept:
+            output.request_id = output.request_id.removeprefix(own)
+        return kept

@@ -15,7 +15,6 @@ from pathlib import Path
 from shoal.errors import EngineError, JobError
 from shoal.jobs.durable import journal
 from shoal.jobs.durable.manifest import ChangedError
-from shoal.jobs.running.engine_half import EngineHalf
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import Host, run_task
 from shoal.jobs.running.progress import JobProgress
@@ -23,6 +22,7 @@ from shoal.jobs.running.task import JobOptions, Task
 from shoal.openai.schema import APIError
 from shoal.server.store.batches import OVER, Batch, BatchError, BatchErrors, Outcome, RequestCounts, Status, Stored
 from shoal.server.store.files import FileInfo
+from shoal.server.store.low_priority import LowPriority, Model, Requests
 from shoal.server.store.store import INPUT, Store
 from shoal.server.store.validation import check_rows
 
@@ -35,11 +35,11 @@ _END: dict[str, Status] = {"finished": "completed", "expired": "expired", "cance
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What batches run on: ``engine``, of the model in the file ``path``, which rows may call by the names ``served``."""
+    """What batches run on: an LLM, a session of it that nobody else uses, and the ``names`` that rows may call it."""
 
-    engine: EngineHalf
-    path: Path
-    served: tuple[str, ...]
+    model: Model
+    requests: Requests
+    names: tuple[str, ...]
 
 
 class BatchRunner:
@@ -167,7 +167,7 @@ class BatchRunner:
         """Run its job, or go on with it, to its end or that of this process."""
         task = self._task(served, batch)
         host = Host(
-            lambda: served.engine,
+            lambda: LowPriority(served.model, served.requests),
             say=lambda text: _LOG.info("batch %s: %s", batch.id, text),
             report=lambda progress: self._count(batch, progress),
             cancelled=lambda: self._store.batches.stored(batch.id).batch.status == "cancelling",
@@ -188,11 +188,11 @@ class BatchRunner:
     def _task(self, served: Served, batch: Batch) -> Task:
         folder = self._store.batches.folder(batch.id)
         return Task(
-            served.path,
-            served.served,
+            served.model.path,
+            served.names,
             JobFiles.named(folder / INPUT, folder / "output.jsonl"),
             JobOptions(deadline=batch.expires_at - batch.created_at),
-            served.engine.config,
+            served.model.config,
             datetime.fromtimestamp(batch.created_at).astimezone(),
         )
 
