@@ -31,6 +31,7 @@ RANKS = {
     "requests": 6,
     "llm": 7,
     "openai": 8,
+    "anthropic": 9,
     "jobs": 9,
     "server": 10,
     "bench": 10,

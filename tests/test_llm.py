@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shoal.errors import MemoryLimitError, ParameterError, RequestError, UnsupportedError
+from shoal.errors import ContextLengthError, MemoryLimitError, ParameterError, RequestError, UnsupportedError
 from shoal.llm import LLM
 from shoal.params import EngineConfig, SamplingParams
 from shoal.requests.outputs import RequestOutput
@@ -113,8 +113,9 @@ def test_a_bad_prompt_harms_no_one(llm: LLM) -> None:
     ],
 )
 def test_submit_names_what_is_wrong(llm: LLM, prompt: Any, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(RequestError, match=message) as caught:
         llm.submit(prompt, GREEDY)
+    assert isinstance(caught.value, ContextLengthError) == ("max_model_len" in message)
     assert not llm.has_work
 
 

@@ -2,7 +2,8 @@
 
     ShoalError
     ├── ParameterError      a request or engine parameter is wrong in itself (also a ValueError)
-    ├── RequestError        a request that this model or engine can never serve (too long, empty, ...)
+    ├── RequestError        a request that this model or engine can never serve (empty, of another kind, ...)
+    │   └── ContextLengthError   one that is longer than the context or the KV memory
     ├── GGUFError           a file that is not a well-formed GGUF file
     ├── UnsupportedError    a well-formed thing that shoal cannot run (architecture, tensor type, tokenizer)
     ├── ModelNotFoundError  a model reference that leads to no file
@@ -48,6 +49,10 @@ class RequestError(ShoalError):
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class ContextLengthError(RequestError):
+    """A request that is longer than the context, or than the KV memory has room for; the message names both lengths."""
 
 
 class GGUFError(ShoalError):

@@ -7,16 +7,12 @@ Everything goes through one path: ``submit`` puts a request into the engine, a s
 
 from __future__ import annotations
 
-import sys
-import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +33,12 @@ from shoal.params import (
     SamplingParams,
     check_priority,
 )
-from shoal.requests.beam import BeamSearch, BeamSearches, BeamSearchOutput
+from shoal.requests.answers import Answers, counting
+from shoal.requests.beam import BeamSearches, BeamSearchOutput, NextTokens
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.embedder import Embedder, text_pairs
 from shoal.requests.outputs import CompletionOutput, Generation, Logprob, RequestOutput, Scoring
-from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
+from shoal.requests.pooled import EmbeddingRequestOutput, ScoringRequestOutput
 from shoal.requests.prompts import (
     Message,
     Params,
@@ -51,8 +48,8 @@ from shoal.requests.prompts import (
     paired,
     paired_lazily,
 )
-from shoal.requests.submission import Asked, Limits, Submitter, all_asked
-from shoal.system.progress import Bar
+from shoal.requests.session import Advance, Session
+from shoal.requests.submission import Limits, Submitter, all_asked
 from shoal.system.streams import say
 
 __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
@@ -60,7 +57,26 @@ __all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput"]
 Outputs = Generator[RequestOutput, None, None]
 Logits = NDArray[np.float32]
 
-_WINDOW = 8  # times max_num_seqs: prompts of an iterator from the oldest without an answer on
+
+class Scheduled(TypedDict, total=False):
+    """Keywords of ``generate``."""
+
+    priority: Priority
+    timeout: float | None
+    queue_timeout: float | None
+
+
+class ChatOptions(Scheduled, total=False):
+    """Keywords of ``chat``."""
+
+    chat_template: None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    tool_choice: str | Mapping[str, Any] | None
+    parallel_tool_calls: bool | None
+    reasoning_effort: str | None
 
 
 class LLM:
@@ -103,8 +119,6 @@ class LLM:
     ) -> None:
         config = _config(config, flags)
         self.path = hub.resolve(model)
-        self._inbox: list[Generation] = []  # what ``submit`` started and the next ``step`` will report
-        self._embedded: list[Pooled] = []  # what ``submit_embedding`` started and the next ``embeddings`` may report
         self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
         try:
             with GGUFFile.open(self.path) as file:
@@ -125,6 +139,8 @@ class LLM:
         self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)
         self._beams = BeamSearches(self._submitter)
         self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
+        self._answers = Answers(self._submitter, self._dispatcher, self.engine)
+        self._own = self.session()
 
     def __enter__(self) -> LLM:
         return self
@@ -165,7 +181,7 @@ class LLM:
 
     def close(self) -> None:
         """Drop all requests, stop the threads, let go of the KV memory. Closing twice does nothing."""
-        self._beams.clear()
+        self._own.close()
         self._dispatcher.close()
         self._prompts.close()
         self._submitter.close()
@@ -179,10 +195,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **scheduling: Unpack[Scheduled],
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -191,10 +204,7 @@ class LLM:
         prompts: Iterator[Prompt],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **scheduling: Unpack[Scheduled],
     ) -> Outputs: ...
 
     def generate(
@@ -226,40 +236,8 @@ class LLM:
         if not isinstance(prompts, (str, Mapping, Sequence)):
             limits = limits._replace(priority=check_priority(priority))
             requests = ((*pair, limits) for pair in paired_lazily(iter(prompts), sampling_params))
-            return self._answers(requests, use_tqdm)
-        return self._all_answers(all_asked(prompts, sampling_params, priority, limits), use_tqdm)
-
-    def _all_answers(self, requests: list[Asked], show: bool) -> list[RequestOutput]:
-        sink: list[Generation] = []
-        started: list[Generation | RequestOutput] = []
-        try:
-            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
-            with _counting(len(started), show) as count:
-                waiting = {item for item in started if isinstance(item, Generation)}
-                count(len(started) - len(waiting))
-                while waiting:
-                    changed = self._dispatcher.next_changed(sink)
-                    waiting -= {item for item in changed if item.finished}
-                    count(len(started) - len(waiting), len(changed))
-        finally:
-            self._submitter.drop(started)
-        return [_output(item) for item in started]
-
-    def _answers(self, requests: Iterator[Asked], show: bool) -> Outputs:
-        sink: list[Generation] = []
-        starting = (self._submitter.start(*request, sink) for request in requests)
-        window: deque[Generation | RequestOutput] = deque()
-        try:
-            answered = 0
-            with _counting(None, show) as count:
-                while _refill(window, starting, self.config.max_num_seqs):
-                    if not window[0].finished:
-                        count(answered, len(self._dispatcher.next_changed(sink)))
-                    while window and window[0].finished:
-                        answered += 1
-                        yield _output(window.popleft())
-        finally:
-            self._submitter.drop(window)
+            return self._answers.as_they_come(requests, use_tqdm)
+        return self._answers.together(all_asked(prompts, sampling_params, priority, limits), use_tqdm)
 
     @overload
     def chat(
@@ -267,18 +245,7 @@ class LLM:
         messages: Sequence[Message] | Sequence[Sequence[Message]],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        reasoning_effort: str | None = None,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]: ...
 
     @overload
@@ -287,18 +254,7 @@ class LLM:
         messages: Iterator[Sequence[Message]],
         sampling_params: Params = None,
         use_tqdm: bool = True,
-        *,
-        chat_template: None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: str | Mapping[str, Any] | None = None,
-        parallel_tool_calls: bool | None = None,
-        reasoning_effort: str | None = None,
-        priority: Priority = 0,
-        timeout: float | None = None,
-        queue_timeout: float | None = None,
+        **options: Unpack[ChatOptions],
     ) -> Outputs: ...
 
     def chat(
@@ -373,22 +329,9 @@ class LLM:
         what is not finished.
         """
         self.refuse_encoder("stream")
-        return self._stream(all_asked(prompts, sampling_params, priority, Limits.checked(timeout, queue_timeout)))
-
-    def _stream(self, requests: list[Asked]) -> Iterator[RequestOutput]:
-        sink: list[Generation] = []
-        started: list[Generation | RequestOutput] = []
-        try:
-            started.extend(self._submitter.start(*request, sink) for request in requests)  # one by one: see ``finally``
-            yield from [item for item in started if isinstance(item, RequestOutput)]
-            waiting = {item.request_id for item in started if isinstance(item, Generation)}
-            while waiting:
-                for output in self._dispatcher.next_outputs(sink):
-                    if output.finished:
-                        waiting.remove(output.request_id)
-                    yield output
-        finally:
-            self._submitter.drop(started)
+        return self._answers.growing(
+            all_asked(prompts, sampling_params, priority, Limits.checked(timeout, queue_timeout))
+        )
 
     def beam_search(
         self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, *, timeout: float | None = None
@@ -398,20 +341,14 @@ class LLM:
         What beams have in common is computed once, as long as ``enable_prefix_caching`` is on. A prompt that cannot be served
         gives an output with ``error``. ``timeout``: seconds for each token. Raises RequestError for an empty list.
         """
-        searches = [self._beams.search(prompt, params) for prompt, _ in paired(prompts, None)]
-        while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
-            wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
-            ids = [{"prompt_token_ids": tokens} for tokens, _ in wanted]
-            answers = iter(self.generate(ids, [step for _, step in wanted], use_tqdm=False, timeout=timeout))
-            for search in asking:
-                found = [next(answers) for _ in search.beams]
-                broken = next((answer for answer in found if not answer.outputs[0].logprobs), None)
-                if broken is None:
-                    search.take([answer.outputs[0].logprobs[0] for answer in found if answer.outputs[0].logprobs])
-                else:
-                    why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
-                    searches[searches.index(search)] = BeamSearchOutput([], why)
-        return [self._beams.found(item) for item in searches]
+        return self._beams.together([prompt for prompt, _ in paired(prompts, None)], params, self._next_tokens(timeout))
+
+    def _next_tokens(self, timeout: float | None) -> NextTokens:
+        def ask(beams: list[list[int]], params: list[SamplingParams]) -> list[RequestOutput]:
+            ids = [{"prompt_token_ids": tokens} for tokens in beams]
+            return self.generate(ids, params, use_tqdm=False, timeout=timeout)
+
+        return ask
 
     @overload
     def logits(self, ids: Sequence[int]) -> Logits: ...
@@ -461,8 +398,8 @@ class LLM:
         """
         inputs = [prompts] if isinstance(prompts, (str, Mapping)) else list(prompts)
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
-        with _counting(len(inputs), use_tqdm) as count:
+        limits = Limits.checked(timeout, queue_timeout, priority)
+        with counting(len(inputs), use_tqdm) as count:
             return self._embedder.embed(inputs, params, limits, count)
 
     def refuse_encoder(self, what: str) -> None:
@@ -487,17 +424,27 @@ class LLM:
         ``PoolingParams(use_activation=False)``. Of other models it is the cosine of the two embeddings. Otherwise as ``embed``.
         """
         params = _pooling_params(pooling_params, truncate_prompt_tokens)
-        limits, pairs = Limits.checked(timeout, queue_timeout, priority)._asdict(), text_pairs(data_1, data_2)
-        with _counting(len(pairs), use_tqdm) as count:
+        limits, pairs = Limits.checked(timeout, queue_timeout, priority), text_pairs(data_1, data_2)
+        with counting(len(pairs), use_tqdm) as count:
             return self._embedder.score(pairs, params, limits, count)
 
     # -- one request at a time ---------------------------------------------------------------------------------------
 
+    def session(self, *, prefix: str = "", advance: Advance | None = None) -> Session:
+        """Another caller with requests of its own, as ``submit``, ``step`` and ``abort`` are one. ``prefix`` tells their ids apart;
+        ``advance``: see ``Session``."""
+        return Session(
+            self._submitter, self._embedder, self._dispatcher, self.chat_defaults, prefix=prefix, advance=advance
+        )
+
+    def taken(self, sink: list[Generation]) -> list[RequestOutput]:
+        """How far everything is that steps of others have left in ``sink``: an ``advance`` for who computes no steps himself."""
+        return [item.snapshot() for item in self._dispatcher.take(sink)]
+
     @property
     def has_work(self) -> bool:
         """Whether ``step`` has anything left to do or to report."""
-        told = any(not item.aborted for item in self._inbox)
-        return self._dispatcher.has_work or told or bool(self._beams)
+        return self._dispatcher.has_work or self._own.has_news
 
     def submit(
         self,
@@ -516,13 +463,9 @@ class LLM:
 
         Raises RequestError, ParameterError or TemplateError for a request that cannot be served.
         """
-        limits = Limits.checked(timeout, queue_timeout, priority)
-        if isinstance(params, BeamSearchParams):
-            return self._beams.submit(prompt, params, limits, request_id)
-        if params is None:
-            is_chat = isinstance(prompt, Mapping) and "messages" in prompt
-            params = SamplingParams(**self.chat_defaults) if is_chat else SamplingParams()
-        return self._submitter.submit(prompt, params, limits, self._inbox, request_id).request_id
+        return self._own.submit(
+            prompt, params, request_id=request_id, priority=priority, timeout=timeout, queue_timeout=queue_timeout
+        )
 
     def submit_embedding(
         self,
@@ -535,24 +478,22 @@ class LLM:
         queue_timeout: float | None = None,
     ) -> str:
         """As ``submit``, for one embedding: ``step`` moves it on, ``embeddings`` has it when it is done."""
-        limits = Limits.checked(timeout, queue_timeout, priority)._asdict()
-        name = self._submitter.next_name() if request_id is None else request_id
-        return self._embedder.submit(prompt, params or PoolingParams(), limits, self._embedded, name)
+        return self._own.submit_embedding(
+            prompt, params, request_id=request_id, priority=priority, timeout=timeout, queue_timeout=queue_timeout
+        )
 
     def embeddings(self) -> list[EmbeddingRequestOutput]:
         """Those of ``submit_embedding`` that have ended since the last call; not those that were aborted."""
-        changed = self._dispatcher.take(self._embedded)
-        return [item.snapshot() for item in changed if item.finished and item.finish_reason != "abort"]
+        return self._own.embeddings()
 
     def step(self) -> list[RequestOutput]:
         """One step of the engine: how far each submitted request is now that got something from it, or has ended."""
-        outputs = self._dispatcher.step(self._inbox) + self._beams.step()
-        return [output for output in outputs if all(answer.finish_reason != "abort" for answer in output.outputs)]
+        return self._own.step()
 
     def abort(self, request_id: str) -> bool:
         """End a request and free its memory. Nothing more is reported of one that was submitted; one of ``generate`` or
         ``stream`` ends with finish_reason "abort". False if there is none such."""
-        return self._beams.abort(request_id) or self._dispatcher.abort(request_id)
+        return self._own.abort(request_id)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids that a prompt stands for, as the engine gets them. Raises as ``submit``."""
@@ -569,24 +510,6 @@ def _config(config: EngineConfig | None, flags: dict[str, Any]) -> EngineConfig:
     return config or EngineConfig(**flags)
 
 
-def _output(item: Generation | RequestOutput) -> RequestOutput:
-    return item.snapshot() if isinstance(item, Generation) else item
-
-
-def _refill(
-    window: deque[Generation | RequestOutput], starting: Iterator[Generation | RequestOutput], most: int
-) -> bool:
-    """Start prompts until ``most`` of them run, or the window is full. False if nothing is left to wait for."""
-    running = sum(not item.finished for item in window)
-    while running < most and len(window) < _WINDOW * most:
-        item = next(starting, None)
-        if item is None:
-            break
-        window.append(item)
-        running += not item.finished
-    return bool(window)
-
-
 def _pooling_params(params: PoolingParams | None, truncate_prompt_tokens: int | None) -> PoolingParams:
     params = params or PoolingParams()
     if truncate_prompt_tokens is None:
@@ -598,20 +521,6 @@ def _id_lists(ids: Sequence[int] | Sequence[Sequence[int]]) -> Sequence[Sequence
     """``ids`` itself where it is a list of lists, else a list with it alone."""
     nested = len(ids) > 0 and isinstance(ids[0], (Sequence, np.ndarray))
     return cast(Sequence[Sequence[int]], ids if nested else [ids])
-
-
-@contextmanager
-def _counting(total: int | None, show: bool) -> Iterator[Callable[..., None]]:
-    """A function for the progress bar: it hears how many requests are finished, and how many tokens a step has brought."""
-    tokens, start = 0, time.monotonic()
-
-    def count(finished: int, new_tokens: int = 0) -> None:
-        nonlocal tokens
-        tokens += new_tokens
-        bar.update(finished, total, tokens, time.monotonic() - start)
-
-    with Bar("requests", total, stream=sys.stderr, show=show) as bar:
-        yield count
 
 
 def _say_compiled(kernel: str) -> None:

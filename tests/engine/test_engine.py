@@ -582,6 +582,18 @@ def test_switched_off_it_makes_no_difference_whether_prompts_are_alike() -> None
         np.testing.assert_array_equal(one.page_table, two.page_table)
 
 
+def test_prefixes_are_shared_by_those_of_one_salt_alone() -> None:
+    engine, prompt = toy_engine(prefix_caching=True), list(range(1, 40))
+    cached = []
+    for name, salt in (("a", "x"), ("b", "y"), ("c", ""), ("d", "x")):
+        results = run(engine, [replace(greedy(name, prompt, 2), cache_salt=salt)])
+        last = results[name].last
+        assert last is not None
+        cached.append(last.metrics.num_cached)
+    assert cached[:3] == [0, 0, 0]
+    assert cached[3] > 0
+
+
 def test_a_request_with_nan_leaves_nothing_behind() -> None:
     bad = greedy("bad", [4] * 40 + [NAN_TOKEN])
     good = greedy("good", [4] * 40 + [5])
@@ -640,7 +652,8 @@ def test_metrics_and_stats() -> None:
     results = run(engine)
     assert results["r"].last is not None
     metrics = results["r"].last.metrics
-    assert (metrics.arrival_time, metrics.first_token_time, metrics.finished_time) == (10.0, 12.0, 13.0)
+    assert (metrics.arrival_time, metrics.begun_time) == (10.0, 11.0)
+    assert (metrics.first_token_time, metrics.finished_time) == (13.0, 14.0)
     assert metrics.num_preemptions == 0
     stats = engine.stats()
     assert (stats.steps, stats.prompt_tokens, stats.generation_tokens, stats.preemptions) == (3, 6, 2, 0)

@@ -34,6 +34,13 @@ def test_the_lowest_number_first_and_in_order_of_arrival_among_equals() -> None:
     assert ends(engine) == ["d", "b", "e", "a", "c"]
 
 
+def test_among_equals_the_lowest_turn_comes_first() -> None:
+    engine = toy_engine(seqs=1)
+    for name, priority, turn in (("a", 0, 9), ("b", 0, 3), ("c", 1, 0), ("d", 0, 3)):
+        engine.add(replace(ranked(name, priority), turn=turn))
+    assert ends(engine) == ["b", "d", "a", "c"]
+
+
 def test_those_that_run_go_on_unless_they_may_be_preempted() -> None:
     for preempt, expected in ((False, ["low", "high"]), (True, ["high", "low"])):
         engine = toy_engine(seqs=1, preempt_for_priority=preempt)

@@ -24,7 +24,7 @@ def sequence(order: Order) -> Sequence:
 )
 def test_the_first_is_always_the_least(orders: list[tuple[int, int]], steps: list[str], rng: random.Random) -> None:
     queue = WaitingQueue()
-    held = [sequence((priority, number, sample)) for number, (priority, sample) in enumerate(orders)]
+    held = [sequence((priority, turn, number, 0)) for number, (priority, turn) in enumerate(orders)]
     for seq in held:
         queue.push(seq)
     out: list[Sequence] = []
@@ -44,7 +44,7 @@ def test_the_first_is_always_the_least(orders: list[tuple[int, int]], steps: lis
             out.append(first)
 
 
-class Counted(tuple[int, int, int]):
+class Counted(tuple[int, int, int, int]):
     """Counts how often it is compared."""
 
     comparisons = 0
@@ -56,7 +56,7 @@ class Counted(tuple[int, int, int]):
 
 def test_fifty_thousand_in_line_cost_little_more_than_few() -> None:
     rng, queue, most = random.Random(1), WaitingQueue(), 50_000
-    held = [sequence(Counted((rng.randrange(9), number, 0))) for number in range(most)]
+    held = [sequence(Counted((rng.randrange(9), 0, number, 0))) for number in range(most)]
     for seq in held:
         queue.push(seq)
     assert Counted.comparisons < 4 * most
@@ -75,7 +75,7 @@ def test_fifty_thousand_in_line_cost_little_more_than_few() -> None:
 def test_those_that_have_ended_are_let_go_of() -> None:
     queue = WaitingQueue()
     for number in range(10_000):
-        seq = sequence((0, number, 0))
+        seq = sequence((0, 0, number, 0))
         queue.push(seq)
         queue.drop(seq)
     assert len(queue._heap) < 200

@@ -11,9 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.errors import ParameterError, RequestError, TemplateError
+from shoal.errors import ContextLengthError, ParameterError, RequestError, TemplateError
 from shoal.llm import CompletionOutput, Logprob, RequestOutput
-from shoal.openai.convert import Call, answer, check_model, parse_chat, parse_completion, refusal
+from shoal.openai.convert import (
+    Call,
+    answer,
+    check_model,
+    completions_answer,
+    failure,
+    parse_chat,
+    parse_completion,
+    parse_completions,
+    refusal,
+)
 from shoal.openai.schema import APIError
 from shoal.params import SamplingParams
 from shoal.text.stream import StreamDecoder
@@ -144,6 +154,29 @@ def test_how_a_text_becomes_ids() -> None:
 @pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [1, True], [1.5], [{}], 5])
 def test_a_prompt_that_is_none(prompt: Any) -> None:
     assert refused(parse_completion, {"prompt": prompt}).param == "prompt"
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b", "c"], [[1], [2, 3]], ["a", [1]]])
+def test_each_prompt_of_a_list_is_a_call(prompts: list[Any]) -> None:
+    fields = {"n": 2, "seed": 3, "echo": True, "model": "m"}
+    assert parse_completions({"prompt": prompts, **fields}) == [completion(prompt=one, **fields) for one in prompts]
+    assert parse_completions({"prompt": prompts[0], **fields}) == [completion(prompt=prompts[0], **fields)]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([], "prompt: is empty"),
+        (["a", ""], "prompt[1]: is empty"),
+        (["a", "b", [1, "c"]], "prompt[2]: must be a text or a list of token ids"),
+        (["a", 5], "prompt[1]: must be a text or a list of token ids"),
+        ([[1], [True]], "prompt[1]: must be a text or a list of token ids"),
+        (["a"] * 2049, "prompt: has 2049 prompts, must have 1 to 2048"),
+    ],
+)
+def test_a_list_of_prompts_that_is_refused(prompts: list[Any], message: str) -> None:
+    error = refused(parse_completions, {"prompt": prompts})
+    assert (error.param, str(error).startswith(message)) == ("prompt", True)
 
 
 SAMPLING = {
@@ -291,16 +324,40 @@ def test_a_body_may_name_a_served_model_or_none() -> None:
     check_model("a", ["a", "b"])
     with pytest.raises(APIError, match="'c' is not served here; there is a, b") as caught:
         check_model("c", ["a", "b"])
-    assert (caught.value.status, caught.value.kind, caught.value.param) == (404, "model_not_found", "model")
+    error = caught.value
+    assert (error.status, error.kind, error.param, error.code) == (
+        404,
+        "invalid_request_error",
+        "model",
+        "model_not_found",
+    )
 
 
 def test_what_the_model_refuses_names_the_field_of_the_body() -> None:
-    too_long = RequestError("too long", "prompt_token_ids")
+    too_long = ContextLengthError("too long", "prompt_token_ids")
     assert refusal(chat(), too_long).param == "messages"
     assert refusal(completion(), too_long).param == "prompt"
+    assert refusal(completion(), too_long).code == "context_length_exceeded"
+    assert refusal(completion(), RequestError("empty", "prompt")).code is None
     assert refusal(chat(), TemplateError("no")).param == "messages"
     assert refusal(chat(), ParameterError("seed", 1, "2")).param == "seed"
     assert refusal(chat(), RequestError("full")).param is None
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [
+        (["stop", "length"], None),
+        ([None, "stop"], None),
+        ([None, "timeout"], (504, "timeout_error", "request_timeout", "the request was not finished in time")),
+        (["stop", "error"], (500, "server_error", None, "NaN logits")),
+        (["abort", "abort"], (503, "server_error", None, "the request was aborted")),
+    ],
+)
+def test_a_request_fails_with_one_of_its_answers(reasons: list[str | None], expected: Any) -> None:
+    given = [CompletionOutput(index, "", [], finish_reason=reason) for index, reason in enumerate(reasons)]
+    error = failure(RequestOutput("r", None, [1], given, finished=True, error="NaN logits"))
+    assert (error and (error.status, error.kind, error.code, str(error))) == expected
 
 
 # Responses ------------------------------------------------------------------------------------------------------------
@@ -370,6 +427,29 @@ def test_all_samples_are_choices_and_count(call: Call) -> None:
     assert texts == ["He\u20ac", "text 1", "text 2"]
     usage = body["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (2, 7, 9)
+
+
+def test_answers_to_many_prompts_are_choices_of_one_body() -> None:
+    calls = parse_completions({"prompt": ["a", "b"], "n": 2})
+    outputs = [output(), output(finish_reason="length")]
+    for number, out in enumerate(outputs):
+        out.outputs.append(CompletionOutput(1, f"text {number}", [4], finish_reason="stop"))
+        out.num_cached_tokens = 1
+    body = completions_answer(
+        list(zip(calls, outputs, strict=True)),
+        response_id="x",
+        model="m",
+        tokenizer=cast(Tokenizer, Spelling()),
+    )
+    assert [(choice.index, choice.text, choice.finish_reason) for choice in body.choices] == [
+        (0, "He\u20ac", "stop"),
+        (1, "text 0", "stop"),
+        (2, "He\u20ac", "length"),
+        (3, "text 1", "stop"),
+    ]
+    usage = body.usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (4, 8, 12)
+    assert usage.prompt_tokens_details.cached_tokens == 2
 
 
 @pytest.mark.parametrize("build", [chat, completion])

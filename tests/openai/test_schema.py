@@ -62,7 +62,7 @@ def test_numbers_and_text_that_json_cannot_hold_pass_for_the_field_check() -> No
 def test_the_error_object() -> None:
     error = APIError("seed: no", "seed")
     body = json.loads(msgspec.json.encode(error.body()))
-    assert body == {"error": {"message": "seed: no", "type": "invalid_request_error", "param": "seed", "code": 400}}
+    assert body == {"error": {"message": "seed: no", "type": "invalid_request_error", "param": "seed", "code": None}}
     assert json.loads(msgspec.json.encode(error.body(line=7)))["error"]["line"] == 7
 
 

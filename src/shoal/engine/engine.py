@@ -7,8 +7,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 from traceback import clear_frames
+from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
@@ -32,6 +33,7 @@ __all__ = [
     "Metrics",
     "Output",
     "Request",
+    "Slot",
     "TokenLogprobs",
     "TokenWords",
 ]
@@ -45,7 +47,8 @@ _log = logging.getLogger(__name__)
 class EngineStats:
     """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed; ``cached_tokens`` of
     all ``prompt_tokens`` came from the prefix cache. Pages are those of each KV group; the cache lies in free ones. ``broken``: what
-    the engine raised when it last tried to compute, if it could compute nothing at all for any of several requests."""
+    the engine raised when it last tried to compute, if it could compute nothing at all for any of several requests. ``batch_sequences``
+    and ``batch_rows``: those of the last step."""
 
     running: int
     waiting: int
@@ -57,6 +60,40 @@ class EngineStats:
     cached_tokens: int
     generation_tokens: int
     broken: str | None
+    batch_sequences: int = 0
+    batch_rows: int = 0
+
+
+class Slot(NamedTuple):
+    """Where one sequence is. ``state``: "waiting", "preempted" (it waits again), "prefill" or "decode". ``num_computed`` tokens are in
+    the KV cache, ``max_tokens`` is the most that may follow the prompt, ``rows`` were its share of the last step."""
+
+    request_id: str
+    sample: int
+    state: str
+    num_prompt: int
+    num_computed: int
+    num_output: int
+    max_tokens: int
+    arrival_time: float
+    rows: int
+
+
+def _slot(seq: Sequence) -> Slot:
+    state = "decode" if seq.num_computed >= seq.num_prompt else "prefill"
+    if seq.status is not Status.RUNNING:
+        state = "preempted" if seq.metrics.num_preemptions else "waiting"
+    return Slot(
+        seq.request.request_id,
+        seq.sample,
+        state,
+        seq.num_prompt,
+        seq.num_computed,
+        seq.num_tokens - seq.num_prompt,
+        seq.max_len - seq.num_prompt,
+        seq.metrics.arrival_time,
+        seq.num_scheduled if seq.status is Status.RUNNING else 0,
+    )
 
 
 def _page_groups(plan: MemoryPlan) -> list[PageGroup]:
@@ -110,6 +147,7 @@ class Engine:
         ] = []  # a heap, with the number of the entry; for whole requests
         self._num_deadlines = 0
         self._steps = 0
+        self._batch = (0, 0)  # sequences and rows of the last step
         self._broken: str | None = None
         self._encoder = model.config.architecture if model.config.arch.encoder else None
         encoder = self._encoder is not None
@@ -152,18 +190,23 @@ class Engine:
         """
         if self._compute is None:
             raise EngineError("the engine is closed")
-        if self._encoder is not None and request.pooling is None:
-            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id!r} is in use", "request_id")
+        self.check(request)
+        seq = self._scheduler.add(request, self._clock())
+        self._sequences[request.request_id] = [seq, *seq.siblings]
+        self._watch(seq)
+
+    def check(self, request: Request) -> None:
+        """Raise as ``add`` what is wrong with a request as the engine is now; any thread may ask."""
+        if self._encoder is not None and request.pooling is None:
+            raise RequestError(f"{self._encoder} is an encoder, which embeds texts (LLM.embed) and continues none")
         for token in request.prompt_token_ids:
             if type(token) is not int or not 0 <= token < self._vocab_size:
                 known = f"the vocabulary ends at {self._vocab_size - 1}"
                 raise RequestError(f"the prompt holds token id {token!r}; {known}", "prompt_token_ids")
         check_ids(request.params, self._vocab_size)
-        seq = self._scheduler.add(request, self._clock())
-        self._sequences[request.request_id] = [seq, *seq.siblings]
-        self._watch(seq)
+        self._scheduler.check_length(request)
 
     def abort(self, request_id: str, sample: int | None = None) -> bool:
         """End a request, or one sample of it that has begun, and free its pages at once. The next ``step`` reports it as finished
@@ -187,6 +230,8 @@ class Engine:
         if self._deadlines:
             self._end_overdue(self._clock())
         batch = self._scheduler.schedule()
+        if batch.beginning:
+            self._begin(batch.beginning, self._clock())
         if batch.sequences:
             self._run(batch) if self._pacer is None else self._run_timed(batch, self._pacer)
         outputs, self._outputs = self._outputs, []
@@ -256,7 +301,14 @@ class Engine:
             cached_tokens=scheduler.counters.cached_tokens,
             generation_tokens=scheduler.counters.generation_tokens,
             broken=self._broken,
+            batch_sequences=self._batch[0],
+            batch_rows=self._batch[1],
         )
+
+    def slots(self, most_waiting: int) -> list[Slot]:
+        """Those that run, in their order, then the first in line, at most ``most_waiting`` of them."""
+        in_line = nsmallest(most_waiting, self._scheduler.waiting, key=lambda seq: seq.order)
+        return [_slot(seq) for seq in (*self._scheduler.running, *in_line)]
 
     def close(self) -> None:
         """Drop all requests and let go of the KV memory. Only ``stats`` and ``close`` are of use afterwards."""
@@ -266,6 +318,11 @@ class Engine:
         self._outputs.clear()
         self._masks.close()
         self._compute = None
+
+    def _begin(self, sequences: list[Sequence], now: float) -> None:
+        for seq in sequences:
+            if seq.metrics.begun_time is None:
+                seq.metrics.begun_time = now
 
     def _watch(self, seq: Sequence) -> None:
         """See to the end of a request, named by its first sample, when its time is up."""
@@ -303,6 +360,7 @@ class Engine:
 
     def _run(self, batch: StepBatch) -> None:
         self._steps += 1
+        self._batch = len(batch.sequences), batch.num_rows
         result = self._attempt(batch)
         if isinstance(result, Exception):
             _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)

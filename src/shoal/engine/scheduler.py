@@ -15,7 +15,7 @@ from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
 from shoal.engine.sequence import FinishReason, Logits, Metrics, Output, Request, Sequence, Status, TokenLogprobs
 from shoal.engine.waiting import WaitingQueue
-from shoal.errors import ConstraintError, RequestError
+from shoal.errors import ConstraintError, ContextLengthError, RequestError
 from shoal.params import MAX_N
 
 
@@ -44,7 +44,8 @@ class StepBatch:
 
     ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
     further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits or states;
-    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing.
+    ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing. Those of
+    ``beginning`` were waiting until now.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -53,6 +54,7 @@ class StepBatch:
     scoring: list[Sequence] = field(default_factory=list)
     prompts: list[Sequence] = field(default_factory=list)
     ending: list[Sequence] = field(default_factory=list)
+    beginning: list[Sequence] = field(default_factory=list)
     num_rows: int = 0
 
     def add(self, seq: Sequence, count: int) -> None:
@@ -159,12 +161,23 @@ class Scheduler:
         max_len, metrics = self._max_len(request), Metrics(now)
         self._arrivals += 1
         seq, *others = (
-            Sequence(request, max_len, metrics, sample, (request.priority, self._arrivals, sample), status=Status.HELD)
+            Sequence(
+                request,
+                max_len,
+                metrics,
+                sample,
+                (request.priority, request.turn, self._arrivals, sample),
+                status=Status.HELD,
+            )
             for sample in range(request.params.n)
         )
         seq.siblings = tuple(others)
         self.waiting.push(seq)
         return seq
+
+    def check_length(self, request: Request) -> None:
+        """Raise RequestError, with both numbers, if a request can never fit."""
+        self._max_len(request)
 
     def abort(self, seq: Sequence, now: float, reason: FinishReason = "abort") -> list[Output]:
         """End a sequence, wherever it is, between two steps, and those that wait for what it computes."""
@@ -261,12 +274,12 @@ class Scheduler:
             reason = f"the prompt has {prompt} tokens; max_model_len {longest} leaves it {longest - output}"
             if self.limits.whole_inputs:
                 reason += f" (an encoder takes all of it in one step of max_num_batched_tokens {self.limits.max_num_batched_tokens})"
-            raise RequestError(reason, "prompt_token_ids")
+            raise ContextLengthError(reason, "prompt_token_ids")
         max_len = self._longest_output(prompt, request.params.max_tokens) if request.generates else prompt
         stored = max_len - output  # the last sampled token never needs a place in the KV cache
         if stored > self._most_tokens:
             needs = f"the request needs KV memory for {stored} tokens"
-            raise RequestError(f"{needs}; the whole pool holds {self._most_tokens}")
+            raise ContextLengthError(f"{needs}; the whole pool holds {self._most_tokens}")
         return max_len
 
     def _longest_output(self, prompt: int, max_tokens: int | None) -> int:
@@ -343,6 +356,7 @@ class Scheduler:
                 return
             self.waiting.pop()
             self._start(seq, keys)
+            batch.beginning.append(seq)
             count = self._chunk(seq.num_tokens - seq.num_computed, budget - batch.num_rows)
             self._extend(seq, self._short(seq, count))
             batch.add(seq, count)

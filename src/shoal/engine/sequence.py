@@ -14,7 +14,7 @@ from shoal.engine.page_pool import Origin
 from shoal.params import Pooling, SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
-Order = tuple[int, int, int]  # who comes first: priority, number of arrival, sample
+Order = tuple[int, int, int, int]  # who comes first: priority, turn, number of arrival, sample
 Logits = Any  # float32 array [rows, vocab]; only passed through here
 
 
@@ -41,7 +41,8 @@ class Request:
     ``params.prompt_logprobs`` has no effect then. With ``pooling`` nothing is sampled either: what comes back are the states that
     it pools (scores, for "rank"). ``timeout``: seconds from its arrival in which it must have ended;
     ``queue_timeout``: in which it must have begun to run. ``words``: those of ``params``, in tokens. ``constraint``: what the
-    output may be; the sequence takes a copy. Those of a lower ``priority`` number come first.
+    output may be; the sequence takes a copy. Those of a lower ``priority`` number come first, among them those of a lower ``turn``,
+    then in the order of arrival. Prefixes are shared among requests with the same ``cache_salt`` alone.
     """
 
     request_id: str
@@ -56,6 +57,8 @@ class Request:
     words: TokenWords | None = None
     constraint: Constraint | None = None
     priority: int = 0
+    turn: int = 0
+    cache_salt: str = ""
     pooling: Pooling | None = None
 
     @property
@@ -79,11 +82,12 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(slots=True)
 class Metrics:
-    """Times of one request, all its samples together, on the engine's clock, in seconds: its arrival, its first token, its end, or
-    that of the last sample to have ended. How often its samples lost their pages, and how many tokens of its prompt were in the KV
-    cache already when it began."""
+    """Times of one request, all its samples together, on the engine's clock, in seconds: its arrival, when it first began to run, its
+    first token, its end, or that of the last sample to have ended. How often its samples lost their pages, and how many tokens of its
+    prompt were in the KV cache already when it began."""
 
     arrival_time: float
+    begun_time: float | None = None
     first_token_time: float | None = None
     finished_time: float | None = None
     num_preemptions: int = 0
@@ -145,7 +149,7 @@ class Sequence:
     max_len: int  # prompt and output together never exceed this
     metrics: Metrics
     sample: int = 0  # of its request's samples
-    order: Order = (0, 0, 0)
+    order: Order = (0, 0, 0, 0)
     token_ids: list[int] = field(init=False)
     num_prompt: int = field(init=False)
     eos_ids: frozenset[int] = field(init=False)
@@ -229,7 +233,7 @@ class Sequence:
         keys = self._page_keys
         for start in range(len(keys) * page_size, count * page_size, page_size):
             tokens = array("i", self.token_ids[start : start + page_size]).tobytes()
-            before = keys[-1] if keys else b""
+            before = keys[-1] if keys else self.request.cache_salt.encode()
             keys.append(blake2b(before + tokens, digest_size=16).digest())
         return keys[:count]
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
-from itertools import accumulate
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -16,6 +15,7 @@ from shoal.chat.reply import Reply
 from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.openai import structured
 from shoal.openai.fields import typed
+from shoal.openai.logprobs import TextScores, chat_logprobs, joined, prompt_places
 from shoal.openai.messages import conversation
 from shoal.openai.schema import (
     APIError,
@@ -23,34 +23,31 @@ from shoal.openai.schema import (
     ChatBody,
     ChatChoice,
     ChatCompletion,
-    ChatLogprobs,
     CompletionBody,
     FinishReason,
     FunctionCall,
-    PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
     RequestBody,
     TextChoice,
     TextCompletion,
     TextLogprobs,
-    TokenLogprob,
     ToolCall,
-    TopLogprob,
     Usage,
+    code_of,
 )
 from shoal.params import BeamSearchParams, SamplingParams, check_priority
 from shoal.requests.prompts import TEXT_OPTIONS
 from shoal.text.given import is_given
 
 if TYPE_CHECKING:
-    from shoal.llm import CompletionOutput, Logprob, RequestOutput
+    from shoal.llm import CompletionOutput, RequestOutput
     from shoal.text.tokenizer import Tokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_PROMPTS = 2048  # of one body
 _CONVERSATION = [field.name for field in fields(Conversation) if field.name != "messages"]
 _NOTHING_SAID = ChatBody(messages=[])
-_LEAST_LOGPROB = -9999.0  # JSON has no -Infinity; OpenAI sends this
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Call:
     vLLM's field, not only for the echo. ``constraint_field``: what the body calls ``params.structured_outputs``.
     ``include_reasoning``: what the model thought comes back. ``return_token_ids``: the ids of prompt and answer do.
     ``priority``: the lowest number comes first. ``beams``: the likeliest
-    texts are looked for.
+    texts are looked for. ``cache_salt``: the prompt's beginning is shared with requests of the same alone.
     """
 
     kind: Literal["chat", "completion"]
@@ -76,6 +73,7 @@ class Call:
     return_token_ids: bool = False
     priority: int = 0
     beams: BeamSearchParams | None = None
+    cache_salt: str | None = None
 
 
 # From a body to a request ---------------------------------------------------------------------------------------------
@@ -111,12 +109,34 @@ def parse_chat(body: Any) -> Call:
         return_token_ids=chat.return_token_ids,
         priority=_priority(chat.priority),
         beams=_beams(chat, params),
+        cache_salt=chat.cache_salt,
     )
 
 
 def parse_completion(body: Any) -> Call:
-    """A body of /v1/completions, decoded from JSON. Raises APIError that names the field at fault."""
+    """A body of /v1/completions with one prompt, decoded from JSON. Raises APIError that names the field at fault."""
     completion = typed(body, CompletionBody)
+    prompts = _prompts(completion.prompt)
+    if len(prompts) > 1:
+        raise APIError(f"prompt: a list of {len(prompts)} prompts; give each a request of its own", "prompt")
+    return _completion(completion, prompts[0])
+
+
+def parse_completions(body: Any) -> list[Call]:
+    """A body of /v1/completions, decoded from JSON: a call for each of its prompts. Raises APIError that names the field at fault."""
+    completion = typed(body, CompletionBody)
+    prompts = _prompts(completion.prompt)
+    if len(prompts) > MAX_PROMPTS:
+        raise APIError(f"prompt: has {len(prompts)} prompts, must have 1 to {MAX_PROMPTS}", "prompt")
+    first = _completion(completion, prompts[0])
+    others = enumerate(prompts[1:], start=1)
+    return [
+        first,
+        *(replace(first, prompt=_prompt(completion, prompt, f"prompt[{place}]")) for place, prompt in others),
+    ]
+
+
+def _completion(completion: CompletionBody, prompt: Any) -> Call:
     max_tokens = DEFAULT_COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     scored = _prompt_logprobs_needed(completion)
     field, constraint = structured.structured_outputs(completion)
@@ -131,7 +151,7 @@ def parse_completion(body: Any) -> Call:
     return Call(
         "completion",
         completion.model,
-        _prompt(completion),
+        _prompt(completion, prompt),
         params,
         echo=completion.echo,
         prompt_logprobs=completion.prompt_logprobs is not None,
@@ -139,6 +159,7 @@ def parse_completion(body: Any) -> Call:
         return_token_ids=completion.return_token_ids,
         priority=_priority(completion.priority),
         beams=_beams(completion, params),
+        cache_salt=completion.cache_salt,
     )
 
 
@@ -155,7 +176,7 @@ def check_model(model: str | None, served: Collection[str]) -> None:
             f"model: {model!r} is not served here; there is {', '.join(sorted(served))}",
             "model",
             status=404,
-            kind="model_not_found",
+            code="model_not_found",
         )
 
 
@@ -165,7 +186,22 @@ def refusal(call: Call, error: RequestError | ParameterError | TemplateError) ->
         return structured.in_words_of(call.constraint_field, error)
     own = "messages" if call.kind == "chat" else "prompt"
     field = own if isinstance(error, TemplateError) else error.field
-    return APIError(str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field)
+    return APIError(
+        str(error), own if field in ("prompt_token_ids", "prompt", "messages") else field, code=code_of(error)
+    )
+
+
+def failure(output: RequestOutput) -> APIError | None:
+    """Why a request has no answer, as soon as one of its answers has failed; None as long as none has."""
+    reasons = {given.finish_reason for given in output.outputs}
+    if "timeout" in reasons:
+        late = "the request was not finished in time"
+        return APIError(late, status=504, kind="timeout_error", code="request_timeout")
+    if "error" in reasons:
+        return APIError(output.error or "the request failed", status=500, kind="server_error")
+    if "abort" in reasons:
+        return APIError("the request was aborted", status=503, kind="server_error")
+    return None
 
 
 def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None:
@@ -191,7 +227,7 @@ def _beams(body: RequestBody, params: SamplingParams) -> BeamSearchParams | None
         raise APIError(f"{name}{str(error).removeprefix(error.field)}", name) from None
 
 
-_NOT_SAMPLING = {"model", "priority", "use_beam_search", "length_penalty"}
+_NOT_SAMPLING = {"cache_salt", "model", "priority", "use_beam_search", "length_penalty"}
 
 
 def _conversation(chat: ChatBody) -> dict[str, Any]:
@@ -246,20 +282,20 @@ def _chat_max_tokens(chat: ChatBody) -> int | None:
     return chat.max_completion_tokens
 
 
-def _prompt(body: CompletionBody) -> str | dict[str, Any]:
-    """A text, or token ids; a list of one prompt stands for that prompt."""
-    prompt = body.prompt
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], (str, list)):
-        if len(prompt) > 1:
-            raise APIError(f"prompt: a list of {len(prompt)} prompts; give each a request of its own", "prompt")
-        prompt = prompt[0]
-    if not prompt:
-        raise APIError("prompt: is empty; it needs at least 1 token", "prompt")
+def _prompts(given: str | list[Any]) -> list[Any]:
+    """The prompts of a body: a text and a list of token ids are one, a list of either is many."""
+    return given if isinstance(given, list) and given and isinstance(given[0], (str, list)) else [given]
+
+
+def _prompt(body: CompletionBody, prompt: Any, name: str = "prompt") -> str | dict[str, Any]:
+    """A text, or token ids; ``name`` says which one of the body."""
+    if prompt in ("", []):
+        raise APIError(f"{name}: is empty; it needs at least 1 token", "prompt")
     if isinstance(prompt, str):
         options = {name: getattr(body, name) for name in TEXT_OPTIONS}
         return prompt if options == TEXT_OPTIONS else {"prompt": prompt, **options}
-    if not all(type(token) is int for token in prompt):
-        raise APIError("prompt: must be a text or a list of token ids", "prompt")
+    if not isinstance(prompt, list) or not all(type(token) is int for token in prompt):
+        raise APIError(f"{name}: must be a text or a list of token ids", "prompt")
     return {"prompt_token_ids": prompt}
 
 
@@ -269,32 +305,62 @@ def _prompt(body: CompletionBody) -> str | dict[str, Any]:
 def answer(
     call: Call, output: RequestOutput, *, response_id: str, model: str, tokenizer: Tokenizer
 ) -> ChatCompletion | TextCompletion:
-    """The response body of a finished request. Its answers must have ended with "stop" or "length"."""
-    created, usage, prompt_logprobs = int(time.time()), _usage(output), _prompt_logprobs(call, output)
-    if call.kind == "chat":
-        return ChatCompletion(
-            f"chatcmpl-{response_id}",
-            created,
-            model,
-            [_chat_choice(call, given, tokenizer) for given in output.outputs],
-            usage,
-            prompt_logprobs=prompt_logprobs,
-            prompt_token_ids=_ids(call, output.prompt_token_ids),
-        )
-    prompt = _prompt_text(output, call.params, tokenizer) if call.echo else ""
-    text_choices = [
+    """The response body of a finished request. Its answers must have ended with "stop" or "length" (see ``failure``)."""
+    if call.kind == "completion":
+        return completions_answer([(call, output)], response_id=response_id, model=model, tokenizer=tokenizer)
+    return ChatCompletion(
+        f"chatcmpl-{response_id}",
+        int(time.time()),
+        model,
+        [_chat_choice(call, given, tokenizer) for given in output.outputs],
+        usage([output]),
+        prompt_logprobs=prompt_logprobs(call, output),
+        prompt_token_ids=reported_ids(call, output.prompt_token_ids),
+    )
+
+
+def completions_answer(
+    answered: Sequence[tuple[Call, RequestOutput]], *, response_id: str, model: str, tokenizer: Tokenizer
+) -> TextCompletion:
+    """The response body for all prompts of one body, each finished as ``answer`` wants it: answer j to prompt i is choice
+    i * n + j."""
+    choices = []
+    for number, (call, output) in enumerate(answered):
+        for choice in _text_choices(call, output, tokenizer):
+            choice.index += number * call.params.n
+            choices.append(choice)
+    total = usage([output for _, output in answered])
+    return TextCompletion(f"cmpl-{response_id}", int(time.time()), model, choices, total)
+
+
+def _text_choices(call: Call, output: RequestOutput, tokenizer: Tokenizer) -> list[TextChoice]:
+    prompt = prompt_text(output, call.params, tokenizer) if call.echo else ""
+    return [
         TextChoice(
             given.index,
             prompt + given.text,
             _text_logprobs(call, output, given, prompt, tokenizer),
             _reason(given.finish_reason),
-            prompt_logprobs,
-            _ids(call, given.token_ids),
-            _ids(call, output.prompt_token_ids),
+            prompt_logprobs(call, output),
+            reported_ids(call, given.token_ids),
+            reported_ids(call, output.prompt_token_ids),
         )
         for given in output.outputs
     ]
-    return TextCompletion(f"cmpl-{response_id}", created, model, text_choices, usage)
+
+
+def _text_logprobs(
+    call: Call, output: RequestOutput, given: CompletionOutput, prompt: str, tokenizer: Tokenizer
+) -> TextLogprobs | None:
+    """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
+    if given.logprobs is None:
+        return None
+    scores = text_scores(call, tokenizer)
+    if not call.echo:
+        return scores.more(given.token_ids, given.logprobs)
+    assert output.prompt_logprobs is not None, "parse_completion asks for them"
+    echoed = scores.prompt(prompt, output.prompt_token_ids, output.prompt_logprobs)
+    return joined(echoed, scores.more(given.token_ids, given.logprobs))
 
 
 def _chat_choice(call: Call, given: CompletionOutput, tokenizer: Tokenizer) -> ChatChoice:
@@ -302,21 +368,16 @@ def _chat_choice(call: Call, given: CompletionOutput, tokenizer: Tokenizer) -> C
     return ChatChoice(
         given.index,
         _chat_answer(call, reply),
-        _chat_logprobs(given, call.params, tokenizer),
+        None if given.logprobs is None else chat_logprobs(given.token_ids, given.logprobs, call.params, tokenizer),
         _reason(reply.finish_reason(given.finish_reason)),
-        _ids(call, given.token_ids),
+        reported_ids(call, given.token_ids),
     )
 
 
 def _chat_answer(call: Call, reply: Reply) -> ChatAnswer:
     """The message that goes on with the conversation, or with its last message."""
-    assert isinstance(call.prompt, dict), "a chat has messages"
-    last = call.prompt["messages"][-1]
-    continues = call.prompt.get("continue_final_message") or call.prompt.get("add_generation_prompt") is False
-    role = last["role"] if continues else "assistant"
-    content: str | None = reply.content
-    if call.echo and last["role"] == role:
-        content = f"{last['content'] or ''}{content}"
+    role, echoed = opening(call)
+    content: str | None = echoed + reply.content
     if not content and (reply.tool_calls or reply.reasoning):
         content = None
     answer = ChatAnswer(content, role)
@@ -327,113 +388,50 @@ def _chat_answer(call: Call, reply: Reply) -> ChatAnswer:
     return answer
 
 
+def opening(call: Call) -> tuple[str, str]:
+    """How the answer to a chat begins: its role, and the echo of the message that it continues."""
+    assert isinstance(call.prompt, dict), "a chat has messages"
+    last = call.prompt["messages"][-1]
+    continues = call.prompt.get("continue_final_message") or call.prompt.get("add_generation_prompt") is False
+    role = last["role"] if continues else "assistant"
+    return role, last["content"] or "" if call.echo and last["role"] == role else ""
+
+
 def _reason(reason: str | None) -> FinishReason:
     if reason == "stop":
         return "stop"
     return "tool_calls" if reason == "tool_calls" else "length"
 
 
-def _ids(call: Call, token_ids: list[int]) -> list[int] | msgspec.UnsetType:
+def reported_ids(call: Call, token_ids: list[int]) -> list[int] | msgspec.UnsetType:
+    """Token ids, where the body asks for them."""
     return token_ids if call.return_token_ids else msgspec.UNSET
 
 
-def _usage(output: RequestOutput) -> Usage:
-    """The prompt counts once, the tokens of all answers."""
-    prompt, completion = len(output.prompt_token_ids), sum(len(given.token_ids) for given in output.outputs)
-    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(output.num_cached_tokens))
+def usage(outputs: Sequence[RequestOutput]) -> Usage:
+    """The tokens of one response: each prompt counts once, the tokens of all its answers."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs)
+    completion = sum(len(given.token_ids) for output in outputs for given in output.outputs)
+    cached = sum(output.num_cached_tokens for output in outputs)
+    return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
 
 
-def _prompt_logprobs(call: Call, output: RequestOutput) -> PromptLogprobs | msgspec.UnsetType:
+def prompt_logprobs(call: Call, output: RequestOutput) -> PromptLogprobs | msgspec.UnsetType:
     """vLLM's field, where the body asks for it."""
     if not call.prompt_logprobs or output.prompt_logprobs is None:
         return msgspec.UNSET
-    return [None if place is None else _prompt_place(place) for place in output.prompt_logprobs]
+    return prompt_places(output.prompt_logprobs)
 
 
-def _prompt_place(place: dict[int, Logprob]) -> dict[int, PromptLogprob]:
-    return {
-        token: PromptLogprob(_finite(found.logprob), found.rank, found.decoded_token) for token, found in place.items()
-    }
+def text_scores(call: Call, tokenizer: Tokenizer) -> TextScores:
+    """What makes the log-probabilities of an answer to a completion. Control tokens that the prompt spells count as its text."""
+    parsed = isinstance(call.prompt, dict) and call.prompt.get("parse_special", False)
+    return TextScores(call.params, tokenizer, skip_special=call.params.skip_special_tokens and not parsed)
 
 
-def _prompt_text(output: RequestOutput, params: SamplingParams, tokenizer: Tokenizer) -> str:
+def prompt_text(output: RequestOutput, params: SamplingParams, tokenizer: Tokenizer) -> str:
     """The text of a prompt; ids are decoded as those of the answer are."""
     if output.prompt is not None:
         return output.prompt
     known = [token for token in output.prompt_token_ids if token < tokenizer.vocab_size]
     return tokenizer.decode(known, skip_special=params.skip_special_tokens)
-
-
-def _chat_logprobs(given: CompletionOutput, params: SamplingParams, tokenizer: Tokenizer) -> ChatLogprobs | None:
-    if given.logprobs is None:
-        return None
-
-    def entry(token: int, found: Logprob) -> TopLogprob:
-        data = _bytes(token, tokenizer)
-        return TopLogprob(data.decode("utf-8", "replace"), _finite(found.logprob), list(data))
-
-    content = []
-    k, asked = params.logprobs or 0, params.logprob_token_ids or ()
-    for chosen, candidates in zip(given.token_ids, given.logprobs, strict=True):
-        ranked = sorted(candidates.items(), key=lambda item: item[1].rank)
-        best = [item for place, item in enumerate(ranked) if place < k or item[0] in asked]
-        own = entry(chosen, candidates[chosen])
-        content.append(TokenLogprob(own.token, own.logprob, own.bytes, [entry(*item) for item in best]))
-    return ChatLogprobs(content)
-
-
-def _text_logprobs(
-    call: Call, output: RequestOutput, given: CompletionOutput, prompt: str, tokenizer: Tokenizer
-) -> TextLogprobs | None:
-    """Log-probabilities of an answer, after those of the tokens of ``prompt`` if that is echoed."""
-    if given.logprobs is None:
-        return None
-    echoed: list[int] = []
-    places: list[dict[int, Logprob] | None] = [*given.logprobs]
-    if call.echo:
-        assert output.prompt_logprobs is not None, "parse_completion asks for them"
-        echoed, places = output.prompt_token_ids, [*output.prompt_logprobs, *given.logprobs]
-    ids = [*echoed, *given.token_ids]
-    parsed = isinstance(call.prompt, dict) and call.prompt.get("parse_special", False)
-    lengths = _lengths(ids, tokenizer, skip_special=call.params.skip_special_tokens and not parsed)
-    # Its tokens may spell more than the prompt: a BOS, a space put in front. What is too much is at the start.
-    start = len(prompt) - sum(lengths[: len(echoed)])
-    offsets = [max(0, offset) for offset in accumulate(lengths, initial=start)][:-1]
-    logprobs = TextLogprobs([], [], [], offsets)
-    for token, place in zip(ids, places, strict=True):
-        logprobs.tokens.append(_spelled(token, tokenizer))
-        logprobs.token_logprobs.append(None if place is None else _finite(place[token].logprob))
-        logprobs.top_logprobs.append(None if place is None else _best(place, token, call.params, tokenizer))
-    return logprobs
-
-
-def _best(place: dict[int, Logprob], token: int, params: SamplingParams, tokenizer: Tokenizer) -> dict[str, float]:
-    """The token at a place, the ``logprobs`` likeliest there and those of ``logprob_token_ids``; ``prompt_logprobs`` may have asked for
-    more."""
-    k, asked = params.logprobs or 0, (token, *(params.logprob_token_ids or ()))
-    shown = {other: found for other, found in place.items() if found.rank <= k or other in asked}
-    return {_spelled(other, tokenizer): _finite(found.logprob) for other, found in shown.items()}
-
-
-def _lengths(ids: list[int], tokenizer: Tokenizer, *, skip_special: bool) -> list[int]:
-    """How many characters each token completes."""
-    decoder = tokenizer.stream(skip_special=skip_special)
-    return [len(decoder.push(token)) if token < tokenizer.vocab_size else 0 for token in ids]
-
-
-def _bytes(token: int, tokenizer: Tokenizer) -> bytes:
-    """The bytes of a token. Models may have more rows than tokens: those have no text."""
-    return tokenizer.token_bytes(token) if token < tokenizer.vocab_size else b""
-
-
-def _spelled(token: int, tokenizer: Tokenizer) -> str:
-    """The text of a token; one that is a piece of a character in the spelling of OpenAI: ``bytes:\\xe2\\x80``."""
-    data = _bytes(token, tokenizer)
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)

@@ -12,7 +12,14 @@ import numpy as np
 
 from shoal.errors import ParameterError, RequestError
 from shoal.openai.fields import typed
-from shoal.openai.schema import APIError, EmbeddingBody, EmbeddingItem, EmbeddingList, EmbeddingUsage
+from shoal.openai.schema import (
+    APIError,
+    EmbeddingBody,
+    EmbeddingItem,
+    EmbeddingList,
+    EmbeddingUsage,
+    code_of,
+)
 from shoal.params import PoolingParams
 
 if TYPE_CHECKING:
@@ -49,7 +56,7 @@ def parse_embedding(body: Any) -> EmbeddingCall:
 def embedding_refusal(error: RequestError | ParameterError) -> APIError:
     """What ``LLM.submit_embedding`` had against an input, in the words of its body."""
     field = "input" if error.field in ("prompt_token_ids", "prompt") else error.field
-    return APIError(str(error), field)
+    return APIError(str(error), field, code=code_of(error))
 
 
 def embedding_answer(

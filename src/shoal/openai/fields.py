@@ -22,7 +22,6 @@ from shoal.text.given import is_given, without_nulls
 IGNORED = frozenset(
     (
         "cache_prompt",
-        "cache_salt",
         "metadata",
         "prediction",
         "prompt_cache_key",

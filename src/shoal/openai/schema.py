@@ -10,27 +10,44 @@ from typing import Any, Literal
 
 import msgspec
 
-from shoal.errors import ShoalError
+from shoal.errors import ContextLengthError, ShoalError
 from shoal.params import DRY_BREAKERS
 
 _MAX_MESSAGE = 500
 
 
 class APIError(ShoalError):
-    """A request that is refused, as the client will read it: HTTP ``status``, and ``param``, the field at fault."""
+    """A request that has no answer, as the client will read it.
+
+    ``status`` is that of HTTP; ``param``, the field at fault; ``kind``, the ``type`` in the body: "invalid_request_error",
+    "authentication_error", "rate_limit_error", "timeout_error" or "server_error"; ``code``, OpenAI's word for what is wrong
+    ("model_not_found", "context_length_exceeded", "invalid_api_key", "rate_limit_exceeded", ...), None where it has none.
+    """
 
     def __init__(
-        self, message: str, param: str | None = None, *, status: int = 400, kind: str = "invalid_request_error"
+        self,
+        message: str,
+        param: str | None = None,
+        *,
+        status: int = 400,
+        kind: str = "invalid_request_error",
+        code: str | None = None,
     ) -> None:
         super().__init__(_sendable(message))
         self.status = status
         self.kind = kind
+        self.code = code
         self.param = None if param is None else _sendable(param)
 
     def body(self, line: int | None = None) -> ErrorBody:
         """The error object; ``line`` where the request stood in a file."""
         place = msgspec.UNSET if line is None else line
-        return ErrorBody(ErrorInfo(str(self), self.kind, self.param, self.status, place))
+        return ErrorBody(ErrorInfo(str(self), self.kind, self.param, self.code, place))
+
+
+def code_of(error: ShoalError) -> str | None:
+    """OpenAI's word for what is wrong with a request, where it has one."""
+    return "context_length_exceeded" if isinstance(error, ContextLengthError) else None
 
 
 def _sendable(text: str) -> str:
@@ -78,6 +95,7 @@ class RequestBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     min_p: float = 0.0
     seed: int | None = None
     stop: str | list[str] = []
+    cache_salt: str | None = None
     stop_token_ids: list[int] = []
     ignore_eos: bool = False
     skip_special_tokens: bool = True
@@ -310,6 +328,79 @@ class TextCompletion(msgspec.Struct):
     object: Literal["text_completion"] = "text_completion"
 
 
+class FunctionDelta(msgspec.Struct):
+    """A piece of a call: its ``name`` first, then the text of its ``arguments``, which adds up."""
+
+    arguments: str
+    name: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ToolCallDelta(msgspec.Struct):
+    """A piece of tool call number ``index``; the first one has ``id``, ``type`` and name."""
+
+    index: int
+    function: FunctionDelta
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    type: Literal["function"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatDelta(msgspec.Struct):
+    """What a message has grown by. The first one has the ``role``."""
+
+    role: str | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning: str | msgspec.UnsetType = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
+    tool_calls: list[ToolCallDelta] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """What one answer to a conversation has grown by; ``logprobs`` and ``token_ids`` are those of the new tokens."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunk(msgspec.Struct):
+    """A part of a streamed response of /v1/chat/completions. ``usage`` is null in all but the last one, and left out if it is not
+    asked for; what is about the prompt is in the first one."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TextChunkChoice(msgspec.Struct):
+    """What one continuation of a prompt has grown by; what is about the prompt is in its first one."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None = None
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
+    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TextChunk(msgspec.Struct):
+    """A part of a streamed response of /v1/completions. ``usage`` as in ``ChatChunk``."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
 class EmbeddingItem(msgspec.Struct):
     """The embedding of one input: numbers, or the base64 of them as little-endian float32."""
 
@@ -337,12 +428,12 @@ class EmbeddingList(msgspec.Struct):
 
 
 class ErrorInfo(msgspec.Struct):
-    """Why a request was refused. ``code`` is the HTTP status; ``line`` counts from 1 in a batch file."""
+    """Why a request has no answer; the number of HTTP is in the status line. ``line`` counts from 1 in a batch file."""
 
     message: str
     type: str
     param: str | None
-    code: int
+    code: str | None
     line: int | msgspec.UnsetType = msgspec.UNSET
 
 

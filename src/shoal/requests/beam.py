@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from shoal.chat.reply import ReplyFormat
@@ -14,6 +14,7 @@ from shoal.requests.prompts import Prompt
 from shoal.requests.submission import Limits, Submitter
 
 Candidates = dict[int, Logprob]
+NextTokens = Callable[[list[list[int]], list[SamplingParams]], list[RequestOutput]]  # of beams, with their logprobs
 
 
 @dataclass(slots=True)
@@ -161,14 +162,32 @@ class BeamSearches:
     def __bool__(self) -> bool:
         return bool(self._submitted)
 
-    def search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
+    def together(
+        self, prompts: Sequence[Prompt], params: BeamSearchParams, next_tokens: NextTokens
+    ) -> list[BeamSearchOutput]:
+        """What is found for each of ``prompts``, token by token for all of them at once."""
+        searches = [self._search(prompt, params) for prompt in prompts]
+        while asking := [search for search in searches if isinstance(search, BeamSearch) and not search.finished]:
+            wanted = [(beam.tokens, search.step_params()) for search in asking for beam in search.beams]
+            answers = iter(next_tokens([tokens for tokens, _ in wanted], [step for _, step in wanted]))
+            for search in asking:
+                found = [next(answers) for _ in search.beams]
+                broken = next((answer for answer in found if not answer.outputs[0].logprobs), None)
+                if broken is None:
+                    search.take([answer.outputs[0].logprobs[0] for answer in found if answer.outputs[0].logprobs])
+                else:
+                    why = broken.error or f"the request ended with {broken.outputs[0].finish_reason}"
+                    searches[searches.index(search)] = BeamSearchOutput([], why)
+        return [self._found(item) for item in searches]
+
+    def _search(self, prompt: Prompt, params: BeamSearchParams) -> BeamSearch | BeamSearchOutput:
         """The beginning of a search, or the output that says why there is none."""
         try:
             return self._begun(self._submitter.prompts.encode(prompt).ids, params)
         except (RequestError, TemplateError) as error:
             return BeamSearchOutput([], str(error))
 
-    def found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
+    def _found(self, item: BeamSearch | BeamSearchOutput) -> BeamSearchOutput:
         """What a search has found, with its texts."""
         if isinstance(item, BeamSearchOutput):
             return item

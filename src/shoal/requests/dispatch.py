@@ -67,7 +67,7 @@ class Dispatcher:
             return _emptied(sink)
 
     def take(self, sink: list[_Item]) -> list[_Item]:
-        """What steps have left in ``sink`` so far, which is empty afterwards."""
+        """What steps of others have left in ``sink`` so far, which is empty afterwards."""
         with self._own_turn():
             return _emptied(sink)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from shoal.engine.engine import Engine, Request
 from shoal.errors import ParameterError, RequestError
@@ -14,9 +13,9 @@ from shoal.params import Pooling, PoolingParams, SamplingParams
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.pooled import EmbeddingRequestOutput, Pooled, ScoringRequestOutput
 from shoal.requests.prompts import Prompt, PromptEncoder
+from shoal.requests.submission import Limits, Prepared
 
 Pair = tuple[str, str]
-Limits = Mapping[str, Any]  # timeout and queue_timeout of a Request
 Count = Callable[[int], None]  # hears how many inputs are done
 _Encode = Callable[[], list[int]]
 
@@ -75,12 +74,13 @@ class Embedder:
         found = self._pool(encode, params, limits, count)
         return [item.scored() if isinstance(item, Pooled) else ScoringRequestOutput.failed(item) for item in found]
 
-    def submit(self, prompt: Prompt, params: PoolingParams, limits: Limits, sink: list[Any], request_id: str) -> str:
-        """Put one input in line; its item goes to ``sink``. Raises RequestError or ParameterError."""
+    def prepare(
+        self, prompt: Prompt, params: PoolingParams, limits: Limits, sink: list[Pooled], request_id: str
+    ) -> Prepared:
+        """One input, ready to be put in line; its item goes to ``sink``. Raises RequestError or ParameterError."""
         self._check(params)
         self.refuse_many("submit_embedding")
-        ids = self._encode(prompt, self._most(params))
-        return self._start(ids, params, limits, sink, request_id).request_id
+        return self._prepared(self._encode(prompt, self._most(params)), params, limits, sink, request_id)
 
     def _compare(
         self, pairs: Sequence[Pair], params: PoolingParams, limits: Limits, count: Count
@@ -114,18 +114,22 @@ class Embedder:
         """One input of many: its fault becomes its output."""
         request_id = f"pooled-{next(self._numbers)}"
         try:
-            return self._start(encode(), params, limits, sink, request_id)
+            request, item = self._prepared(encode(), params, limits, sink, request_id)
+            self._dispatcher.start(request, item)
         except RequestError as error:
             return EmbeddingRequestOutput.failed(request_id, str(error))
+        assert isinstance(item, Pooled)
+        return item
 
     def _encode(self, prompt: Prompt, most: int | None) -> list[int]:
         return self._prompts.encode_input(prompt, most).ids
 
-    def _start(self, ids: list[int], params: PoolingParams, limits: Limits, sink: list[Any], request_id: str) -> Pooled:
+    def _prepared(
+        self, ids: list[int], params: PoolingParams, limits: Limits, sink: list[Pooled], request_id: str
+    ) -> Prepared:
         item = Pooled(request_id, ids, self.pooling, params, sink)
-        request = Request(request_id, tuple(ids), SamplingParams(), pooling=self.pooling, **limits)
-        self._dispatcher.start(request, item)
-        return item
+        request = Request(request_id, tuple(ids), SamplingParams(), pooling=self.pooling, **limits._asdict())
+        return Prepared(request, item)
 
     def _check(self, params: PoolingParams) -> None:
         """Raises RequestError for a model that ranks, ParameterError for more dimensions than an embedding has."""

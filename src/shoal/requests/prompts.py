@@ -15,7 +15,7 @@ import numpy as np
 
 from shoal.chat.conversation import Conversation, ConversationEncoder
 from shoal.chat.reply import ReplyFormat
-from shoal.errors import ParameterError, RequestError, UnsupportedError
+from shoal.errors import ContextLengthError, ParameterError, RequestError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.params import EngineConfig, SamplingParams, check_priority
 from shoal.text.chat import ChatTemplate
@@ -181,7 +181,7 @@ class PromptEncoder:
         """Refuse before it is encoded what could not fit if every token were the longest."""
         least, longest = tokenizer.min_tokens_for(num_bytes), self._max_model_len
         if least > longest:
-            raise RequestError(
+            raise ContextLengthError(
                 f"the prompt of {num_bytes} characters is at least {least} tokens; max_model_len is {longest}", "prompt"
             )
 

@@ -16,6 +16,7 @@ from shoal.errors import ParameterError, RequestError, TemplateError
 from shoal.params import SamplingParams, StructuredOutputsParams, check_priority, check_seconds
 from shoal.requests.dispatch import Dispatcher
 from shoal.requests.outputs import Generation, RequestOutput, Scoring
+from shoal.requests.pooled import Pooled
 from shoal.requests.prompts import (
     Encoded,
     Params,
@@ -31,11 +32,13 @@ from shoal.requests.words import WordFinder
 
 
 class Limits(NamedTuple):
-    """What time a request has, in seconds, and its priority (see ``Request``)."""
+    """What time a request has, in seconds, its priority, and what else is between it and others (see ``Request``)."""
 
-    timeout: float | None
-    queue_timeout: float | None
+    timeout: float | None = None
+    queue_timeout: float | None = None
     priority: int = 0
+    turn: int = 0
+    cache_salt: str = ""
 
     @classmethod
     def checked(cls, timeout: float | None, queue_timeout: float | None, priority: int = 0) -> Limits:
@@ -46,6 +49,13 @@ class Limits(NamedTuple):
 
 
 Asked = tuple[Prompt, SamplingParams, Limits]
+
+
+class Prepared(NamedTuple):
+    """A request, and what takes in what comes of it."""
+
+    request: Request
+    item: Generation | Pooled
 
 
 def all_asked(prompts: Prompt | Sequence[Prompt], params: Params, priority: Priority, limits: Limits) -> list[Asked]:
@@ -66,23 +76,46 @@ class Submitter:
         self._constraints = ConstraintCompiler(prompts.tokenizer) if prompts.tokenizer else None
         self._words = WordFinder(prompts.tokenizer, vocab_size)
         self._numbers = itertools.count()
+        self._prepared = itertools.count()  # which of a model's requests one is: what its seed comes from
 
     def start(
         self, prompt: Prompt, params: SamplingParams, limits: Limits, sink: list[Generation]
     ) -> Generation | RequestOutput:
         """Submit a request of many: its fault becomes its output."""
-        number = next(self._numbers)
+        name = self.next_name()
         try:
-            return self._submit(prompt, params, limits, sink, number, str(number))
+            return self.submit(prompt, params, limits, sink, name)
         except (RequestError, ParameterError, TemplateError) as error:
-            return RequestOutput.failed(str(number), prompt if isinstance(prompt, str) else None, str(error))
+            return RequestOutput.failed(name, prompt if isinstance(prompt, str) else None, str(error))
 
     def submit(
-        self, prompt: Prompt, params: SamplingParams, limits: Limits, sink: list[Generation], name: str | None
+        self, prompt: Prompt, params: SamplingParams, limits: Limits, sink: list[Generation], name: str
     ) -> Generation:
-        """Put a request in line, called ``name`` or by its number. Raises RequestError, ParameterError and TemplateError."""
-        number = next(self._numbers)
-        return self._submit(prompt, params, limits, sink, number, str(number) if name is None else name)
+        """Put a request in line, called ``name``. Raises RequestError, ParameterError and TemplateError."""
+        request, generation = self.prepare(prompt, params, limits, sink, name)
+        assert isinstance(generation, Generation)
+        self._dispatcher.start(request, generation)
+        return generation
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams, limits: Limits, sink: list[Generation], name: str
+    ) -> Prepared:
+        """All of ``submit`` that takes long and waits for no step. Raises RequestError, ParameterError and TemplateError."""
+        number = next(self._prepared)
+        encoded = self.prompts.encode(prompt)
+        seed = _derived_seed(self.engine.config.seed, number) if params.seed is None else params.seed
+        request = Request(
+            name,
+            tuple(encoded.ids),
+            params,
+            self.eos_ids,
+            seed,
+            words=self._words.find(params),
+            constraint=self._constraint(params, encoded),
+            **limits._asdict(),
+        )
+        generation = Generation(name, encoded.text, encoded.ids, params, self.prompts.tokenizer, sink, encoded.reply)
+        return Prepared(request, generation)
 
     def score(self, ids: Sequence[int], sink: list[Scoring]) -> Scoring:
         """Put a request for the logits of all positions in line. Raises RequestError."""
@@ -104,33 +137,6 @@ class Submitter:
         """End the process that compiles constraints."""
         if self._constraints is not None:
             self._constraints.close()
-
-    def _submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams,
-        limits: Limits,
-        sink: list[Generation],
-        number: int,
-        request_id: str,
-    ) -> Generation:
-        encoded = self.prompts.encode(prompt)
-        seed = _derived_seed(self.engine.config.seed, number) if params.seed is None else params.seed
-        request = Request(
-            request_id,
-            tuple(encoded.ids),
-            params,
-            self.eos_ids,
-            seed,
-            words=self._words.find(params),
-            constraint=self._constraint(params, encoded),
-            **limits._asdict(),
-        )
-        generation = Generation(
-            request_id, encoded.text, encoded.ids, params, self.prompts.tokenizer, sink, encoded.reply
-        )
-        self._dispatcher.start(request, generation)
-        return generation
 
     def _constraint(self, params: SamplingParams, encoded: Encoded) -> Constraint | None:
         """What the request's text may be, and when. Compiled by the thread that submits it: no step waits for that."""

@@ -107,6 +107,7 @@ def test_what_is_refused_says_which_field(llm: LLM, tmp_path: Path) -> None:
     for name, (_, field) in wrong.items():
         response = errors[name]["response"]
         assert (response["status_code"], response["body"]["error"]["param"]) == (400, field), response
+        assert response["body"]["error"]["code"] == ("context_length_exceeded" if name == "long" else None)
     assert "34 tokens" not in errors["long"]["response"]["body"]["error"]["message"]
     assert "102 tokens" in errors["long"]["response"]["body"]["error"]["message"]
     assert "bert is an encoder" in errors["chat"]["response"]["body"]["error"]["message"]

@@ -1,0 +1,1 @@
+"""What the server answers, a family of routes in each file."""
