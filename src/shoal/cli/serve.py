@@ -72,4 +72,4 @@ def serve(model: str, engine_config: EngineConfig, **flags: Any) -> int:
     """
     from shoal.server.launch import launch
 
-    return launch(model, engine_config, **flags)
+    return launch(model, engine_config, flags)

@@ -20,6 +20,7 @@ from shoal.requests.submission import Limits, Prepared
 from shoal.server.metrics import Metrics
 from shoal.server.room import WaitingRoom
 from shoal.server.settings import ServerSettings
+from shoal.server.store.batches import Batch
 from shoal.server.worker import AnyOutput, Asked, Search, Worker
 from shoal.text.tokenizer import Tokenizer
 
@@ -145,6 +146,8 @@ class Service:
         self.worker = Worker(load, self.metrics)
         self.draining = False
         self.started = time.time()
+        self.before_closing: Callable[[], None] = lambda: None  # done before the engine ends
+        self.unfinished_batches: Callable[[], Sequence[Batch]] = tuple
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="shoal-encode")
 
     @property
@@ -219,6 +222,7 @@ class Service:
 
     def close(self) -> None:
         """End the engine; what is under way fails."""
+        self.before_closing()
         self.worker.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 

@@ -104,7 +104,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
         self._commands: deque[Asked | str] = deque()  # what is to begin, and the ids of what is given up
         self._wake = threading.Event()
-        self._stepped = threading.Condition()
+        self._stepped, self._steps = threading.Condition(), 0
         self._tracked: dict[str, Tracked] = {}
         self._turns = Turns()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -175,10 +175,15 @@ class Worker:
         """Let the loop look for work."""
         self._wake.set()
 
-    def wait_for_step(self, seconds: float) -> None:
-        """Return after the next step, or when the time is up."""
+    @property
+    def steps(self) -> int:
+        """How many have been told of."""
+        return self._steps
+
+    def wait_for_step(self, since: int, seconds: float) -> None:
+        """Return when there were more than ``since`` steps, or when the time is up."""
         with self._stepped:
-            self._stepped.wait(seconds)
+            self._stepped.wait_for(lambda: self._steps > since, seconds)
 
     def close(self, seconds: float = 30.0) -> None:
         """End the loop after the step that it computes; what is under way is aborted."""
@@ -237,6 +242,7 @@ class Worker:
         now, stats = self._clock(), llm.engine.stats()
         self._slowest = max(self._slowest, now - started)
         with self._stepped:
+            self._steps += 1
             self._stepped.notify_all()
         told = [(self._tracked[output.request_id], output) for output in outputs if output.request_id in self._tracked]
         for tracked, output in told:
@@ -381,8 +387,9 @@ class GuestSession:
         return result
 
     def _wait(self, sink: list[Any]) -> list[RequestOutput]:
+        steps = self._worker.steps
         outputs = self._llm.taken(sink)
         if not outputs:
-            self._worker.wait_for_step(_IDLE_BEAT)
+            self._worker.wait_for_step(steps, _IDLE_BEAT)
             outputs = self._llm.taken(sink)
         return outputs

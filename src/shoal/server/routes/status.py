@@ -13,6 +13,7 @@ from starlette.routing import Route
 from shoal.openai.schema import APIError
 from shoal.server.bodies import json_response, service_of
 from shoal.server.service import Service
+from shoal.server.store.batches import Batch
 from shoal.version import __version__
 
 
@@ -113,7 +114,7 @@ def page_state(service: Service) -> dict[str, Any]:
             for name, recent in metrics.recent.items()
         },
         "history": [list(moment) for moment in tuple(metrics.history)],
-        "batches": [],
+        "batches": [_progress(batch) for batch in service.unfinished_batches()],
     }
     if llm is None:
         return state
@@ -136,6 +137,18 @@ def page_state(service: Service) -> dict[str, Any]:
             "generation_tokens": stats.generation_tokens,
             "requests": dict(metrics.ended),
         },
+    }
+
+
+def _progress(batch: Batch) -> dict[str, Any]:
+    counts = batch.request_counts
+    return {
+        "id": batch.id,
+        "status": batch.status,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "total": counts.total,
+        "created_at": batch.created_at,
     }
 
 
