@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -15,7 +16,6 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-import openai
 from shoal.openai.schema import APIError
 from shoal.server.routes import batches, files
 from shoal.server.store.runner import BatchRunner

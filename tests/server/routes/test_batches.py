@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from starlette.testclient import TestClient
 
-import openai
 from shoal.llm import LLM
 from shoal.server.store.runner import BatchRunner
 from tests.server.store.served import rows, served

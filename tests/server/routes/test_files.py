@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from starlette.types import Message
 
-import openai
 from shoal.server.routes.upload import _MOST_FIELDS
 from shoal.server.store.store import Store
 from tests.server.routes.conftest import LIMIT
