@@ -31,6 +31,7 @@ RANKS = {
     "requests": 6,
     "llm": 7,
     "openai": 8,
+    "anthropic": 9,
     "jobs": 9,
     "server": 10,
     "bench": 10,
@@ -40,15 +41,16 @@ RANKS = {
 # Modules of one rank of which the first may import the second.
 SAME_RANK = {("params", "errors")}
 
-# Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it.
-ROOMS = {"jobs.durable": 0, "jobs.input": 1, "jobs.running": 2}
+# Rooms of one part: what a job keeps knows nothing of what it reads, and neither of them what runs it; what
+# a server keeps knows nothing of HTTP.
+ROOMS = {"jobs.durable": 0, "jobs.input": 1, "jobs.running": 2, "server.store": 0, "server.routes": 1}
 
 # Packages that only one part of shoal may import.
 CONFINED = {
     "kernels.cpu": {"numba", "llvmlite"},
     "kernels.cuda": {"torch", "triton"},
     "constrain": {"llguidance"},
-    "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "starlette", "uvicorn"},
+    "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"},
 }
 ARITHMETIC = {"numpy", "torch"}
 STANDARD_LIBRARY_ONLY = {"engine.sequence", "engine.page_pool", "engine.kv_group", "engine.scheduler"}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
-from shoal.engine.engine import Engine
+from shoal.engine.engine import Engine, EngineStats
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError
 from shoal.gguf.reader import GGUFFile
@@ -154,6 +154,10 @@ class LLM:
     def config(self) -> EngineConfig:
         """How the engine is sized now."""
         return self.engine.config
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands now."""
+        return self.engine.stats()
 
     def resize(
         self,

@@ -48,12 +48,9 @@ class FakeLLM:
     def as_llm(self) -> LLM:
         return cast(LLM, self)
 
-    @property
-    def engine(self) -> Any:
+    def stats(self) -> Any:
         waiting = len(self._left) - self._running
-        return SimpleNamespace(
-            stats=lambda: SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
-        )
+        return SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
 
     def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: str, priority: int, timeout: float | None

@@ -1,6 +1,7 @@
 """The ``shoal`` command: finds the verb, turns errors into one line and an exit code.
 
-Exit codes: 0 done · 1 the job finished with failed rows · 2 bad input or usage, or nowhere to write the result · 130 interrupted.
+Exit codes: 0 done · 1 the job finished with failed rows, or a soak failed · 2 bad input or usage, or nowhere to write the result ·
+130 interrupted.
 A verb is imported when it is asked for; it returns None or its exit code. stdout carries results only.
 """
 

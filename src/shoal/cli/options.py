@@ -103,6 +103,11 @@ def bench_engine_options(command: Command) -> Command:
     return _with_engine_flags(command, {"enable_prefix_caching": False})
 
 
+def server_engine_options(command: Command) -> Command:
+    """The same for a server: clients need not wait for rows of batches that run."""
+    return _with_engine_flags(command, {"preempt_for_priority": True})
+
+
 def _with_engine_flags(command: Command, changed_defaults: dict[str, Any]) -> Command:
     @functools.wraps(command)
     def with_config(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute
 from shoal.openai.schema import APIError
 from shoal.server.bodies import json_response, service_of
 from shoal.server.room import TooManyWaitingError
-from shoal.server.routes import completions, status, text
+from shoal.server.routes import completions, dialects, status, text
 from shoal.server.service import Service
 from shoal.server.streams import ClientGoneError
 
@@ -28,7 +28,7 @@ _CLIENT_GONE = 499  # nginx's word for it; nobody reads it
 def create_app(service: Service, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
     """The application over ``service``, whose engine is started and ended with it."""
     app = Starlette(
-        routes=[*completions.routes(), *text.routes(), *status.routes(), *more_routes],
+        routes=[*completions.routes(), *dialects.routes(), *text.routes(), *status.routes(), *more_routes],
         exception_handlers={
             APIError: _refused,
             ClientGoneError: _gone,

@@ -20,6 +20,7 @@ from shoal.requests.submission import Limits, Prepared
 from shoal.server.metrics import Metrics
 from shoal.server.room import WaitingRoom
 from shoal.server.settings import ServerSettings
+from shoal.server.store.batches import Batch
 from shoal.server.worker import AnyOutput, Asked, Search, Worker
 from shoal.text.tokenizer import Tokenizer
 
@@ -37,7 +38,7 @@ class Ticket:
         self.refuse: Callable[[Any], APIError] = lambda error: APIError(str(error))
         self._service, self._news = service, news
         self._arrived = time.monotonic()
-        self._num_prompt = 0
+        self.num_prompt = 0
         self._begun = self._done = False
         self._output: AnyOutput | None = None
         self._error: Exception | None = None
@@ -78,7 +79,7 @@ class Ticket:
     def wait(self, num_prompt: int) -> None:
         """The prompt has so many tokens, and waits. Raises TooManyWaitingError."""
         self._service.room.wait(num_prompt)
-        self._num_prompt = num_prompt
+        self.num_prompt = num_prompt
 
     def leave_unasked(self) -> None:
         """It came to nothing before the engine heard of it."""
@@ -87,7 +88,7 @@ class Ticket:
     def _begin(self) -> None:
         if not self._begun:
             self._begun = True
-            self._service.room.begin(self._num_prompt)
+            self._service.room.begin(self.num_prompt)
 
     def _leave(self) -> None:
         if not self._done:
@@ -107,6 +108,11 @@ class Tickets:
     def __init__(self) -> None:
         self.news = asyncio.Event()
         self.all: list[Ticket] = []
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of all prompts, as far as they are known."""
+        return sum(ticket.num_prompt for ticket in self.all)
 
     async def next(self) -> list[tuple[int, AnyOutput]]:
         """The new outputs, with the numbers of their tickets; none if it was woken for another reason. Raises as ``Ticket.take``."""
@@ -140,6 +146,8 @@ class Service:
         self.worker = Worker(load, self.metrics)
         self.draining = False
         self.started = time.time()
+        self.before_closing: Callable[[], None] = lambda: None  # done before the engine ends
+        self.unfinished_batches: Callable[[], Sequence[Batch]] = tuple
         self._encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="shoal-encode")
 
     @property
@@ -201,12 +209,20 @@ class Service:
             raise
         return tickets
 
+    async def count_tokens(self, call: Call) -> int:
+        """How many tokens a prompt has. Raises APIError."""
+        try:
+            return len(await self.in_thread(self.llm.encode, call.prompt))
+        except (RequestError, ParameterError, TemplateError) as error:
+            raise refusal(call, error) from None
+
     async def in_thread(self, work: Callable[..., Any], *args: Any) -> Any:
         """Do what takes long (encoding, files) beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._encoders, work, *args)
 
     def close(self) -> None:
         """End the engine; what is under way fails."""
+        self.before_closing()
         self.worker.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 

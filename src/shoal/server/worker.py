@@ -90,7 +90,8 @@ class Asked:
 
 
 class Worker:
-    """``load`` gives the LLM, in the thread. ``start`` begins, ``close`` ends it; ``submit``, ``abort`` and ``session`` may be called
+    """``load`` gives the LLM, in the thread, which then calls ``on_loaded``; ``on_failure`` hears why there is none, or none any more.
+    ``start`` begins, ``close`` ends it; ``submit``, ``abort`` and ``session`` may be called
     by any thread.
 
     The loop beats at every pass. It is wedged when it has work and has not beaten for 30 s, or ten times the slowest step so far.
@@ -103,7 +104,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="shoal-engine", daemon=True)
         self._commands: deque[Asked | str] = deque()  # what is to begin, and the ids of what is given up
         self._wake = threading.Event()
-        self._stepped = threading.Condition()
+        self._stepped, self._steps = threading.Condition(), 0
         self._tracked: dict[str, Tracked] = {}
         self._turns = Turns()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -117,6 +118,8 @@ class Worker:
         self.owners: dict[str, str] = {}  # of those in ``slots``
         self.error: BaseException | None = None
         self.ready = threading.Event()  # loaded, or failed to
+        self.on_loaded: Callable[[LLM], None] = lambda llm: None
+        self.on_failure: Callable[[BaseException], None] = lambda error: None
         self._ended = threading.Event()
         self.llm: LLM | None = None
         self._own: Session | None = None
@@ -172,10 +175,15 @@ class Worker:
         """Let the loop look for work."""
         self._wake.set()
 
-    def wait_for_step(self, seconds: float) -> None:
-        """Return after the next step, or when the time is up."""
+    @property
+    def steps(self) -> int:
+        """How many have been told of."""
+        return self._steps
+
+    def wait_for_step(self, since: int, seconds: float) -> None:
+        """Return when there were more than ``since`` steps, or when the time is up."""
         with self._stepped:
-            self._stepped.wait(seconds)
+            self._stepped.wait_for(lambda: self._steps > since, seconds)
 
     def close(self, seconds: float = 30.0) -> None:
         """End the loop after the step that it computes; what is under way is aborted."""
@@ -196,6 +204,7 @@ class Worker:
             with llm:
                 self.llm, self._own = llm, llm.session(prefix="http:")
                 self._beat = self._clock()
+                self.on_loaded(llm)
                 self.ready.set()
                 while not self._closing:
                     self._pass(llm)
@@ -209,6 +218,7 @@ class Worker:
     def _end(self, error: BaseException) -> None:
         self.error = error
         self.ready.set()
+        self.on_failure(error)
 
     def _pass(self, llm: LLM) -> None:
         self._wake.clear()
@@ -232,6 +242,7 @@ class Worker:
         now, stats = self._clock(), llm.engine.stats()
         self._slowest = max(self._slowest, now - started)
         with self._stepped:
+            self._steps += 1
             self._stepped.notify_all()
         told = [(self._tracked[output.request_id], output) for output in outputs if output.request_id in self._tracked]
         for tracked, output in told:
@@ -350,7 +361,6 @@ class GuestSession:
     def __init__(self, worker: Worker, llm: LLM, prefix: str) -> None:
         self._worker, self._llm = worker, llm
         self._session = llm.session(prefix=prefix, advance=self._wait)
-        self.config, self.tokenizer, self.vocab_size = llm.config, llm.tokenizer, llm.vocab_size
 
     def submit(self, *args: Any, **kwargs: Any) -> str:
         """Put a request in line."""
@@ -372,17 +382,14 @@ class GuestSession:
         """End a request."""
         return self._woken(self._session.abort(request_id))
 
-    def stats(self) -> EngineStats:
-        """Where the engine stands."""
-        return self._llm.engine.stats()
-
     def _woken(self, result: _T) -> _T:
         self._worker.wake()
         return result
 
     def _wait(self, sink: list[Any]) -> list[RequestOutput]:
+        steps = self._worker.steps
         outputs = self._llm.taken(sink)
         if not outputs:
-            self._worker.wait_for_step(_IDLE_BEAT)
+            self._worker.wait_for_step(steps, _IDLE_BEAT)
             outputs = self._llm.taken(sink)
         return outputs

@@ -1,8 +1,9 @@
-"""Where shoal keeps what it can fetch or make again: a folder that the environment names, or one in the user's cache folder."""
+"""Where shoal keeps things: a folder that the environment names, or one of the user's, for caches or for data."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -11,13 +12,24 @@ def cache_folder(variable: str, name: str) -> Path | None:
 
     None where that user has no home: HOME is not set, and no account has this uid. The folder need not exist.
     """
+    from platformdirs import user_cache_dir
+
+    return _folder(variable, name, user_cache_dir)
+
+
+def data_folder(variable: str, name: str) -> Path | None:
+    """As ``cache_folder``, for what cannot be made again."""
+    from platformdirs import user_data_dir
+
+    return _folder(variable, name, user_data_dir)
+
+
+def _folder(variable: str, name: str, of_user: Callable[[str], str]) -> Path | None:
     chosen = os.environ.get(variable)
     if chosen:
         return Path(os.path.expanduser(chosen)).absolute()
-    from platformdirs import user_cache_dir
-
     try:
-        folder = Path(user_cache_dir("shoal"))
+        folder = Path(of_user("shoal"))
     except RuntimeError:
         return None
     return folder / name if folder.is_absolute() else None  # older versions leave the ~ as it is

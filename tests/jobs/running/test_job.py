@@ -364,3 +364,15 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, prompt: str) -> Non
         tracemalloc.stop()
     assert ledger.totals.done + ledger.totals.failed == count
     assert peak < 2e6
+
+
+def test_a_job_that_is_interrupted_from_outside_keeps_what_is_finished(tmp_path: Path) -> None:
+    llm = FakeLLM(max_num_seqs=2)
+    data = b"".join(row(f"r{i}", f"text {i}", max_tokens=1) for i in range(9))
+    limits = JobLimits(interrupted=lambda: len(llm.submitted) == 5)
+    done = run(llm, data, tmp_path, limits=limits)
+    assert (done.state, done.totals.failed) == ("interrupted", 0)
+    assert 0 < done.totals.done < 5
+    assert {*llm.aborted} == {str(line) for line in range(done.totals.done + 1, 6)}
+    done = run(FakeLLM(), data, tmp_path)
+    assert (done.state, done.totals.done) == ("finished", 9)

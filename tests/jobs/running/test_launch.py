@@ -27,9 +27,10 @@ from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
-from shoal.jobs.running.launch import run_job
+from shoal.jobs.running.launch import Host, run_job, run_task
 from shoal.jobs.running.progress import JobProgress
-from shoal.jobs.running.task import JobOptions, names_of
+from shoal.jobs.running.task import JobOptions, Task, names_of
+from shoal.llm import LLM
 from shoal.params import EngineConfig
 from tests.support.tiny_model import write_tiny_model
 
@@ -567,3 +568,30 @@ def test_a_notebooks_stdout_takes_records(model: Path, source: Path, monkeypatch
     monkeypatch.setattr(sys, "stdout", stream)
     assert run(model, source, Path("-")).done == 20
     assert len([json.loads(line) for line in stream.getvalue().splitlines()]) == 22
+
+
+class Shared(LLM):
+    """A model that outlives its jobs."""
+
+    def close(self) -> None:
+        """It stays."""
+
+
+def test_jobs_run_on_a_model_that_is_there(model: Path, source: Path, tmp_path: Path) -> None:
+    alone, shared, stopped = (tmp_path / f"{name}.jsonl" for name in ("alone", "shared", "stopped"))
+    run(model, source, alone)
+    config = EngineConfig(device="reference", max_num_seqs=2)
+    llm = Shared(model, config=config)
+
+    def task(output: Path) -> Task:
+        return Task.of(model, JobFiles.named(source, output), JobOptions(), config)
+
+    def host(cancelled: Callable[[], bool] = lambda: False) -> Host:
+        return Host(lambda: llm, say=lambda text: None, report=lambda progress: None, cancelled=cancelled)
+
+    assert run_task(task(shared), host()).state == "finished"
+    cancelled = run_task(task(stopped), host(lambda: True))
+    assert (cancelled.state, cancelled.done, cancelled.failed) == ("cancelled", 0, 22)
+    assert records(shared) == records(alone)
+    assert not llm.has_work
+    super(Shared, llm).close()

@@ -19,15 +19,15 @@ _PAUSE = 0.02  # seconds
 
 
 class JobLock:
-    """Holds the job in ``folder``, created if need be, for this process. A context manager.
+    """Holds the job in ``folder``, created if need be, for this process. A context manager. ``doing``: what it does there, for others.
 
     Entering it raises JobError with the pid of the process that holds it already. The system takes the lock back when
     its process ends, however it ends; the pid in the file is only a word about who has it. Where the file system has no
     locks, nobody is kept out.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, doing: str = "working on this job") -> None:
+        self._folder, self._doing = folder, doing
         self._path = folder / "lock"
         self._fd = -1
         self._locked = False
@@ -38,7 +38,7 @@ class JobLock:
         try:
             found = _take(fd, self._path)
             if found == "busy":
-                raise JobError(f"{self._folder}: process {_pid(fd) or 'of unknown number'} is working on this job")
+                raise JobError(f"{self._folder}: process {_pid(fd) or 'of unknown number'} is {self._doing}")
             os.ftruncate(fd, 0)
             os.write(fd, b"%d\n" % os.getpid())
         except BaseException:

@@ -58,6 +58,17 @@ class Manifest(msgspec.Struct, kw_only=True):
         return moment.astimezone(zone)
 
 
+class ChangedError(JobError):
+    """A job is to go on as something else than it was; ``changes`` says what differs."""
+
+    def __init__(self, output: object, changes: list[str]) -> None:
+        super().__init__(f"{output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
+        self.output, self.changes = output, changes
+
+    def __reduce__(self) -> tuple[type[ChangedError], tuple[object, list[str]]]:
+        return (type(self), (self.output, self.changes))
+
+
 class _Versioned(msgspec.Struct):
     """What every version of a manifest has."""
 

@@ -22,7 +22,8 @@ from shoal.openai.embeddings import embedding_answer, embedding_refusal
 from shoal.openai.schema import ChatCompletion, TextCompletion
 
 if TYPE_CHECKING:
-    from shoal.llm import LLM, RequestOutput
+    from shoal.jobs.running.engine_half import EngineHalf
+    from shoal.requests.outputs import RequestOutput
     from shoal.requests.pooled import EmbeddingRequestOutput
 
 Rows = Iterator[AnyRow]
@@ -43,13 +44,15 @@ class JobLimits:
     """When to give up.
 
     ``timeout``: seconds for one row. ``deadline``: the moment (Unix time) at which all that is not finished expires. ``max_errors``:
-    the job stops when more rows than this have failed. ``cancelled`` is asked about once a second.
+    the job stops when more rows than this have failed. ``cancelled`` is asked about once a second, ``interrupted`` before each step:
+    it is a signal's twin for jobs that no signal reaches.
     """
 
     timeout: float | None = None
     deadline: float | None = None
     max_errors: int | None = None
     cancelled: Callable[[], bool] = lambda: False
+    interrupted: Callable[[], bool] = lambda: False
 
     def reached(self) -> Literal["cancelled", "expired"] | None:
         """Whether the job has to be brought to its end now, and as what."""
@@ -59,21 +62,23 @@ class JobLimits:
 
 
 class Job:
-    """Works through rows on ``llm``. ``served`` are the names of its model, the first one the name in answers.
+    """Works through rows on ``engine``. ``served`` are the names of its model, the first one the name in answers.
 
     At most 1.5 times ``max_num_seqs`` rows are held at once: the engine stays full, and memory does not grow with the
     input. A row without a seed gets one from the engine's seed and its custom_id, so that its answer does not depend on
     where it stands.
     """
 
-    def __init__(self, llm: LLM, served: Sequence[str], ledger: AnyLedger, limits: JobLimits | None = None) -> None:
-        self._llm = llm
+    def __init__(
+        self, engine: EngineHalf, served: Sequence[str], ledger: AnyLedger, limits: JobLimits | None = None
+    ) -> None:
+        self._engine = engine
         self._served = served
         self._ledger = ledger
         self._limits = limits or JobLimits()
-        self._window = llm.config.max_num_seqs + llm.config.max_num_seqs // 2
+        self._window = engine.config.max_num_seqs + engine.config.max_num_seqs // 2
         self._running: dict[str, Row | EmbeddingRow] = {}
-        self._embeddings = EmbeddingRows(llm, self._limits.timeout)
+        self._embeddings = EmbeddingRows(engine, self._limits.timeout)
         self._interrupts = Interrupts()
         self._failed = ledger.totals.failed
         self._pace = _Pace(time.monotonic(), ledger.totals.generated_tokens, ledger.totals.done + self._failed)
@@ -118,7 +123,7 @@ class Job:
         return "finished"
 
     def _reason_to_end(self) -> State | None:
-        if self._interrupts.requested:
+        if self._interrupts.requested or self._limits.interrupted():
             return "interrupted"
         if self._limits.max_errors is not None and self._failed > self._limits.max_errors:
             return "stopped"
@@ -147,9 +152,9 @@ class Job:
     def _submit(self, row: Row) -> None:
         params, request_id = row.call.params, str(row.line)
         if params.seed is None:
-            params = replace(params, seed=derived_seed(self._llm.config.seed, row.custom_id))
+            params = replace(params, seed=derived_seed(self._engine.config.seed, row.custom_id))
         try:
-            self._llm.submit(
+            self._engine.submit(
                 row.call.prompt,
                 row.call.beams or params,
                 request_id=request_id,
@@ -174,7 +179,7 @@ class Job:
         refuse(row, self._ledger)
 
     def _step(self) -> None:
-        finished = [output for output in self._llm.step() if output.finished]
+        finished = [output for output in self._engine.step() if output.finished]
         embedded = self._embeddings.finished()
         self._count_step(len(finished) + sum(len(outputs) for _, outputs in embedded))
         for output in finished:
@@ -188,13 +193,13 @@ class Job:
 
     def _count_step(self, finished: int) -> None:
         """A full step ran as many sequences as it may, or as there were tokens and memory for."""
-        stats, totals = self._llm.engine.stats(), self._ledger.totals
+        stats, totals = self._engine.stats(), self._ledger.totals
         if stats.broken is not None:
             raise EngineError(f"the engine failed: {stats.broken}")
         ran = stats.running + finished
         totals.steps += 1
         totals.row_steps += ran
-        totals.full_steps += ran >= self._llm.config.max_num_seqs or stats.waiting > 0
+        totals.full_steps += ran >= self._engine.config.max_num_seqs or stats.waiting > 0
 
     def _finish(self, row: Row, output: RequestOutput) -> None:
         answered = all(given.finish_reason in ("stop", "length") for given in output.outputs)
@@ -227,7 +232,7 @@ class Job:
         return failed(row.custom_id, "server_error", error or "the request was aborted")
 
     def _answer(self, row: Row, output: RequestOutput) -> ChatCompletion | TextCompletion:
-        tokenizer = self._llm.tokenizer
+        tokenizer = self._engine.tokenizer
         assert tokenizer is not None, "a job's model is loaded with its tokenizer"
         model = row.call.model or self._served[0]
         return answer(row.call, output, response_id=uuid.uuid4().hex, model=model, tokenizer=tokenizer)
@@ -241,7 +246,7 @@ class Job:
 
     def _abort_running(self) -> None:
         for request_id in self._running:
-            self._llm.abort(request_id)
+            self._engine.abort(request_id)
         self._embeddings.abort()
         self._running.clear()
 

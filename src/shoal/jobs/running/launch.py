@@ -7,8 +7,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import fields, replace
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from shoal.jobs.input.lookup import answers
 from shoal.jobs.input.rows import AnyRow, BadRow, Line
 from shoal.jobs.input.source import open_source
 from shoal.jobs.input.tables import assemble, check_target
+from shoal.jobs.running.engine_half import EngineHalf
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.interrupts import sigterm_interrupts
 from shoal.jobs.running.job import AnyLedger, Job, JobLimits, Report, Rows, close
@@ -40,6 +41,19 @@ from shoal.system import streams
 from shoal.system.notices import notices_to
 
 Say = Callable[[str], None]
+Load = Callable[[], EngineHalf]
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Who runs a job. ``load`` gives the engine once there is a use for it; it is closed afterwards. ``say`` hears what a user should
+    know, ``report`` how far the job is. ``cancelled`` and ``interrupted`` are asked as JobLimits says."""
+
+    load: Load
+    say: Say
+    report: Report
+    cancelled: Callable[[], bool] = lambda: False
+    interrupted: Callable[[], bool] = lambda: False
 
 
 def run(
@@ -73,14 +87,25 @@ def run_job(
     """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
     files.check()
     task = Task.of(model, files, options, config)
+    host = Host(lambda: LLM(task.path, config=task.config), say, report)
     with notices_to(say):
         if not files.has_journal:
-            return _run_without_journal(task, say, report)
-        with sigterm_interrupts(), _journal_folder(files):
-            return _run_with_journal(task, say, report)
+            return _run_without_journal(task, host)
+        with sigterm_interrupts():
+            return run_task(task, host)
 
 
 # With a journal -------------------------------------------------------------------------------------------------------
+
+
+def run_task(task: Task, host: Host) -> Summary:
+    """Begin a job that has a journal, or go on with it, on the engine of ``host``. Its files have been checked.
+
+    Raises JobError for a job that is not to be gone on with (one by OSError, its cause, can be once the disk is well again), and
+    EngineError where the engine is broken.
+    """
+    with _journal_folder(task.files):
+        return _run_with_journal(task, host)
 
 
 @contextmanager
@@ -96,8 +121,8 @@ def _journal_folder(files: JobFiles) -> Iterator[None]:
             raise
 
 
-def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
-    files, retry = task.files, task.options.retry_errors
+def _run_with_journal(task: Task, host: Host) -> Summary:
+    files, retry, say = task.files, task.options.retry_errors, host.say
     manifest = _begin(task, say)
     task = replace(task, begun=manifest.begun)
     if manifest.state in OVER and manifest.summary is not None and not retry:
@@ -106,7 +131,7 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
         return msgspec.convert(manifest.summary, Summary)
     with (
-        _model_of_new(task, manifest) as llm,
+        _model_of_new(task, manifest, host.load) as engine,
         _promising_to_go_on(say),
         Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
     ):
@@ -121,7 +146,7 @@ def _run_with_journal(task: Task, say: Say, report: Report) -> Summary:
         if len(ledger.finished):
             of = "" if manifest.rows is None else f" of {manifest.rows}"
             say(f"going on: {len(ledger.finished)}{of} rows are finished")
-        state = _work(task, manifest, ledger, report, llm)
+        state = _work(task, manifest, ledger, host, engine)
         return _end(task, manifest, ledger, state)
 
 
@@ -138,7 +163,7 @@ def _begin(task: Task, say: Say) -> Manifest:
     if changes and not _held(files.results, files.errors):  # nothing is done: nobody's work is lost
         return _begun(task, identity, say)
     if changes:
-        raise JobError(f"{files.output} belongs to another job: {'; '.join(changes)} (--restart begins anew)")
+        raise manifests.ChangedError(files.output, changes)
     if task.from_stdin:
         raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
     if options.retry_errors and files.errors == files.output:
@@ -169,7 +194,7 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
 
 
 @contextmanager
-def _model_of_new(task: Task, manifest: Manifest) -> Iterator[LLM | None]:
+def _model_of_new(task: Task, manifest: Manifest, load: Load) -> Iterator[EngineHalf | None]:
     """The model of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
 
     None for a job that goes on: how much there is to do is not known yet.
@@ -177,13 +202,13 @@ def _model_of_new(task: Task, manifest: Manifest) -> Iterator[LLM | None]:
     if manifest.runs:
         yield None
         return
-    with LLM(task.path, config=task.config) if manifest.rows != 0 else nullcontext() as llm:
+    with closing(load()) if manifest.rows != 0 else nullcontext() as engine:
         files = task.files
         manifests.drop(files.folder)  # what is said of the old job ends before its files do
         _cancel_file(files).unlink(missing_ok=True)
         if files.is_table:
             files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
-        yield llm
+        yield engine
 
 
 def _checked(task: Task, folder: Path) -> int | None:
@@ -201,17 +226,23 @@ def _checked(task: Task, folder: Path) -> int | None:
     return rows
 
 
-def _work(task: Task, manifest: Manifest, ledger: AnyLedger, report: Report, llm: LLM | None) -> State:
+def _work(task: Task, manifest: Manifest, ledger: AnyLedger, host: Host, engine: EngineHalf | None) -> State:
     """Bring all rows to their end, or as many as can be; the state that the job is in then."""
     if manifest.rows == len(ledger.finished):
         return "finished"
-    cancelled, options = _cancel_file(task.files).exists, task.options
-    limits = JobLimits(options.timeout, manifest.deadline, options.max_errors, cancelled)
+    cancel_file, options = _cancel_file(task.files), task.options
+    limits = JobLimits(
+        options.timeout,
+        manifest.deadline,
+        options.max_errors,
+        cancelled=lambda: host.cancelled() or cancel_file.exists(),
+        interrupted=host.interrupted,
+    )
     with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
         state = limits.reached()
         if state is None:
-            with llm or LLM(task.path, config=task.config) as model:  # closed before results are put together
-                return Job(model, task.served, ledger, limits).run(rows, manifest.rows, report)
+            with closing(engine or host.load()) as half:  # closed before results are put together
+                return Job(half, task.served, ledger, limits).run(rows, manifest.rows, host.report)
         close(rows, ledger, state)
         ledger.commit()
         return state
@@ -278,7 +309,7 @@ def _cancel_file(files: JobFiles) -> Path:
 # Without --------------------------------------------------------------------------------------------------------------
 
 
-def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
+def _run_without_journal(task: Task, host: Host) -> Summary:
     """Results go to stdout, a pipe or a device: what has left cannot be taken back, and nothing is known of it later."""
     files, options = task.files, task.options
     if options.retry_errors:
@@ -286,23 +317,23 @@ def _run_without_journal(task: Task, say: Say, report: Report) -> Summary:
     if not options.restart:
         for path in _held(files.errors):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
-    say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
+    host.say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
     with _temporary_folder() as folder:
-        return _run_into_stream(task, folder, report)
+        return _run_into_stream(task, folder, host)
 
 
-def _run_into_stream(task: Task, folder: Path, report: Report) -> Summary:
+def _run_into_stream(task: Task, folder: Path, host: Host) -> Summary:
     files, options = task.files, task.options
     total = _checked(task, folder)
     deadline = None if options.deadline is None else time.time() + options.deadline
     limits = JobLimits(options.timeout, deadline, options.max_errors)
     with (
-        LLM(task.path, config=task.config) as llm,  # what cannot start opens no file
+        closing(host.load()) as engine,  # what cannot start opens no file
         _naming_output(files),
         StreamLedger.open(files.output, files.errors) as ledger,
         _rows(task, total, ledger.finished, folder) as rows,
     ):
-        state = Job(llm, task.served, ledger, limits).run(rows, total, report)
+        state = Job(engine, task.served, ledger, limits).run(rows, total, host.report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from shoal.openai.schema import APIError
 from shoal.server.bodies import json_response, service_of
 from shoal.server.service import Service
+from shoal.server.store.batches import Batch
 from shoal.version import __version__
 
 
@@ -113,7 +114,7 @@ def page_state(service: Service) -> dict[str, Any]:
             for name, recent in metrics.recent.items()
         },
         "history": [list(moment) for moment in tuple(metrics.history)],
-        "batches": [],
+        "batches": [_progress(batch) for batch in service.unfinished_batches()],
     }
     if llm is None:
         return state
@@ -139,6 +140,18 @@ def page_state(service: Service) -> dict[str, Any]:
     }
 
 
+def _progress(batch: Batch) -> dict[str, Any]:
+    counts = batch.request_counts
+    return {
+        "id": batch.id,
+        "status": batch.status,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "total": counts.total,
+        "created_at": batch.created_at,
+    }
+
+
 def _model(service: Service, name: str) -> dict[str, Any]:
     llm = service.worker.llm
     return {
@@ -149,4 +162,5 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "root": service.settings.served[0],
         "parent": None,
         "max_model_len": None if llm is None else llm.engine.max_model_len,
+        "meta": {} if llm is None else {"n_vocab": llm.vocab_size},
     }
