@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.e2e.browsers import Opened, chromium, pane, set_prompts, wait_for_count, wait_for_state, wait_for_text
 from tests.server.page.fake_engine import FakeEngine
 from tests.server.page.fake_server import KEY, FakeServer, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.e2e
 
-WIDE = {"width": 1280, "height": 900}
 PHONE = {"width": 360, "height": 740}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on PATH")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def lively_engine(**options: Any) -> FakeEngine:
@@ -53,57 +46,12 @@ def address(server: FakeServer) -> Iterator[str]:
         yield address
 
 
-class Opened:
-    """A page, with all that its console and its network said."""
-
-    def __init__(self, browser: Browser, address: str, **options: Any) -> None:
-        self.context = browser.new_context(**{"viewport": WIDE, **options})
-        self.page: Page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-
-
 @pytest.fixture
 def opened(browser: Browser, address: str) -> Iterator[Opened]:
     opened = Opened(browser, address)
     wait_for_state(opened.page)
     yield opened
     opened.context.close()
-
-
-def wait_for_state(page: Page) -> None:
-    page.wait_for_selector("#health[data-health=ok]")
-
-
-# Playwright's wait_for_function evaluates text in the page, which its Content-Security-Policy forbids: these ask from outside.
-
-
-def wait_for_count(page: Page, selector: str, count: int) -> None:
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_have_count(count, timeout=20_000)
-
-
-def wait_for_text(page: Page, selector: str, text: str | re.Pattern[str]) -> None:
-    from playwright.sync_api import expect
-
-    expect(page.locator(selector)).to_have_text(text, timeout=20_000)
-
-
-def set_prompts(page: Page, *prompts: str) -> None:
-    page.select_option("#count", str(len(prompts)))
-    for number, prompt in enumerate(prompts, 1):
-        page.fill(f"#prompt-{number}", prompt)
-
-
-def pane(page: Page, number: int) -> Any:
-    return page.locator(".pane").nth(number - 1)
 
 
 # What it shows --------------------------------------------------------------------------------------------------------
@@ -180,7 +128,7 @@ def test_a_server_that_went_away_is_said_and_found_again(browser: Browser, serve
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_words_can_be_read_in_both_themes(browser: Browser, scheme: str) -> None:
     """At least 4.5:1 (WCAG 2 AA) between all text and what is behind it, sequences in every state among it."""
-    engine = FakeEngine(now=0.0, total_pages=200)
+    engine = FakeEngine(now=1e9, total_pages=200)
     while {sequence.state for sequence in engine.sequences} < {"prefill", "decode", "waiting", "preempted"}:
         engine.step()
     with serving(FakeServer(engine, moves=False)) as address:

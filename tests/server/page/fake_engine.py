@@ -10,7 +10,7 @@ from statistics import quantiles
 from typing import Any
 
 STEP_SECONDS = 0.025
-CHUNK = 96  # rows of one prompt in a step
+CHUNK = 56  # rows of prompts in a step
 PAGE = 16  # tokens
 STEPS_PER_SECOND = round(1 / STEP_SECONDS)
 

@@ -29,10 +29,10 @@ _SLOT = _record(
     owner=_TEXT,
 )
 _BATCH = _record(id=_TEXT, status=_TEXT, completed=_COUNT, failed=_COUNT, total=_COUNT, created_at=_COUNT)
-_STATE = _record(
+_WHOLE = _record(
     model=_TEXT,
     version=_TEXT,
-    health={"enum": ["ok", "loading", "draining", "wedged"]},
+    health={"enum": ["ok", "loading", "draining", "wedged", "failed"]},
     uptime_seconds=_AMOUNT,
     step=_record(number=_COUNT, seconds=_AMOUNT, rows=_COUNT, target_seconds=_MAYBE),
     slots={"type": "array", "items": _SLOT},
@@ -56,6 +56,17 @@ _STATE = _record(
     },
     batches={"type": "array", "items": _BATCH},
 )
+
+
+_FROM_THE_ENGINE = {
+    "step",
+    "running",
+    "waiting",
+    "kv_pages",
+    "preemptions",
+    "totals",
+}  # absent while a model is being loaded
+_STATE = _WHOLE | {"required": [name for name in _WHOLE["required"] if name not in _FROM_THE_ENGINE]}
 
 
 def check_state(state: Any) -> None:

@@ -11,6 +11,16 @@ import { startTheme } from "./theme.js";
 
 const PERIOD_MS = 1000;
 
+// What a server cannot tell yet while it loads its model.
+const NOT_YET = {
+  step: { number: 0, seconds: null, rows: 0, target_seconds: null },
+  running: null,
+  waiting: null,
+  kv_pages: { used: 0, total: 0 },
+  preemptions: 0,
+  totals: { requests: {} },
+};
+
 startTheme();
 startKey();
 const playground = startPlayground();
@@ -36,7 +46,7 @@ async function refresh() {
     return;
   }
   allIsWell();
-  show(state);
+  show({ ...NOT_YET, ...state });
 }
 
 function show(state) {

@@ -71,8 +71,9 @@ export class Pane {
     say(this.part("pane-state"), words);
   }
 
+  /** Answers are called chatcmpl-ID, the sequences behind them ID or the same. */
   know(id) {
-    if (id) this.ids.add(id);
+    if (id) this.ids.add(id).add(id.replace(/^chatcmpl-/, ""));
   }
 
   take(chunk) {

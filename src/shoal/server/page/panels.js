@@ -3,7 +3,7 @@
 import { byId, make, mark, resize, say } from "./dom.js";
 import { count, duration, many, milliseconds, percent, rate, seconds, shortCount, total } from "./format.js";
 
-const HEALTH = { ok: "healthy", loading: "loading", draining: "draining", wedged: "stuck" };
+const HEALTH = { ok: "healthy", loading: "loading", draining: "draining", wedged: "stuck", failed: "failed" };
 const LATENCIES = [["queue", "In the queue"], ["ttft", "First token"], ["itl", "Between tokens"], ["e2e", "Whole answer"]];
 const ENDINGS = [["stop", "finished"], ["length", "cut at their limit"], ["abort", "aborted"], ["timeout", "timed out"], ["error", "failed"]];
 

@@ -17,7 +17,7 @@ export function startSlots(paneOf) {
     for (const slot of running) seats[places.get(slot.id)] = slot;
     showSeats(seats, paneOf);
     showStep(state.step, seats.filter((slot) => slot?.rows));
-    showLine(state.slots.filter((slot) => !RUNNING.has(slot.state)), paneOf);
+    showLine(state.slots.filter((slot) => !RUNNING.has(slot.state)), state.waiting, paneOf);
   };
 }
 
@@ -100,26 +100,33 @@ function progress(slot) {
 
 /** Whose it is: a pane's, a key's, or nobody's, who go by the end of their ids. */
 function name(slot, pane) {
-  return pane ? `prompt ${pane}` : slot.owner || slot.id.slice(-8);
+  return pane ? `prompt ${pane}` : slot.owner.slice(0, 12) || slot.id.slice(-8);
+}
+
+/** What the last step did for a sequence, which by now may decode: with several rows it read the last of its prompt. */
+function computed(slot) {
+  return slot.rows > 1 ? "prefill" : slot.state;
 }
 
 function showStep(step, rowed) {
   const bar = byId("step-bar");
   resize(bar, rowed.length, () => make("i"));
   rowed.forEach((slot, i) => {
-    mark(bar.children[i], "state", slot.state);
+    mark(bar.children[i], "state", computed(slot));
     bar.children[i].style.flexGrow = slot.rows;
   });
-  const prompt = rowed.filter((slot) => slot.state === "prefill").reduce((sum, slot) => sum + slot.rows, 0);
-  const words = `: ${many(step.rows, "row")} of ${many(rowed.length, "sequence")} in ${milliseconds(step.seconds)} ms${prompt ? `, ${count(prompt)} of them prompt` : ""}`;
-  byId("step-words").replaceChildren(make("strong", {}, `Step ${count(step.number)}`), words);
-  bar.setAttribute("aria-label", `Rows of the last step${words}`);
+  const prompt = rowed.filter((slot) => computed(slot) === "prefill").reduce((sum, slot) => sum + slot.rows, 0);
+  const words = rowed.length ? `: ${many(step.rows, "row")} of ${many(rowed.length, "sequence")} in ${milliseconds(step.seconds)} ms` : ", idle now";
+  const also = prompt ? `, ${many(prompt, "row")} of prompts` : "";
+  byId("step-words").replaceChildren(make("strong", {}, `Step ${count(step.number)}`), words + also);
+  bar.setAttribute("aria-label", `Rows of the last step${words}${also}`);
 }
 
-function showLine(waiting, paneOf) {
-  const line = [...waiting].sort((a, b) => (a.state === "waiting") - (b.state === "waiting"));
+/** Of a long line the server tells the beginning and how many there are. */
+function showLine(slots, waiting, paneOf) {
+  const line = [...slots].sort((a, b) => (a.state === "waiting") - (b.state === "waiting"));
   const shown = line.slice(0, IN_LINE);
-  const more = line.length - shown.length;
+  const more = Math.max(line.length, waiting) - shown.length;
   const list = byId("chips");
   byId("line").hidden = !line.length;
   resize(list, shown.length + (more > 0), () => make("li"));

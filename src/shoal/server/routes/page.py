@@ -9,8 +9,10 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+
+from shoal.server.bodies import json_response
 
 HOME = "/"
 ASSETS = "/page/assets/"
@@ -29,7 +31,7 @@ MEDIA_TYPES = {
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; object-src 'none'"
 )
-_HEADERS = {
+_HEADERS: dict[str, str] = {
     "Cache-Control": "no-cache",  # kept, but asked about each time: the answer is 304 until the file is another
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -71,7 +73,7 @@ def routes(folder: Traversable, state: Callable[[], Mapping[str, object]]) -> li
         return PlainTextResponse("no such file\n", 404, _HEADERS) if file is None else _answer(request, file)
 
     async def show_state(request: Request) -> Response:
-        return JSONResponse(dict(state()), headers=_STATE_HEADERS)
+        return json_response(state(), headers=_STATE_HEADERS)
 
     return [Route(HOME, index), Route(ASSETS + "{name:path}", asset), Route(STATE, show_state)]
 
