@@ -102,7 +102,7 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
 
 def test_unknown_paths_and_methods(server: Running) -> None:
     assert server.get("/v1/nothing").status_code == 404
-    assert server.get("/v1/nothing").json()["error"]["message"] == "there is no /v1/nothing"
+    assert server.get("/v1/nothing").json()["error"]["message"] == "no such path: /v1/nothing"
     wrong = server.get("/v1/completions")
     assert wrong.status_code == 405
     assert wrong.headers["allow"] == "POST"

@@ -9,19 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import msgspec
 from starlette.types import ASGIApp
 
 from shoal import hub
-from shoal.anthropic.messages import error_body
 from shoal.errors import ParameterError, RequestError
 from shoal.gguf.reader import GGUFFile
 from shoal.llm import LLM
-from shoal.openai.schema import APIError
 from shoal.params import EngineConfig, parse_size
 from shoal.server.access import configure_logging
-from shoal.server.app import create_app
-from shoal.server.errors import openai_body
+from shoal.server.app import body_of_error, create_app
 from shoal.server.front import Front, behind
 from shoal.server.keys import VARIABLE, Keys, read_keys
 from shoal.server.limits import allowed_hosts
@@ -122,13 +118,6 @@ def _app(flags: Mapping[str, Any], service: Service, store: Store, runner: Batch
     return behind(front, create_app(service, routes))
 
 
-def body_of_error(path: str, error: APIError) -> bytes:
-    """An error in the shape that the clients of a path read."""
-    if path.startswith("/v1/messages"):
-        return msgspec.json.encode(error_body(error))
-    return openai_body(path, error)
-
-
 def _store(flags: Mapping[str, Any], settings: ServerSettings, opened: ExitStack) -> Store:
     folder: Path | None = flags["data_dir"]
     if folder is None and (flags["uds"] or not flags["port"]):  # which is another server's as well, or never the same
@@ -151,7 +140,9 @@ def _names(model: str, path: Path) -> tuple[str, ...]:
     """What requests may call the model. Where it lies is nobody's business but the server's."""
     with GGUFFile.open(path) as file:
         name = file.metadata.get("general.name")
-    given = model if model != str(path) and "/" not in model.removeprefix("hf:") or model.startswith("hf:") else path.name
+    given = (
+        model if (model != str(path) and "/" not in model.removeprefix("hf:")) or model.startswith("hf:") else path.name
+    )
     names = (given, path.name, *([name] if isinstance(name, str) and name else []))
     return tuple(dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in names))
 

@@ -78,10 +78,11 @@ def outputs(folder: Path) -> tuple[Path, Path]:
     return found[0], found[1]
 
 
-def kill(process: ForkServerProcess, folder: Path, seconds: float, rng: random.Random) -> bool:
-    """Kill it at some moment or, half of the times, right after a journal has grown. False if it ended before."""
-    if rng.random() < 0.5:
-        before = size_of_journal(folder)
+def kill(process: ForkServerProcess, folder: Path, seconds: float | None, rng: random.Random) -> bool:
+    """Kill it at some moment within so many seconds or, without them, right after rows have got into a journal. False if it ended
+    before."""
+    if seconds is None:
+        before = max(journal.HEADER_SIZE, size_of_journal(folder))
         while process.exitcode is None and size_of_journal(folder) <= before:
             threading.Event().wait(0.001)
         process.join(rng.uniform(0, 0.005))
@@ -107,7 +108,7 @@ def test_8_kills(model: Path, tmp_path: Path) -> None:
     batch_of(tmp_path / "whole", random.Random(1))
     begun = time.monotonic()
     whole = start(model, tmp_path / "whole")
-    whole.join(120)
+    whole.join()
     seconds = time.monotonic() - begun
     assert whole.exitcode == 0
     expected = dict(records_of(outputs(tmp_path / "whole")))
@@ -121,10 +122,10 @@ def test_8_kills(model: Path, tmp_path: Path) -> None:
         while not ended:
             resumed += size_of_journal(folder) > journal.HEADER_SIZE
             process = start(model, folder)
-            ended = kills == KILLS or not kill(process, folder, seconds, rng)
+            ended = kills == KILLS or not kill(process, folder, seconds if kills % 2 else None, rng)
             kills += not ended
             if ended:
-                process.join(120)
+                process.join()
                 assert process.exitcode == 0
         assert look_at(outputs(folder), expected) == Tally()
     assert resumed >= 3
