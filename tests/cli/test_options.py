@@ -155,7 +155,7 @@ def test_a_model_may_be_required_and_is_given_once() -> None:
     assert "which model?" in run(needs_model).output
     assert run(needs_model, "m").exit_code == 0
     assert seen == ["m"]
-    assert "two models given: 'a' and --model 'b'" in run(needs_model, "a", "--model", "b").output
+    assert "two models given: 'a' and 'b'" in run(needs_model, "a", "--model", "b").output
 
 
 def test_the_model_may_be_a_flag_alone() -> None:

@@ -136,10 +136,11 @@ def model_argument(default: str | None = DEFAULT_MODEL) -> Callable[[Command], C
 
     def decorate(command: Command) -> Command:
         @click.argument("model_argument", metavar="MODEL" if default is None else "[MODEL]", required=False)
-        @click.option("--model", "model_flag", metavar="MODEL", help=_model_help(default))
+        @click.option("--model", "model_flags", metavar="MODEL", multiple=True, help=_model_help(default))
         @functools.wraps(command)
-        def with_model(*args: Any, model_argument: str | None, model_flag: str | None, **kwargs: Any) -> Any:
-            return command(*args, model=_one_model(model_argument, model_flag, default), **kwargs)
+        def with_model(*args: Any, model_argument: str | None, model_flags: tuple[str, ...], **kwargs: Any) -> Any:
+            given = [model_argument, *model_flags] if model_argument else list(model_flags)
+            return command(*args, model=_one_model(given, default), **kwargs)
 
         return with_model
 
@@ -158,10 +159,13 @@ def _model_help(default: str | None) -> str:
     return forms if default is None else f"{forms}  [default: {default}]"
 
 
-def _one_model(argument: str | None, flag: str | None, default: str | None) -> str:
-    if argument and flag and argument != flag:
-        raise click.UsageError(f"two models given: {argument!r} and --model {flag!r}.")
-    model = argument or flag or default
+def _one_model(given: list[str], default: str | None) -> str:
+    models = list(dict.fromkeys(given))
+    if len(models) > 1:
+        verb = click.get_current_context().info_name
+        advice = " One server serves one model: start another one on another --port." if verb == "serve" else ""
+        raise click.UsageError(f"two models given: {models[0]!r} and {models[1]!r}.{advice}")
+    model = models[0] if models else default
     if model is None:
         raise click.UsageError("which model? Give it as the first argument or with --model.")
     return model

@@ -47,6 +47,7 @@ _FLAGS: list[tuple[str, Any, Any, str]] = [
     ("--max-body-size", str, "2MiB", "Largest request, but for uploads."),
     ("--max-file-size", str, "1GiB", "Largest upload."),
     ("--access-log", bool, False, "A line of JSON on stderr for each request."),
+    ("--log-prompts", bool, False, "The same, with the texts of prompts and answers in it."),
 ]
 
 

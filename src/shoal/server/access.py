@@ -30,7 +30,8 @@ class Access:
     """Gives requests their ``scope["state"]["request_id"]``, which every answer carries as X-Request-Id: the client's own, if it is
     short and plain.
 
-    A route may leave ``scope["state"]["tokens"]`` (as ``{"prompt": 12, "completion": 30}``) for the log; text of prompts is not logged.
+    A route may leave ``scope["state"]["tokens"]`` (as ``{"prompt": 12, "completion": 30}``) for the log, and
+    ``texts`` if those are asked for.
     """
 
     def __init__(self, app: ASGIApp, body: ErrorBody = openai_body) -> None:
@@ -87,7 +88,7 @@ def _line(scope: Scope, status: int | None, seconds: float) -> dict[str, Any]:
         "status": _CLIENT_GONE if status is None else status,
         "seconds": round(seconds, 6),
     }
-    return line | {name: state[name] for name in ("owner", "tokens") if state.get(name)}
+    return line | {name: state[name] for name in ("owner", "tokens", "texts") if state.get(name)}
 
 
 # The log --------------------------------------------------------------------------------------------------------------

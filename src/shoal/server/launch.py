@@ -40,7 +40,7 @@ def launch(model: str, config: EngineConfig, flags: Mapping[str, Any]) -> int:
 
     Raises ParameterError and JobError for flags that cannot be followed, ModelNotFoundError and GGUFError for the model.
     """
-    configure_logging(access_log=flags["access_log"])
+    configure_logging(access_log=flags["access_log"] or flags["log_prompts"])
     path = hub.resolve(model)
     keys = Keys(read_keys(flags["api_key"], flags["api_key_file"], os.environ.get(VARIABLE)))
     settings = _settings(flags, config, flags["served_model_name"] or _names(model, path), keys_given=bool(keys))
@@ -83,6 +83,7 @@ def _settings(
                 "keep_alive",
                 "stall_timeout",
                 "drain_timeout",
+                "log_prompts",
             )
         },
     )

@@ -15,6 +15,7 @@ class ServerSettings:
     ``max_waiting_tokens`` tokens. ``request_timeout`` and ``queue_timeout``: the seconds of each request (None: no limit).
     ``keep_alive``: seconds after which an idle stream gets a comment; ``stall_timeout``: after which a reader that reads nothing is
     given up. ``drain_timeout``: seconds for requests under way at the end. Sizes are in bytes. ``keys_given``: API keys are asked for.
+    ``log_prompts``: the access log has the texts of prompts and answers.
     """
 
     engine: EngineConfig
@@ -30,3 +31,4 @@ class ServerSettings:
     drain_timeout: float = 30.0
     max_body: int = 2 * 1024 * 1024
     max_file_size: int = 1024 * 1024 * 1024
+    log_prompts: bool = False

@@ -9,9 +9,15 @@ from typing import Protocol, TypeVar
 from starlette.types import Receive, Scope, Send
 
 from shoal.openai.schema import APIError
+from shoal.requests.outputs import RequestOutput
 from shoal.server.service import Service, Tickets
 from shoal.server.worker import AnyOutput
 
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 COMMENT = b": keep-alive\n\n"
 _T = TypeVar("_T")
 
@@ -58,13 +64,10 @@ class EventStream:
     """An ASGI response: what ``writer`` makes of the outputs of ``tickets``, until the last of them, or until the client goes or stops
     reading: then they are given up. A comment goes out when there was nothing for ``keep_alive`` seconds."""
 
-    def __init__(self, service: Service, tickets: Tickets, writer: Writer, headers: dict[str, str]) -> None:
-        self._service, self._tickets, self._writer = service, tickets, writer
-        self._headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-cache",
-            "x-accel-buffering": "no",
-        } | headers
+    def __init__(
+        self, service: Service, tickets: Tickets, writer: Writer, log: Callable[[RequestOutput], None]
+    ) -> None:
+        self._service, self._tickets, self._writer, self._log = service, tickets, writer, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it all."""
@@ -88,8 +91,7 @@ class EventStream:
     _gone = False
 
     async def _send(self, send: Send) -> None:
-        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
         data, left, timer = (
             self._writer.start(),
             len(self._tickets.all),
@@ -108,12 +110,19 @@ class EventStream:
                 if self._gone:
                     raise ClientGoneError
                 data = b"".join(self._writer.push(output, number) for number, output in told)
-                left -= sum(output.finished for _, output in told)
+                left -= self._note_ends(told)
                 if timer.due and not data:
                     data = COMMENT
             await send({"type": "http.response.body", "body": data})
         finally:
             timer.stop()
+
+    def _note_ends(self, told: list[tuple[int, AnyOutput]]) -> int:
+        ended = [output for _, output in told if output.finished]
+        for output in ended:
+            if isinstance(output, RequestOutput):
+                self._log(output)
+        return len(ended)
 
     async def _write(self, send: Send, data: bytes) -> None:
         """A reader that reads nothing for a while is given up; the engine does not wait for it, as outputs are not kept."""
@@ -149,6 +158,3 @@ class _Nudge:
             self._news.set()
             left = self._seconds
         self._timer = self._loop.call_later(left, self._look)
-
-
-Handler = Callable[..., Awaitable[object]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -75,7 +75,7 @@ async def answered(request: Request, calls: Sequence[Call], options: StreamOptio
     service, name = service_of(request), uuid.uuid4().hex
     tickets = await unless_gone(request.receive, service.start(calls, owner_of(request), name))
     if options.stream:
-        return EventStream(service, tickets, Chunks(service, calls, name, options), {})
+        return EventStream(service, tickets, Chunks(service, calls, name, options), log_of(request))
     outputs = await whole(request, tickets)
     model, tokenizer = calls[0].model or service.settings.served[0], service.tokenizer
     if calls[0].kind == "chat":
@@ -86,15 +86,34 @@ async def answered(request: Request, calls: Sequence[Call], options: StreamOptio
 
 async def whole(request: Request, tickets: Tickets) -> list[RequestOutput]:
     """The finished outputs. Raises APIError for the first that has failed, ClientGoneError when nobody waits any more."""
+    log = log_of(request)
     try:
         outputs = [_generated(output) for output in await unless_gone(request.receive, tickets.finished())]
     finally:
         tickets.close()
     for output in outputs:
+        log(output)
         error = failure(output)
         if error is not None:
             raise error
     return outputs
+
+
+def log_of(request: Request) -> Callable[[RequestOutput], None]:
+    """What the access log says of a request's finished outputs: how many tokens, and the texts if that is asked for."""
+    state = request.scope.setdefault("state", {})
+    with_text, tokenizer = service_of(request).settings.log_prompts, service_of(request).tokenizer
+
+    def log(output: RequestOutput) -> None:
+        tokens = state.setdefault("tokens", {"prompt": 0, "completion": 0})
+        tokens["prompt"] += len(output.prompt_token_ids)
+        tokens["completion"] += sum(len(given.token_ids) for given in output.outputs)
+        if with_text:
+            texts = state.setdefault("texts", [])
+            prompt = output.prompt if output.prompt is not None else tokenizer.decode(output.prompt_token_ids)
+            texts.append({"prompt": prompt, "outputs": [given.text for given in output.outputs]})
+
+    return log
 
 
 class Chunks:

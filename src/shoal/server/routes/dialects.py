@@ -24,7 +24,7 @@ from shoal.openai.schema import APIError, ChatCompletion, FinishReason, PromptTo
 from shoal.openai.stream import AnswerDelta, AnswerStream, sse
 from shoal.requests.outputs import RequestOutput
 from shoal.server.bodies import json_object, json_response, owner_of, service_of
-from shoal.server.routes.completions import whole
+from shoal.server.routes.completions import log_of, whole
 from shoal.server.service import Service, Tickets
 from shoal.server.streams import EventStream, unless_gone
 from shoal.server.worker import AnyOutput
@@ -48,7 +48,7 @@ async def responses(request: Request) -> ASGIApp:
     tickets, name, model = await _begun(request, call, RESPONSES)
     begun = head(body, call, response_id=name, model=model)
     if body.get("stream"):
-        return EventStream(service, tickets, _ResponseWriter(service, call, ResponseEvents(begun)), {})
+        return EventStream(service, tickets, _ResponseWriter(service, call, ResponseEvents(begun)), log_of(request))
     (output,) = await _told(whole(request, tickets), RESPONSES)
     return json_response(response(begun, _answer(service, call, output, name)))
 
@@ -59,7 +59,8 @@ async def messages(request: Request) -> ASGIApp:
     call = _call(service, MESSAGES, chat_of_message(body))
     tickets, name, model = await _begun(request, call, MESSAGES)
     if body.get("stream"):
-        return EventStream(service, tickets, _MessageWriter(call, MessageEvents(name, model), tickets.num_prompt), {})
+        writer = _MessageWriter(call, MessageEvents(name, model), tickets.num_prompt)
+        return EventStream(service, tickets, writer, log_of(request))
     (output,) = await _told(whole(request, tickets), MESSAGES)
     completion = _answer(service, call, output, name)
     return json_response(message(completion, message_id=name, stop_sequence=_stop_string(output)))
