@@ -151,7 +151,9 @@ def _names(model: str, path: Path) -> tuple[str, ...]:
     """What requests may call the model. Where it lies is nobody's business but the server's."""
     with GGUFFile.open(path) as file:
         name = file.metadata.get("general.name")
-    given = model if model != str(path) and "/" not in model.removeprefix("hf:") or model.startswith("hf:") else path.name
+    given = (
+        model if (model != str(path) and "/" not in model.removeprefix("hf:")) or model.startswith("hf:") else path.name
+    )
     names = (given, path.name, *([name] if isinstance(name, str) and name else []))
     return tuple(dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in names))
 
