@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from shoal.errors import ParameterError
 from shoal.openai.schema import APIError
-from shoal.server.errors import exception_handlers
+from shoal.server.errors import error_response, openai_body
 from shoal.server.front import Front, behind
 from shoal.server.limits import JSON_DEPTH, allowed_hosts, decode_json
 from tests.server.live import Client, echo, get, live, post
@@ -32,19 +32,19 @@ async def _upload(request: Request) -> Response:
     return JSONResponse({"size": size})
 
 
-async def _broken(request: Request) -> Response:
-    raise KeyError("a secret")
+def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, APIError)
+    return error_response(error, openai_body("", error))
 
 
 def _client(front: Front | None = None) -> TestClient:
     routes = [
         Route("/", _seen, methods=["GET", "POST"]),
         Route("/v1/files", _upload, methods=["POST"]),
-        Route("/broken", _broken),
     ]
-    app = Starlette(routes=routes, exception_handlers=exception_handlers())
+    app = Starlette(routes=routes, exception_handlers={APIError: _refused})
     front = front or Front(hosts=allowed_hosts("127.0.0.1", ()), uploads={"/v1/files": 1000}, body_bytes=100)
-    return TestClient(behind(front, app), base_url="http://localhost:8000", raise_server_exceptions=False)
+    return TestClient(behind(front, app), base_url="http://localhost:8000")
 
 
 def _error(response: Any, status: int) -> dict[str, Any]:
@@ -229,36 +229,6 @@ def test_sizes_through_sockets_whatever_the_headers_say() -> None:
             client.send(b"200\r\n" + b"a" * 0x200 + b"\r\n")
             client.send(b"200\r\n" + b"a" * 0x200 + b"\r\n")
             assert client.reply().status == 413
-
-
-# The router's refusals, and faults ---------------------------------------------------------------------------------------
-
-
-def test_an_unknown_path_is_404() -> None:
-    assert "/nowhere" in _error(_client().get("/nowhere"), 404)["message"]
-
-
-def test_another_method_is_405_and_says_which() -> None:
-    response = _client().delete("/")
-    assert "DELETE" in _error(response, 405)["message"]
-    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
-    _error(_client().options("/"), 405)
-
-
-def test_head_is_get_without_a_body() -> None:
-    response = _client().head("/")
-    assert (response.status_code, response.headers["content-length"]) == (200, "10")
-
-
-def test_a_fault_of_a_route_is_500_and_says_nothing_of_it(caplog: pytest.LogCaptureFixture) -> None:
-    response = _client().get("/broken", headers={"X-Request-Id": "my-id"})
-    error = _error(response, 500)
-    assert error["type"] == "server_error"
-    assert "my-id" in error["message"]
-    assert "secret" not in response.text
-    record = next(record for record in caplog.records if record.name == "shoal.server")
-    assert record.__dict__["fields"]["id"] == "my-id"
-    assert record.exc_info is not None
 
 
 # JSON -------------------------------------------------------------------------------------------------------------------

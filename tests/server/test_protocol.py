@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from shoal.server.protocol import Bounds, StalledReader, send_or_abort
+from shoal.server.protocol import Bounds
 from tests.server.live import PATIENCE, Client, answer, echo, get, live, post
 
 # Heads -----------------------------------------------------------------------------------------------------------------
@@ -369,17 +367,3 @@ def test_a_client_that_reads_slowly_is_served() -> None:
             pause.wait(0.05)
         read += len(client.rest())
         assert read > len(body)
-
-
-def test_send_or_abort_gives_up_on_a_full_stream() -> None:
-    async def full(message: Mapping[str, Any]) -> None:
-        await asyncio.Event().wait()
-
-    async def free(message: Mapping[str, Any]) -> None:
-        sent.append(message)
-
-    sent: list[Mapping[str, Any]] = []
-    asyncio.run(send_or_abort(free, {"type": "http.response.body"}, PATIENCE))
-    assert sent == [{"type": "http.response.body"}]
-    with pytest.raises(StalledReader, match=r"0\.01 s"):
-        asyncio.run(send_or_abort(full, {}, 0.01))

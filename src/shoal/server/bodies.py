@@ -9,7 +9,8 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from shoal.openai.schema import APIError, parse_json
+from shoal.openai.schema import APIError
+from shoal.server.limits import decode_json
 from shoal.server.service import Service
 
 _AT_ONCE = 64 * 1024  # bytes: longer bodies are parsed beside the event loop
@@ -31,8 +32,8 @@ async def json_body(request: Request) -> Any:
     """The body, decoded. Raises APIError."""
     data = await request.body()
     if len(data) <= _AT_ONCE:
-        return parse_json(data)
-    return await service_of(request).in_thread(parse_json, data)
+        return decode_json(data)
+    return await service_of(request).in_thread(decode_json, data)
 
 
 async def json_object(request: Request) -> dict[str, Any]:

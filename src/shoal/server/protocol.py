@@ -15,7 +15,7 @@ import asyncio
 import enum
 import socket
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 from shoal.openai.schema import APIError
 from shoal.server.errors import openai_body
 
+_CLOSE = (b"connection", b"close")
 _UNSENT_BYTES = 64 << 10  # in the kernel, for one connection; uvicorn's own buffer is as large
 
 
@@ -59,25 +60,6 @@ class State(ServerState):
     def __init__(self) -> None:
         super().__init__()
         self.draining = False
-
-
-class StalledReader(ConnectionAbortedError):  # noqa: N818 - a disconnect, not a fault
-    """The client has taken nothing for too long. Leaving the app, this closes the connection."""
-
-
-async def send_or_abort(
-    send: Callable[[Mapping[str, Any]], Awaitable[None]], message: Mapping[str, Any], seconds: float
-) -> None:
-    """Send an ASGI message; StalledReader if the client leaves no room for it for ``seconds``.
-
-    ``Bounds.stall_seconds`` cuts such a connection anyway (``receive`` then says http.disconnect, ``send`` returns): this is for a
-    stream with a bound of its own.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            await send(message)
-    except TimeoutError:
-        raise StalledReader(f"the client has read nothing for {seconds:g} s") from None
 
 
 def protocol_with(bounds: Bounds) -> type[BoundedProtocol]:
@@ -232,6 +214,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self._unfinished) > self.bounds.pipelined:
             self._stop_parsing(_error(400, f"{self.bounds.pipelined} requests may be under way on one connection"))
         self._keep_alive, self.cycle.keep_alive = self.cycle.keep_alive, False
+        self.cycle.default_headers = [*self.server_state.default_headers, _CLOSE]
         self._stop_timer()
         self._phase = _Phase.BODY
         self._unseen = self._body_size = 0
@@ -254,6 +237,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unseen = 0
         if not self.cycle.response_started and not self._draining:
             self.cycle.keep_alive = self._keep_alive
+            self.cycle.default_headers = self.server_state.default_headers
 
     # What uvicorn calls -----------------------------------------------------------------------------------------------
 
@@ -371,7 +355,7 @@ class BoundedProtocol(HttpToolsProtocol):
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
+            _CLOSE,
             (b"x-request-id", uuid.uuid4().hex.encode()),
         ]
         lines = b"".join(b"%s: %s\r\n" % header for header in headers)
