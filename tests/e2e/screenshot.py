@@ -25,7 +25,7 @@ def main() -> None:
         opened = Opened(browser, address, color_scheme="light")
         page = opened.page
         wait_for_state(page)
-        page.fill("#max-tokens", "256")
+        page.fill("#max-tokens", "640")
         page.click("#run")
         wait_for_text(page, ".pane:last-child .tokens", re.compile(r"[6-9]\d|\d{3}"))
         for selector in WANTED:

@@ -360,11 +360,20 @@ def test_thoughts_are_folded_away(opened: Opened) -> None:
     assert pane(page, 2).locator(".thought").is_hidden()
 
 
-def test_two_to_eight_prompts(opened: Opened) -> None:
-    for wanted in (8, 2):
-        opened.page.select_option("#count", str(wanted))
-        assert opened.page.locator(".pane").count() == wanted
-    assert opened.page.input_value("#prompt-1")
+def test_as_many_prompts_as_there_are_connections_leave_one_for_the_page(opened: Opened) -> None:
+    """Browsers open six to a server: all streams run at once, and the page still follows."""
+    page = opened.page
+    most = page.locator("#count option").count() + 1
+    set_prompts(page, *["well"] * most)
+    page.fill("#max-tokens", "5000")
+    page.click("#run")
+    wait_for_count(page, ".pane[data-state=streaming]", most)
+    before = page.inner_text("#step-words strong")
+    wait_for_text(page, "#step-words strong", re.compile(rf"(?!{before}$)Step "))
+    page.click("#stop")
+    wait_for_count(page, ".pane[data-state=stopped]", most)
+    page.select_option("#count", "2")
+    assert page.locator(".pane").count() == 2
 
 
 # In the browser -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from shoal.server.routes.page import is_public, page_folder, routes
+from shoal.server.routes.page import ASSETS, HOME, page_folder, routes
 from tests.server.page.fake_engine import STEP_SECONDS, FakeEngine, FakeSequence
 
 KEY = "fish"
@@ -59,7 +59,7 @@ class FakeServer:
 
     async def asgi(self, scope: Any, receive: Any, send: Any) -> None:
         """The app behind its key."""
-        if scope["type"] == "http" and self.key is not None and not is_public(scope["path"]):
+        if scope["type"] == "http" and self.key is not None and not _is_public(scope["path"]):
             request = Request(scope)
             if request.headers.get("authorization") != f"Bearer {self.key}":
                 await _error(401, "Incorrect API key provided")(scope, receive, send)
@@ -98,6 +98,10 @@ class FakeServer:
             yield "data: [DONE]\n\n"
         finally:
             self.engine.remove(sequence, "abort")
+
+
+def _is_public(path: str) -> bool:
+    return path == HOME or path.startswith(ASSETS)
 
 
 def _delta(index: int, prompt: str) -> dict[str, str]:

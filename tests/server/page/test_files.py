@@ -11,7 +11,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from shoal.server.routes.page import ASSETS, MEDIA_TYPES, is_public, page_folder, routes
+from shoal.server.routes.page import ASSETS, MEDIA_TYPES, page_folder, routes
 from tests.server.page.fake_engine import FakeEngine
 from tests.server.page.shape import check_state
 
@@ -100,11 +100,6 @@ def test_an_invented_engine_has_every_state_of_a_sequence() -> None:
         check_state(state)
         states |= {slot["state"] for slot in state["slots"]}
     assert states == {"prefill", "decode", "waiting", "preempted"}
-
-
-def test_all_but_the_state_is_public() -> None:
-    assert all(is_public(path) for path in ("/", ASSETS + "app.js"))
-    assert not any(is_public(path) for path in ("/page/state", "/page", "/slots", "/v1/models", "//"))
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -8,23 +8,25 @@ const SPAN = 120; // seconds
 const TICKS = [120, 60, 0]; // seconds ago
 
 // `column`: of the history's rows. `tone`: a class that has the colour. `words`: a value as text; `tick`: one beside the axis.
-// `incrs`: what may lie between two of these.
+// `least` and `most`: where the axis ends. `incrs`: what may lie between two of these.
 const CHARTS = [
   {
     id: "chart-rates",
     title: "Tokens per second",
     series: [{ name: "generated", column: 2, tone: "decode" }, { name: "prompt", column: 1, tone: "prefill" }],
     words: rate,
+    least: 10,
   },
   {
     id: "chart-requests",
     title: "Requests",
     series: [{ name: "running", column: 3, tone: "decode" }, { name: "waiting", column: 4, tone: "waiting" }],
     words: count,
+    least: 4,
     incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000],
   },
   { id: "chart-kv", title: "KV pages", series: [{ name: "in use", column: 5, tone: "decode" }], words: (v) => `${percent(v)} %`, most: 1 },
-  { id: "chart-step", title: "Step time", series: [{ name: "mean", column: 6, tone: "prefill" }], words: (v) => `${milliseconds(v)} ms`, tick: (v) => `${count(1000 * v)} ms` },
+  { id: "chart-step", title: "Step time", series: [{ name: "mean", column: 6, tone: "prefill" }], words: (v) => `${milliseconds(v)} ms`, tick: (v) => `${count(1000 * v)} ms`, least: 0.01 },
 ];
 
 /** Returns what shows a history. */
@@ -82,7 +84,7 @@ function options(chart) {
     cursor: { y: false, drag: { x: false, y: false }, sync: { key: "shoal" }, points: { size: 7 } },
     scales: {
       x: { time: false, range: (_, low, high) => (high == null ? [0, SPAN] : [high - SPAN, high]) },
-      y: { range: (_, low, high) => [0, chart.spec.most ?? Math.max(high * 1.1, 1e-3)] },
+      y: { range: (_, low, high) => [0, chart.spec.most ?? Math.max(high * 1.1, chart.spec.least)] },
     },
     axes: [
       { ...axis, size: 22, grid: { show: false }, splits: (_, i, low, high) => TICKS.map((ago) => high - ago), values: (u, at) => at.map((t) => ago(u.scales.x.max - t)) },

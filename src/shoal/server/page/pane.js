@@ -11,9 +11,6 @@ const PROMPTS = [
   "List five things to see in Lisbon.",
   "What is the difference between a list and a tuple in Python?",
   "Tell a story that begins in a lighthouse.",
-  "Give me a recipe for bread with four ingredients.",
-  "Why is the sky blue, and the sunset red?",
-  "Describe the sea to someone who has never seen it.",
 ];
 const ENDINGS = { stop: "finished", length: "at its limit", timeout: "timed out", tool_calls: "finished", content_filter: "finished" };
 const FOLLOW_PX = 24; // nearer to the end than this, an answer is followed as it grows

@@ -6,6 +6,9 @@ import { Pane } from "./pane.js";
 
 const REDRAW_MS = 250;
 
+// No more than five prompts: a browser opens six HTTP/1.1 connections to a server, each stream holds one, and what the page shows
+// beside them needs one too.
+
 /** Wires the playground up. `paneOf(id)` of what it returns: the number of the pane whose request has that id, if any. */
 export function startPlayground() {
   const panes = [];

@@ -116,9 +116,9 @@ function showStep(step, rowed) {
     bar.children[i].style.flexGrow = slot.rows;
   });
   const prompt = rowed.filter((slot) => computed(slot) === "prefill").reduce((sum, slot) => sum + slot.rows, 0);
-  const words = rowed.length ? `: ${many(step.rows, "row")} of ${many(rowed.length, "sequence")} in ${milliseconds(step.seconds)} ms` : ", idle now";
+  const words = rowed.length ? `: ${many(step.rows, "row")} of ${many(rowed.length, "sequence")} in ${milliseconds(step.seconds)} ms` : step.number ? ", idle now" : "";
   const also = prompt ? `, ${many(prompt, "row")} of prompts` : "";
-  byId("step-words").replaceChildren(make("strong", {}, `Step ${count(step.number)}`), words + also);
+  byId("step-words").replaceChildren(make("strong", {}, step.number ? `Step ${count(step.number)}` : "No step yet"), words + also);
   bar.setAttribute("aria-label", `Rows of the last step${words}${also}`);
 }
 

@@ -61,7 +61,7 @@ def routes(folder: Traversable, state: Callable[[], Mapping[str, object]]) -> li
     """The page's routes over the files in ``folder``; all are read here, so no path of a request ever reaches the disk.
 
     ``state`` is called on the event loop, once a second for each page that is open, and must return at once; docs/server.md has its
-    fields. Only ``STATE`` needs a key (``is_public``).
+    fields. Where keys are set, ``STATE`` needs one and nothing else here does.
     """
     page_files = dict(_page_files(folder))
 
@@ -76,11 +76,6 @@ def routes(folder: Traversable, state: Callable[[], Mapping[str, object]]) -> li
         return json_response(state(), headers=_STATE_HEADERS)
 
     return [Route(HOME, index), Route(ASSETS + "{name:path}", asset), Route(STATE, show_state)]
-
-
-def is_public(path: str) -> bool:
-    """Whether ``path`` is one of the page's files, which everybody may read."""
-    return path == HOME or path.startswith(ASSETS)
 
 
 def _page_files(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, PageFile]]:
