@@ -25,6 +25,6 @@ def test_what_is_asked_for_is_measured(tiny: Path) -> None:
     assert "memory" not in found
 
 
-def test_memory_is_measured_on_a_model_of_its_own(smollm2_path: Path) -> None:
-    found = measure_jobs(plan(smollm2_path, "memory"), lambda line: None).as_json()
+def test_memory_is_measured_on_a_model_of_its_own(vocabulary: Path) -> None:
+    found = measure_jobs(plan(vocabulary, "memory"), lambda line: None).as_json()
     assert [size["rows"] for size in found["memory"]["sizes"]] == [5, 5]
