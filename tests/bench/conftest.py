@@ -1,4 +1,4 @@
-"""A tiny model for the benchmarks."""
+"""A tiny model for the benchmarks, and no time for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from shoal.llm import LLM
+from tests.support.haste import hurry
 from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,7 @@ def test_a_copy_counts_what_is_read_and_what_is_written() -> None:
 
 
 @pytest.mark.usefixtures("two_seconds")
-def test_peaks_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
+def test_peaks_in_one_line() -> None:
     found = machine.measure_peaks(threads=1)
     assert (found.threads, found.read_bandwidth, found.copy_bandwidth) == (1, 2**19, 2**20)
     assert found.int8_rate == 4 * found.float_rate > 0  # the time is set; a register holds four times as many
@@ -68,8 +67,7 @@ def test_the_quickest_pass_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_seconds")
-def test_the_machine_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
+def test_the_machine_in_one_line() -> None:
     found = machine.measure_machine(threads=2, device="reference")
     assert found.cpu
     assert found.cores >= 1

@@ -42,9 +42,8 @@ def test_the_neighbour_is_busy_and_goes() -> None:
     me = psutil.Process()
     with busy_process():
         (neighbour,) = [child for child in me.children() if "while True" in " ".join(child.cmdline())]
-        before, deadline = sum(neighbour.cpu_times()[:2]), time.monotonic() + 20
+        before = sum(neighbour.cpu_times()[:2])
         while sum(neighbour.cpu_times()[:2]) == before:
-            assert time.monotonic() < deadline
             time.sleep(0.02)
     assert not neighbour.is_running()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import pytest
 
@@ -40,7 +39,7 @@ def test_a_worker_that_ends_says_why() -> None:
 
 def test_a_worker_that_has_ended_is_not_asked_in_vain() -> None:
     with worker("print('{}', flush=True); import sys; sys.exit(3)") as echo:
-        time.sleep(0.2)
+        echo._process.wait()
         with pytest.raises(EngineError, match="exit status 3"):
             echo.ask({})
 

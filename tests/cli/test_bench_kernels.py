@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Shoal
+from tests.support.haste import hurry
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
 
 
 def test_kernels(shoal: Shoal, tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Shoal
+from tests.support.haste import hurry
 from tests.support.tiny_model import write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -156,7 +156,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     assert "shoal:" not in terminal.shown
     assert terminal.process.poll() is None
     terminal.press("\x04")
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=120) == 0
 
 
 def test_ctrl_c_at_the_prompt_drops_the_line(terminal: Terminal) -> None:
@@ -168,4 +168,4 @@ def test_ctrl_c_at_the_prompt_drops_the_line(terminal: Terminal) -> None:
     while not terminal.shows("> ", start, seconds=1):
         terminal.interrupt()
     terminal.press("/exit\n")
-    assert terminal.process.wait(timeout=30) == 0
+    assert terminal.process.wait(timeout=120) == 0

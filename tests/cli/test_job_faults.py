@@ -38,7 +38,8 @@ ERRORS = "out.jsonl.errors.jsonl"
 
 Done = subprocess.CompletedProcess
 
-# The command line that sends itself a signal as soon as a few rows are finished for good: so it comes in the middle of every job.
+# The command line that sends itself a signal as soon as a few rows are done for good and one has failed: so it comes in the middle of
+# every job.
 SIGNALLED = """
 import os, sys
 from shoal.cli.main import main
@@ -47,22 +48,28 @@ number = int(sys.argv.pop(1))
 commit = ledger.Ledger.commit
 def commit_and_signal(self):
     commit(self)
-    if self.totals.done + self.totals.failed > 2 and not sent:
+    if self.totals.done > 2 and self.totals.failed and not sent:
         sent.append(os.kill(os.getpid(), number))
 sent = []
 ledger.Ledger.commit = commit_and_signal
-ledger._SHORTEST_INTERVAL = 0.1
+ledger._SHORTEST_INTERVAL, ledger._INTERVAL_PER_COST = 0.02, 1
 sys.exit(main())
 """
-# The command line whose first step takes a minute.
-SLOW = """
+# The command line whose first step does not end. What it does, and the signals after which it goes on, can be seen as files.
+ENDLESS_STEP = """
 import pathlib, sys, time
 from shoal.cli.main import main
+from shoal.jobs.running.interrupts import Interrupts
 from shoal.kernels import reference
 def attend(*arguments):
     pathlib.Path("at work").touch()
-    time.sleep(60)
+    while True:
+        time.sleep(0.01)
+def note_and_go_on(self, number, frame):
+    interrupt(self, number, frame)
+    pathlib.Path("signalled").touch()
 reference.attend = attend
+interrupt, Interrupts._interrupt = Interrupts._interrupt, note_and_go_on
 sys.exit(main())
 """
 
@@ -133,6 +140,12 @@ class Place:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
 
+    def wait_for(self, name: str, process: subprocess.Popen[str]) -> None:
+        """Until the process has made this file."""
+        while not (self.folder / name).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+
     def files(self) -> dict[str, tuple[bytes, int]]:
         """Content and time of all but the lock."""
         paths = (path for path in self.folder.rglob("*") if path.is_file() and path.name != "lock")
@@ -147,9 +160,14 @@ def end(process: subprocess.Popen[str], number: int) -> Done[str]:
     return Done(process.args, process.returncode, stdout, stderr)
 
 
+def write_small_model(path: Path, seed: int = 0) -> Path:
+    """One layer is enough for jobs."""
+    return write_tiny_model(path, layers=1, context=CONTEXT, seed=seed)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.gguf", context=CONTEXT)
+    return write_small_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
 @pytest.fixture(scope="module")
@@ -233,15 +251,15 @@ def test_so_does_sigterm(place: Place, whole: dict[str, bytes]) -> None:
 
 
 def test_a_second_signal_does_not_wait_for_the_step(place: Place) -> None:
-    process = place.start([sys.executable, "-c", SLOW, *place.command()[3:]])
-    while not (place.folder / "at work").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(1)
-    process.send_signal(signal.SIGINT)
-    stderr = process.communicate(timeout=15)[1]
+    process = place.start([sys.executable, "-c", ENDLESS_STEP, *place.command()[3:]])
+    try:
+        place.wait_for("at work", process)
+        process.send_signal(signal.SIGINT)
+        place.wait_for("signalled", process)
+        process.send_signal(signal.SIGINT)
+        stderr = process.communicate()[1]
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in stderr
     assert RESUME in stderr
@@ -284,7 +302,7 @@ def test_another_input_is_another_job(half: Place) -> None:
 
 
 def test_another_model_is_another_job(half: Place) -> None:
-    write_tiny_model(half.folder / "tiny.gguf", context=CONTEXT, seed=1)
+    write_small_model(half.folder / "tiny.gguf", seed=1)
     refused(half, "model.blake2b")
 
 
@@ -300,7 +318,7 @@ def refused(place: Place, says: str, *flags: str) -> None:
 
 
 def test_restart_drops_what_there_is(half: Place, whole: dict[str, bytes]) -> None:
-    write_tiny_model(half.folder / "tiny.gguf", context=CONTEXT, seed=1)
+    write_small_model(half.folder / "tiny.gguf", seed=1)
     done = half.run("--restart")
     assert done.returncode == 0
     assert "resumed" not in done.stderr
@@ -509,7 +527,7 @@ def test_on_stdin_a_duplicate_fails_alone(place: Place) -> None:
     done = place.finish(place.command(source="-"), TWINS)
     assert done.returncode == 0
     assert "the input is stdin" in done.stderr
-    assert [record["custom_id"] for record in place.records("out.jsonl")] == ["a", "b"]
+    assert {record["custom_id"] for record in place.records("out.jsonl")} == {"a", "b"}
     (twin,) = place.records(ERRORS)
     assert twin["response"]["body"]["error"]["line"] == 3
     assert "'a' was used by line 1" in twin["response"]["body"]["error"]["message"]
@@ -520,9 +538,7 @@ def test_what_came_from_stdin_cannot_be_taken_up_again(place: Place) -> None:
     assert process.stdin is not None
     process.stdin.write(json.dumps({"prompt": "x"}) + "\n" + json.dumps(NEVER) * 2)
     process.stdin.flush()
-    while not (place.folder / "out.jsonl.shoal" / "manifest.json").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
+    place.wait_for("out.jsonl.shoal/manifest.json", process)
     assert end(process, signal.SIGTERM).returncode == 130
     done = place.finish(place.command(source="-"), TWINS)
     assert done.returncode == 2

@@ -143,5 +143,5 @@ def test_an_interrupt_ends_with_130(cache: Path) -> None:
         assert process.stderr is not None
         assert "waiting for another process" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=120) == 130
         assert process.stderr.read().strip() == "shoal: interrupted"

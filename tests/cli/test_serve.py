@@ -146,8 +146,8 @@ def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
 
 
 def test_health_answers_while_a_long_prompt_is_computed(serve: Callable[..., Served], tmp_path: Path) -> None:
-    long = write_tiny_model(tmp_path / "long.gguf", context=8192)
-    server = serve("--max-model-len", "8000", model=long).loaded()
+    long = write_tiny_model(tmp_path / "long.gguf", context=8192, layers=8)
+    server = serve("--device", "cpu", "--max-model-len", "8000", model=long).loaded()
     answers: list[httpx.Response] = []
     body = {"prompt": "x" * 6000, "max_tokens": 1}
     asking = threading.Thread(target=lambda: answers.append(server.post("/v1/completions", body)))

@@ -15,7 +15,7 @@ from shoal.llm import LLM, Logprob, RequestOutput
 from shoal.params import SamplingParams
 from tests.support.gguf_builder import GGUFBuilder
 
-NUM_REQUESTS = {"random weights": 64, "SmolLM2": 24}  # a real model takes its time
+NUM_REQUESTS = {"random weights": 64, "SmolLM2": 14}  # a real model takes its time
 LENGTHS = (1, 7, 17, 33, 600)  # these are among the prompts: one token, partial tails, and the longest
 VARIANTS: dict[str, dict[str, Any]] = {
     "chunks of 16, one thread": {"max_num_batched_tokens": 16, "threads": 1},

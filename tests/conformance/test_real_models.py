@@ -208,10 +208,11 @@ def test_predictions_are_as_near_to_float_arithmetic_as_llama_cpps(cpu_score: Sc
 
 
 def test_int8_pages_lose_little(real: Real, text: str) -> None:
-    """The limit is that of f16 pages."""
-    exact, theirs = scored(real.nll("-exact")), scored(real.nll())
+    """The limit is that of f16 pages; of the first two chunks."""
+    exact, theirs = scored(real.nll("-exact"))[:2], scored(real.nll())[:2]
     with real.load("cpu", kv_cache_dtype="q8_0") as llm:
-        score = score_text(llm, text)
+        score = score_text(llm, text[:5000])
+    assert score.nll.shape == exact.shape
     assert rms(score.nll - exact) <= 1.05 * rms(theirs - exact)
     assert score.ppl == pytest.approx(np.exp(exact.mean()), rel=0.015)
 
@@ -248,9 +249,9 @@ def test_reference_takes_the_exact_greedy_steps(forced_exact: list[Forced]) -> N
 
 
 def test_reference_perplexity_is_exact(reference: LLM, real: Real, text: str) -> None:
-    """The first half of the first chunk, of whose tokens the later half is scored: the backend is slow."""
-    score = score_text(reference, text[:1700], ctx_size=256)
-    exact = real.nll("-exact")[:1, 128:255].astype(np.float64)
+    """The first quarter of the first chunk, of whose tokens the later half is scored: the backend is slow."""
+    score = score_text(reference, text[:850], ctx_size=128)
+    exact = real.nll("-exact")[:1, 64:127].astype(np.float64)
     assert score.nll.shape == exact.shape
     assert score.nll.mean() == pytest.approx(exact.mean(), abs=5e-4)
     assert np.abs(score.nll - exact).max() <= 0.05

@@ -34,11 +34,10 @@ from tests.support.tiny_model import write_tiny_model
 ROWS = 300
 CONTEXT = 128
 KILLS_PER_JOB = 6
-# Processes are forked from one that has imported all, and is no job: most of the time of a job that is killed would go to imports.
+# Processes are forked from one that has imported all and has the kernels, and is no job: most of the time of a job that is killed
+# would go to that.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["__main__", "shoal.cli.main", "shoal.jobs.running.launch", "shoal.kernels.cpu.backend", __name__]
-)
+FORKS.set_forkserver_preload(["__main__", "shoal.cli.main", "shoal.jobs.running.launch", "tests.jobs.warm", __name__])
 
 
 def _shoal(arguments: list[str], interval: float, stderr: Path) -> None:

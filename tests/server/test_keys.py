@@ -77,7 +77,7 @@ def test_a_valid_key_counts_beside_a_wrong_one() -> None:
     assert _client(("key-1",)).get("/v1/models", headers=headers).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/", "/live", "/health", "/page/app.js", "/page/deep/er.css"])
+@pytest.mark.parametrize("path", ["/", "/live", "/health", "/page/assets/app.js", "/page/assets/deep/er.css"])
 def test_what_is_open_to_all(path: str) -> None:
     assert _client(("key-1",)).get(path).json() == ""
 

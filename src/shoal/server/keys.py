@@ -18,7 +18,7 @@ from shoal.server.limits import refuse
 VARIABLE = "SHOAL_API_KEY"
 _LONGEST = 512  # bytes
 _OPEN = frozenset({"/", "/live", "/health"})
-_OPEN_FOLDER = "/page/"
+_OPEN_FOLDER = "/page/assets/"
 
 
 def read_keys(given: Sequence[str], file: Path | None, variable: str | None) -> tuple[str, ...]:

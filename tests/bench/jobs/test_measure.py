@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from shoal.bench.jobs import memory
 from shoal.bench.jobs.measure import JobsPlan, measure_jobs
+from shoal.bench.jobs.memory import JobSize, RowKind
 
 
 def plan(model: Path, *what: str) -> JobsPlan:
@@ -25,6 +29,15 @@ def test_what_is_asked_for_is_measured(tiny: Path) -> None:
     assert "memory" not in found
 
 
-def test_memory_is_measured_on_a_model_of_its_own(smollm2_path: Path) -> None:
-    found = measure_jobs(plan(smollm2_path, "memory"), lambda line: None).as_json()
+def test_memory_is_measured_on_a_model_of_its_own(vocabulary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes themselves are in test_memory.py."""
+    models: list[str] = []
+
+    def job(model: Path, kind: RowKind, rows: int) -> JobSize:
+        models.append(model.name)
+        return JobSize(kind.name, rows, seconds=1.0, peak_rss=1)
+
+    monkeypatch.setattr(memory, "_run", job)
+    found = measure_jobs(plan(vocabulary, "memory"), lambda line: None).as_json()
     assert [size["rows"] for size in found["memory"]["sizes"]] == [5, 5]
+    assert set(models) == {"random.gguf"}

@@ -15,9 +15,9 @@ from shoal.gguf.reader import GGUFFile
 from shoal.models.config import ModelConfig
 
 
-def test_a_process_for_each_kind_and_size(smollm2_path: Path, tmp_path: Path) -> None:
+def test_a_process_for_each_kind_and_size(vocabulary: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    found = measure_memory(smollm2_path, tmp_path, (2, 30), said.append)
+    found = measure_memory(vocabulary, tmp_path, (2, 30), said.append)
     assert [(size.kind, size.rows) for size in found.sizes] == [
         (kind, rows) for kind in ("fail", "generate one token") for rows in (2, 30)
     ]
@@ -27,10 +27,10 @@ def test_a_process_for_each_kind_and_size(smollm2_path: Path, tmp_path: Path) ->
         assert ModelConfig.from_gguf(file).n_layers == 1
 
 
-def test_a_job_that_cannot_run_is_an_error(smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_cannot_run_is_an_error(vocabulary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_SMALLEST", replace(memory._SMALLEST, n_heads=3, n_kv_heads=2))
     with pytest.raises(EngineError, match="run-batch failed: shoal: "):
-        measure_memory(smollm2_path, tmp_path, (2,), lambda line: None)
+        measure_memory(vocabulary, tmp_path, (2,), lambda line: None)
 
 
 def test_the_report() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from shoal.bench import timing
 from shoal.bench.kernels import measure
 from shoal.bench.kernels.measure import KernelReport, Plan, Product, measure_kernels
 from shoal.bench.machine import Peaks
@@ -26,7 +25,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "measure_peaks", lambda threads: PEAKS)
     monkeypatch.setattr(measure, "STREAM_BYTES", 100_000)
     monkeypatch.setattr(measure, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(timing, "_LEAST_SECONDS", 0.0)
 
 
 def plan(**settings: Any) -> Plan:

@@ -58,7 +58,6 @@ def plan(model: Path, **settings: Any) -> Plan:
 
 @pytest.fixture(autouse=True)
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "READ_BYTES", 1 << 20)
     monkeypatch.setattr(machine, "measure_mac_rate", lambda backend: 1e9)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from shoal.bench.sweep.report import as_markdown
 from shoal.bench.turns import Worker
 from shoal.errors import EngineError, ParameterError
 from shoal.kernels.reference import ReferenceBackend
+from tests.support.haste import hurry
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +40,31 @@ def silent(line: str) -> None:
     """For progress that no test reads."""
 
 
-def test_every_cell_is_measured(tiny: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    cells = sweep(plan(tiny), tmp_path, said.append)
+@dataclass(frozen=True)
+class Whole:
+    """The sweep of ``plan`` when nothing was measured before: in ``folder`` its results, in ``cache`` the factors."""
+
+    folder: Path
+    cells: list[Cell]
+    said: list[str]
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    found = Whole(tmp_path_factory.mktemp("whole"), [], [])
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        patch.setenv("SHOAL_BENCH_CACHE", str(found.cache))
+        found.cells.extend(sweep(plan(tiny), found.folder, found.said.append))
+    return found
+
+
+def test_every_cell_is_measured(whole: Whole) -> None:
+    cells, said = whole.cells, whole.said
     assert [(c.setup.prompt_len, c.setup.batch) for c in cells] == [(1, 1), (1, 3), (5, 1), (5, 3)]
     assert said[-1] == "tiny.gguf 4/4: 3 x 5 tokens"
     cell = cells[-1]
@@ -48,21 +72,22 @@ def test_every_cell_is_measured(tiny: Path, tmp_path: Path) -> None:
     assert len(cell.step_seconds) == 4
     assert cell.peak_rss > cell.kv_bytes > 0
     assert cells[0].kv_bytes < cell.kv_bytes
-    saved = json.loads((tmp_path / "sweep.json").read_text())["cells"]
+    saved = json.loads((whole.folder / "sweep.json").read_text())["cells"]
     assert [Cell.from_json(found) for found in saved] == cells
 
 
-def test_what_is_there_is_not_measured_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_not_measured_again(
+    tiny: Path, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that was killed has left whole cells, and perhaps a file that it was writing."""
-    first = sweep(plan(tiny), tmp_path, silent)
     results = tmp_path / "sweep.json"
-    saved = json.loads(results.read_text())
+    saved = json.loads((whole.folder / "sweep.json").read_text())
     results.write_text(json.dumps({"cells": saved["cells"][:3]}))
     (tmp_path / "sweep.json.123.tmp").write_text('{"cells": [{"setu')
     asked = _count_turns(monkeypatch)
     said: list[str] = []
     again = sweep(plan(tiny), tmp_path, said.append)
-    assert again[:3] == first[:3]
+    assert again[:3] == whole.cells[:3]
     assert [line.endswith("(measured before)") for line in said] == [True, True, True, False]
     assert len(asked) == 1 + 2  # one warms up
     assert len(json.loads(results.read_text())["cells"]) == 4
@@ -95,8 +120,9 @@ def test_cells_before_one_that_fails_are_kept(tiny: Path, tmp_path: Path) -> Non
     assert len(json.loads((tmp_path / "sweep.json").read_text())["cells"]) == 1
 
 
-def test_the_factors_are_remembered(tiny: Path, tmp_path: Path) -> None:
-    cells = sweep(plan(tiny), tmp_path, silent)
+def test_the_factors_are_remembered(tiny: Path, whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = whole.cells
+    monkeypatch.setenv("SHOAL_BENCH_CACHE", str(whole.cache))
     found = last_measured(tiny, ReferenceBackend().describe())
     assert found is not None
     assert found.date == max(cell.date for cell in cells)
