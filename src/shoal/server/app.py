@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute
 
 from shoal.anthropic.messages import error_body
 from shoal.openai.schema import APIError
+from shoal.server import openapi
 from shoal.server.bodies import service_of
 from shoal.server.errors import error_response, exception_handlers, openai_body
 from shoal.server.room import TooManyWaitingError
@@ -27,7 +28,14 @@ _CLIENT_GONE = 499  # nginx's word for it; nobody reads it
 def create_app(service: Service, more_routes: Sequence[BaseRoute] = ()) -> Starlette:
     """The application over ``service``, whose engine is started and ended with it."""
     app = Starlette(
-        routes=[*completions.routes(), *dialects.routes(), *text.routes(), *status.routes(), *more_routes],
+        routes=[
+            *completions.routes(),
+            *dialects.routes(),
+            *text.routes(),
+            *status.routes(),
+            *openapi.routes(),
+            *more_routes,
+        ],
         exception_handlers={
             **exception_handlers(body_of_error),
             APIError: _refused,
