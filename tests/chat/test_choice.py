@@ -85,10 +85,27 @@ def test_a_forced_call_needs_tools(choice: Any) -> None:
 
 def test_the_schema_of_a_named_call_is_that_of_its_arguments() -> None:
     tools = checked_tools([tool("f", parameters=NODE), tool("g")])
-    assert schema_of(ToolChoice("named", "f"), tools, most_calls=None) == NODE
+    assert schema_of(ToolChoice("named", "f"), tools, most_calls=None) == NODE | {"additionalProperties": False}
     nothing = {"type": "object", "properties": {}, "additionalProperties": False}
     assert schema_of(ToolChoice("named", "g"), tools, most_calls=None) == nothing
     assert schema_of(ToolChoice("auto"), tools, most_calls=1) is None
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "properties": {}, "additionalProperties": True},
+        {"type": "object", "properties": {}, "patternProperties": {"^x": {}}},
+        {"type": "object", "properties": {}, "minProperties": 1},
+        {"allOf": [{"type": "object", "properties": {"a": {}}}], "properties": {}},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}},
+        {"type": "object"},
+        {},
+    ],
+)
+def test_parameters_that_are_not_listed_are_allowed_where_the_schema_speaks_of_them(parameters: Any) -> None:
+    tools = checked_tools([tool("f", parameters=parameters)])
+    assert schema_of(ToolChoice("named", "f"), tools, most_calls=None) == parameters
 
 
 def test_the_schema_of_required_calls_keeps_the_references_of_each_tool() -> None:

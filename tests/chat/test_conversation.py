@@ -130,7 +130,9 @@ def test_parsers_may_be_named_and_turned_off(tokenizer: Tokenizer) -> None:
 def test_forced_calls_have_a_schema(qwen: Chat) -> None:
     named = {"type": "function", "function": {"name": "get_weather"}}
     parameters = WEATHER["function"]["parameters"]  # type: ignore[index]
-    assert qwen.encode(tools=[WEATHER], tool_choice=named).constraint == {"json": parameters}
+    assert qwen.encode(tools=[WEATHER], tool_choice=named).constraint == {
+        "json": {**parameters, "additionalProperties": False}
+    }
     required = qwen.encode(tools=[WEATHER], tool_choice="required", parallel_tool_calls=False).constraint
     assert required is not None
     assert required["json"]["maxItems"] == 1
@@ -174,7 +176,10 @@ def test_strict_tools_hold_calls_to_their_schemas(tokenizer: Tokenizer, qwen: Ch
     first, second = tagged["tags"]
     assert first == {
         "begin": '<tool_call>\n{"name": "f", "arguments": ',
-        "content": {"type": "json_schema", "json_schema": {"type": "object", "properties": {}}},
+        "content": {
+            "type": "json_schema",
+            "json_schema": {"type": "object", "properties": {}, "additionalProperties": False},
+        },
         "end": "}\n</tool_call>",
     }
     assert second["content"]["json_schema"] == {"type": "object"}

@@ -27,7 +27,9 @@ class Running:
     service: Service
 
     def post(self, path: str, body: Any, **how: Any) -> httpx.Response:
-        """A request without a limit of time: the machine may be busy."""
+        """A request without a limit of time: the machine may be busy. A body that names no model gets the one that there is."""
+        if path.startswith("/v1/") and isinstance(body, dict):
+            body = {"model": self.service.settings.served[0]} | body
         return httpx.post(self.url + path, json=body, timeout=None, **how)
 
     def get(self, path: str) -> httpx.Response:

@@ -111,6 +111,22 @@ def test_unknown_paths_and_methods(server: Running) -> None:
     assert garbled.status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": MESSAGES, "max_tokens": 1}),
+    ],
+)
+def test_a_body_says_which_model_it_means(server: Running, path: str, body: dict[str, Any]) -> None:
+    answer = httpx.post(server.url + path, json=body, timeout=None)
+    assert answer.status_code == 400
+    assert "model: this field is required" in answer.json()["error"]["message"]
+
+
 def test_models_by_all_their_names(server: Running) -> None:
     listed = server.get("/v1/models").json()
     assert [model["id"] for model in listed["data"]] == ["tiny", "alias"]
@@ -141,7 +157,12 @@ def test_sixty_four_at_once_get_what_each_gets_alone(server: Running) -> None:
 
     async def ask(client: httpx.AsyncClient, number: int) -> str:
         one = params[number]
-        body: dict[str, Any] = {"prompt": prompts[number], "temperature": one.temperature, "seed": number}
+        body: dict[str, Any] = {
+            "model": "tiny",
+            "prompt": prompts[number],
+            "temperature": one.temperature,
+            "seed": number,
+        }
         body |= {"max_tokens": one.max_tokens, "stream": number % 2 == 0}
         answer = await client.post("/v1/completions", json=body)
         if number % 2:

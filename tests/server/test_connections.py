@@ -18,7 +18,7 @@ from shoal.llm import LLM
 from tests.server.conftest import CONFIG
 from tests.server.running import Running, running
 
-LONG = {"prompt": "a long story", "max_tokens": 240, "ignore_eos": True}
+LONG = {"model": "tiny", "prompt": "a long story", "max_tokens": 240, "ignore_eos": True}
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -137,7 +137,7 @@ def test_prompts_that_wait_have_a_limit(tiny_path: Path) -> None:
         clients = [connected(server, LONG) for _ in range(8)]
         until(lambda: server.llm.engine.stats().running == 8)
         until(lambda: server.service.room.waiting_tokens == 0)
-        clients += [connected(server, {"prompt": "x" * 200, "max_tokens": 9})]
+        clients += [connected(server, {"model": "tiny", "prompt": "x" * 200, "max_tokens": 9})]
         until(lambda: server.service.room.waiting_tokens == 200)
         assert server.post("/v1/completions", {"prompt": "y" * 200, "max_tokens": 9}).status_code == 429
         for client in clients:

@@ -15,6 +15,8 @@ from shoal.errors import RequestError
 
 MAX_TOOLS = 128
 _NAME = re.compile(r"[\w.:/-]{1,128}")
+# With no other words than these a schema says nothing about properties that it does not list.
+_PLAIN = {"$schema", "$defs", "definitions", "title", "description", "type", "properties", "required", "examples"}
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -29,8 +31,13 @@ class Tool:
 
     @property
     def schema(self) -> Mapping[str, Any]:
-        """What its arguments have to be."""
-        return _NO_PARAMETERS if self.parameters is None else self.parameters
+        """What its arguments have to be. Where its parameters are listed there are no others, unless the schema speaks of them: small
+        models invent some, and functions fail that get what they do not know."""
+        if self.parameters is None:
+            return _NO_PARAMETERS
+        if "properties" in self.parameters and self.parameters.keys() <= _PLAIN:
+            return {**self.parameters, "additionalProperties": False}
+        return self.parameters
 
     @property
     def parameter_schemas(self) -> Mapping[str, Any]:

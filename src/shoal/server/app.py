@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 
 from shoal.anthropic.messages import error_body
 from shoal.openai.schema import APIError
+from shoal.server import openapi
 from shoal.server.bodies import service_of
 from shoal.server.errors import error_response, openai_body
 from shoal.server.room import TooManyWaitingError
@@ -29,7 +30,14 @@ def create_app(service: Service, more_routes: Sequence[BaseRoute] = ()) -> Starl
     """The application over ``service``, whose engine is started and ended with it. What nobody foresaw is for who calls it
     (``access.Access``) to tell."""
     app = Starlette(
-        routes=[*completions.routes(), *dialects.routes(), *text.routes(), *status.routes(), *more_routes],
+        routes=[
+            *completions.routes(),
+            *dialects.routes(),
+            *text.routes(),
+            *status.routes(),
+            *openapi.routes(),
+            *more_routes,
+        ],
         exception_handlers={
             APIError: _refused,
             HTTPException: _not_routed,

@@ -195,7 +195,7 @@ class Service:
 
     async def start_embeddings(self, call: EmbeddingCall, owner: str, request_id: str) -> Tickets:
         """Put the inputs of a body of /v1/embeddings in line. Raises as ``start``."""
-        check_model(call.model, self.settings.served)
+        self._check_model(call.model)
         tickets, limits = Tickets(), self._limits(owner, 0, None)
         try:
             for number, prompt in enumerate(call.inputs):
@@ -227,7 +227,7 @@ class Service:
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self, call: Call, owner: str, name: str, news: asyncio.Event) -> Ticket:
-        check_model(call.model, self.settings.served)
+        self._check_model(call.model)
         if call.priority < 0 and self.settings.keys_given:
             raise APIError(
                 f"priority: {call.priority}, must be at least 0 here, where keys share the server", "priority"
@@ -236,6 +236,14 @@ class Service:
         prepare = None if call.beams else partial(self._prepare, call, limits)
         search = (call.prompt, call.beams, limits) if call.beams else None
         return await self._enter(prepare, search, partial(refusal, call), Ticket(self, name, owner, news))
+
+    def _check_model(self, model: str | None) -> None:
+        """As OpenAI: a body says which model it means, though there is one alone."""
+        if model is None:
+            raise APIError(
+                f"model: this field is required; there is {', '.join(sorted(self.settings.served))}", "model"
+            )
+        check_model(model, self.settings.served)
 
     def _prepare(self, call: Call, limits: Limits, name: str) -> Prepared:
         return self.worker.own_session.prepare(call.prompt, call.params, limits, name)

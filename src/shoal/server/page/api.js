@@ -20,15 +20,19 @@ export function keepKey(key) {
 /** What the server is doing; docs/server.md has its fields. Throws KeyNeeded, Refused, or what fetch throws. */
 export async function fetchState() {
   const response = await send("page/state", { signal: AbortSignal.timeout(STATE_TIMEOUT_MS) });
-  return response.json();
+  const state = await response.json();
+  model = state.model;
+  return state;
 }
+
+let model; // as requests call it
 
 /** Opens a streamed chat completion; `events` reads it. Throws as `fetchState` does. */
 export function openChat(body, signal) {
   return send("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    body: JSON.stringify({ model, ...body, stream: true, stream_options: { include_usage: true } }),
     signal,
   });
 }

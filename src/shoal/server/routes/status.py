@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +13,7 @@ from starlette.routing import Route
 
 from shoal.openai.schema import APIError
 from shoal.server.bodies import json_response, service_of
+from shoal.server.replies import Health, Model, ModelList, Slot, Version
 from shoal.server.service import Service
 from shoal.server.store.batches import Batch
 from shoal.version import __version__
@@ -35,17 +37,17 @@ async def health(request: Request) -> Response:
     service = service_of(request)
     status, broken = service.health, service.worker.broken
     if status == "ok" and broken is not None:
-        return json_response({"status": "failed", "error": broken}, 503)
-    content: dict[str, Any] = {"status": status}
+        return json_response(Health("failed", broken), 503)
+    told = Health(status)
     if service.worker.error is not None:
-        content["error"] = str(service.worker.error)
-    return json_response(content, 200 if status == "ok" else 503)
+        told.error = str(service.worker.error)
+    return json_response(told, 200 if status == "ok" else 503)
 
 
 async def live(request: Request) -> Response:
     """200 while the process can still finish its work."""
     status = service_of(request).health
-    return json_response({"status": status}, 503 if status in ("wedged", "failed") else 200)
+    return json_response(Health(status), 503 if status in ("wedged", "failed") else 200)
 
 
 async def metrics(request: Request) -> Response:
@@ -60,13 +62,13 @@ async def slots(request: Request) -> Response:
 
 async def version(request: Request) -> Response:
     """Of shoal."""
-    return json_response({"version": __version__})
+    return json_response(Version(__version__))
 
 
 async def models(request: Request) -> Response:
     """All names of the model."""
     service = service_of(request)
-    return json_response({"object": "list", "data": [_model(service, name) for name in service.settings.served]})
+    return json_response(ModelList([_model(service, name) for name in service.settings.served]))
 
 
 async def model(request: Request) -> Response:
@@ -77,21 +79,21 @@ async def model(request: Request) -> Response:
     return json_response(_model(service, name))
 
 
-def slots_of(service: Service) -> list[dict[str, Any]]:
+def slots_of(service: Service) -> list[Slot]:
     """As the page and /slots show them."""
     now, owners = time.monotonic(), service.worker.owners
     return [
-        {
-            "id": name if not slot.sample else f"{name}.{slot.sample}",
-            "state": slot.state,
-            "prompt_tokens": slot.num_prompt,
-            "computed_tokens": slot.num_computed,
-            "output_tokens": slot.num_output,
-            "max_tokens": slot.max_tokens,
-            "age_seconds": round(now - slot.arrival_time, 3),
-            "rows": slot.rows,
-            "owner": owners.get(name, "batch" if slot.request_id.startswith("batch") else ""),
-        }
+        Slot(
+            id=name if not slot.sample else f"{name}.{slot.sample}",
+            state=slot.state,
+            prompt_tokens=slot.num_prompt,
+            computed_tokens=slot.num_computed,
+            output_tokens=slot.num_output,
+            max_tokens=slot.max_tokens,
+            age_seconds=round(now - slot.arrival_time, 3),
+            rows=slot.rows,
+            owner=owners.get(name, "batch" if slot.request_id.startswith("batch") else ""),
+        )
         for slot in service.worker.slots
         for name in (slot.request_id.removeprefix("http:"),)
     ]
@@ -106,7 +108,7 @@ def page_state(service: Service) -> dict[str, Any]:
         "version": __version__,
         "health": service.health,
         "uptime_seconds": round(time.time() - service.started, 1),
-        "slots": slots_of(service),
+        "slots": msgspec.to_builtins(slots_of(service)),
         "max_num_seqs": config.max_num_seqs,
         "waiting_tokens": service.room.waiting_tokens,
         "latency": {
@@ -152,15 +154,7 @@ def _progress(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service, name: str) -> Model:
     llm = service.worker.llm
-    return {
-        "id": name,
-        "object": "model",
-        "created": int(service.started),
-        "owned_by": "shoal",
-        "root": service.settings.served[0],
-        "parent": None,
-        "max_model_len": None if llm is None else llm.engine.max_model_len,
-        "meta": {} if llm is None else {"n_vocab": llm.vocab_size},
-    }
+    longest = None if llm is None else llm.engine.max_model_len
+    return Model(name, int(service.started), service.settings.served[0], longest)

@@ -13,6 +13,7 @@ from shoal.openai.convert import check_model, parse_chat
 from shoal.openai.schema import APIError
 from shoal.requests.prompts import Prompt
 from shoal.server.bodies import json_object, json_response, service_of
+from shoal.server.replies import Decoded, Templated, Tokens
 from shoal.server.service import Service
 
 _OF_TEXT = {
@@ -44,9 +45,8 @@ async def tokenize(request: Request) -> Response:
     strings = _flag(body, "return_token_strs") or _flag(body, "with_pieces")
     prompt = _conversation(body) if "messages" in body else _text(body)
     ids = await service.in_thread(_encode, service, prompt)
-    result: dict[str, Any] = {"count": len(ids), "max_model_len": service.llm.engine.max_model_len, "tokens": ids}
-    result["token_strs"] = [_shown(service, token) for token in ids] if strings else None
-    return json_response(result)
+    shown = [_shown(service, token) for token in ids] if strings else None
+    return json_response(Tokens(len(ids), service.llm.engine.max_model_len, ids, shown))
 
 
 async def detokenize(request: Request) -> Response:
@@ -60,14 +60,14 @@ async def detokenize(request: Request) -> Response:
         if type(token) is not int or not 0 <= token < most:
             raise APIError(f"tokens: {str(token)[:40]} is no token id; the vocabulary ends at {most - 1}", "tokens")
     text = await service.in_thread(service.tokenizer.decode, tokens)
-    return json_response({"prompt": text, "content": text})
+    return json_response(Decoded(text, text))
 
 
 async def apply_template(request: Request) -> Response:
     """The text that ``messages`` become, with the control tokens written out."""
     service, body = service_of(request), await json_object(request)
     ids = await service.in_thread(_encode, service, _conversation(body))
-    return json_response({"prompt": await service.in_thread(service.tokenizer.decode, ids)})
+    return json_response(Templated(await service.in_thread(service.tokenizer.decode, ids)))
 
 
 def _conversation(body: dict[str, Any]) -> Prompt:
