@@ -54,7 +54,7 @@ class Served:
         return httpx.get(self.url + path, timeout=None)
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=None)
+        return httpx.post(self.url + path, json={"model": "tiny"} | body, timeout=None)
 
     def end(self) -> int:
         """Wait for its end; the exit code."""
@@ -137,7 +137,15 @@ def text_of(response: httpx.Response) -> str:
 def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
     server = serve("--drain-timeout", "600", "--stall-timeout", "600").loaded()
     # More than fits into all buffers, and it is not read: the answer stays under way.
-    body = {"prompt": "x", "max_tokens": 240, "n": 16, "ignore_eos": True, "stream": True, "logprobs": 20}
+    body = {
+        "model": "tiny",
+        "prompt": "x",
+        "max_tokens": 240,
+        "n": 16,
+        "ignore_eos": True,
+        "stream": True,
+        "logprobs": 20,
+    }
     with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=None) as response:
         lines = response.iter_lines()  # which ends the request when it is let go of
         next(lines)
@@ -248,7 +256,12 @@ def test_flags_are_checked_before_anything_is_loaded(serve: Callable[..., Served
 def test_keys_keep_each_others_prefixes_and_priorities_apart(serve: Callable[..., Served]) -> None:
     flags = ("--api-key", "one", "--api-key", "two", "--isolate-prefix-cache", "--access-log", "--log-prompts")
     server = serve(*flags).loaded()
-    body = {"prompt": "a prompt that is long enough for whole pages of it", "max_tokens": 2, "temperature": 0}
+    body = {
+        "model": "tiny",
+        "prompt": "a prompt that is long enough for whole pages of it",
+        "max_tokens": 2,
+        "temperature": 0,
+    }
 
     def cached(key: str, **more: Any) -> int:
         headers = {"authorization": f"Bearer {key}"}
