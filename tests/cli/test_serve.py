@@ -54,7 +54,8 @@ class Served:
         return httpx.get(self.url + path, timeout=None)
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json={"model": "tiny"} | body, timeout=None)
+        named = {"model": "tiny"} if path == "/v1/completions" else {}
+        return httpx.post(self.url + path, json=named | body, timeout=None)
 
     def end(self) -> int:
         """Wait for its end; the exit code."""

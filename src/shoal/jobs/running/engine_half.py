@@ -12,20 +12,8 @@ from shoal.requests.prompts import Prompt
 from shoal.text.tokenizer import Tokenizer
 
 
-class EngineHalf(Protocol):
-    """The methods mean what they mean of ``shoal.llm.LLM``. ``step`` may also wait until others' steps have brought something, but not
-    for ever."""
-
-    @property
-    def config(self) -> EngineConfig:
-        """How the engine is sized."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """That of the model."""
-
-    def stats(self) -> EngineStats:
-        """Where the engine stands now."""
+class Requests(Protocol):
+    """Requests of one caller; the methods mean what they mean of ``shoal.llm.LLM``."""
 
     def submit(
         self,
@@ -44,6 +32,7 @@ class EngineHalf(Protocol):
         params: PoolingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> str:
         """Put a request for one embedding in line."""
@@ -52,10 +41,25 @@ class EngineHalf(Protocol):
         """Those that have ended since the last call."""
 
     def step(self) -> list[RequestOutput]:
-        """How far each request is now that got something."""
+        """How far each request is now that got something. May also wait for others' steps, but not for ever."""
 
     def abort(self, request_id: str) -> bool:
         """End a request; nothing more is reported of it."""
+
+
+class EngineHalf(Requests, Protocol):
+    """Requests, and the model that they are for."""
+
+    @property
+    def config(self) -> EngineConfig:
+        """How the engine is sized."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """That of the model."""
+
+    def stats(self) -> EngineStats:
+        """Where the engine stands now."""
 
     def close(self) -> None:
         """The job has no more use of it. Closing twice does nothing."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from shoal.engine.engine import EngineStats
-from shoal.jobs.running.engine_half import EngineHalf
+from shoal.jobs.running.engine_half import EngineHalf, Requests
 from shoal.params import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams
 from shoal.requests.outputs import RequestOutput
 from shoal.requests.pooled import EmbeddingRequestOutput
@@ -33,41 +33,6 @@ class Model(Protocol):
 
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
-
-
-class Requests(Protocol):
-    """What is asked of the session of the LLM that belongs to batches alone."""
-
-    def submit(
-        self,
-        prompt: Prompt,
-        params: SamplingParams | BeamSearchParams | None = None,
-        *,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-    ) -> str:
-        """Put a request in line."""
-
-    def submit_embedding(
-        self,
-        prompt: Prompt,
-        params: PoolingParams | None = None,
-        *,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-    ) -> str:
-        """Put a request for one embedding in line."""
-
-    def embeddings(self) -> list[EmbeddingRequestOutput]:
-        """Those that have ended since the last call."""
-
-    def step(self) -> list[RequestOutput]:
-        """How far each request is now that got something; waits for that a while."""
-
-    def abort(self, request_id: str) -> bool:
-        """End a request."""
 
 
 class LowPriority(EngineHalf):
@@ -109,7 +74,7 @@ class LowPriority(EngineHalf):
             prompt,
             params,
             request_id=self._inside(request_id),
-            priority=BENEATH + max(-_MOST, min(priority, _MOST)),
+            priority=_beneath(priority),
             timeout=timeout,
         )
 
@@ -119,11 +84,12 @@ class LowPriority(EngineHalf):
         params: PoolingParams | None = None,
         *,
         request_id: str | None = None,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> str:
         """Put an input of a row in line, behind all that is not of a batch."""
         return self._requests.submit_embedding(
-            prompt, params, request_id=self._inside(request_id), priority=BENEATH, timeout=timeout
+            prompt, params, request_id=self._inside(request_id), priority=_beneath(priority), timeout=timeout
         )
 
     def embeddings(self) -> list[EmbeddingRequestOutput]:
@@ -152,3 +118,7 @@ class LowPriority(EngineHalf):
         for output in kept:
             output.request_id = output.request_id.removeprefix(own)
         return kept
+
+
+def _beneath(priority: int) -> int:
+    return BENEATH + max(-_MOST, min(priority, _MOST))

@@ -15,6 +15,7 @@ from pathlib import Path
 from shoal.errors import EngineError, JobError
 from shoal.jobs.durable import journal
 from shoal.jobs.durable.manifest import ChangedError
+from shoal.jobs.running.engine_half import Requests
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import Host, run_task
 from shoal.jobs.running.progress import JobProgress
@@ -22,7 +23,7 @@ from shoal.jobs.running.task import JobOptions, Task
 from shoal.openai.schema import APIError
 from shoal.server.store.batches import OVER, Batch, BatchError, BatchErrors, Outcome, RequestCounts, Status, Stored
 from shoal.server.store.files import FileInfo
-from shoal.server.store.low_priority import LowPriority, Model, Requests
+from shoal.server.store.low_priority import LowPriority, Model
 from shoal.server.store.store import INPUT, Store
 from shoal.server.store.validation import check_rows
 
