@@ -171,7 +171,7 @@ class Metrics:
         self._made["request_generation_tokens"].observe(tracked.num_output)
         times = output.metrics
         if times is not None and times.begun_time is not None:
-            self._observe("request_queue_time_seconds", "queue", times.begun_time - times.arrival_time, now)
+            self._observe("request_queue_time_seconds", "queue", times.begun_time - tracked.arrived, now)
             if times.first_token_time is not None:
                 self._made["request_prefill_time_seconds"].observe(times.first_token_time - times.begun_time)
                 self._made["request_decode_time_seconds"].observe(now - times.first_token_time)

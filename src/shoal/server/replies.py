@@ -24,6 +24,12 @@ class Version(msgspec.Struct):
     version: str
 
 
+class ModelMeta(msgspec.Struct):
+    """``n_vocab``: as llama-server has it."""
+
+    n_vocab: int
+
+
 class Model(msgspec.Struct):
     """A name of the model that is served. ``created``: when the server started, in seconds since 1970; ``max_model_len``, in tokens, is
     null while the model is loaded."""
@@ -35,6 +41,7 @@ class Model(msgspec.Struct):
     object: Literal["model"] = "model"
     owned_by: Literal["shoal"] = "shoal"
     parent: None = None
+    meta: ModelMeta | None = None
 
 
 class ModelList(msgspec.Struct):

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from shoal.openai.schema import APIError
 from shoal.server.bodies import json_response, service_of
-from shoal.server.replies import Health, Model, ModelList, Slot, Version
+from shoal.server.replies import Health, Model, ModelList, ModelMeta, Slot, Version
 from shoal.server.service import Service
 from shoal.server.store.batches import Batch
 from shoal.version import __version__
@@ -156,5 +156,7 @@ def _progress(batch: Batch) -> dict[str, Any]:
 
 def _model(service: Service, name: str) -> Model:
     llm = service.worker.llm
-    longest = None if llm is None else llm.engine.max_model_len
-    return Model(name, int(service.started), service.settings.served[0], longest)
+    found = Model(name, int(service.started), service.settings.served[0], None)
+    if llm is not None:
+        found.max_model_len, found.meta = llm.engine.max_model_len, ModelMeta(llm.vocab_size)
+    return found
