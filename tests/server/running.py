@@ -25,16 +25,17 @@ class Running:
 
     url: str
     service: Service
+    client: httpx.Client
 
     def post(self, path: str, body: Any, **how: Any) -> httpx.Response:
         """A request without a limit of time: the machine may be busy. A body that names no model gets the one that there is."""
         if path.startswith("/v1/") and isinstance(body, dict):
             body = {"model": self.service.settings.served[0]} | body
-        return httpx.post(self.url + path, json=body, timeout=None, **how)
+        return self.client.post(self.url + path, json=body, **how)
 
     def get(self, path: str) -> httpx.Response:
         """The same."""
-        return httpx.get(self.url + path, timeout=None)
+        return self.client.get(self.url + path)
 
     @property
     def llm(self) -> LLM:
@@ -53,7 +54,8 @@ def running(load: Callable[[], LLM], config: EngineConfig, **settings: Any) -> I
         thread.start()
         try:
             service.worker.ready.wait()
-            yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
+            with httpx.Client(timeout=None, verify=False) as client:  # no TLS here, whose context takes long to make
+                yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service, client)
         finally:
             server.should_exit = True
             thread.join()

@@ -31,13 +31,13 @@ Health = Literal["ok", "loading", "draining", "wedged", "failed"]
 
 class Ticket:
     """A request under way: keeps the newest output, which contains those before it, for one reader. ``news`` is set when there is
-    something new; many tickets may share one."""
+    something new (if ``patient``, at the end alone); many tickets may share one."""
 
-    def __init__(self, service: Service, request_id: str, owner: str, news: asyncio.Event) -> None:
+    def __init__(self, service: Service, request_id: str, owner: str, tickets: Tickets) -> None:
         self.request_id, self.owner = request_id, owner
+        self.patient = False
         self.refuse: Callable[[Any], APIError] = lambda error: APIError(str(error))
-        self._service, self._news = service, news
-        self._arrived = time.monotonic()
+        self._service, self._news = service, tickets.news
         self.num_prompt = 0
         self._begun = self._done = False
         self._output: AnyOutput | None = None
@@ -51,7 +51,8 @@ class Ticket:
         self._begin()
         if output.finished:
             self._leave()
-        self._news.set()
+        if output.finished or not self.patient:
+            self._news.set()
 
     def fail(self, error: Exception) -> None:
         """There will be nothing more."""
@@ -74,7 +75,7 @@ class Ticket:
             self._service.worker.abort(self.request_id)
             self._leave()
 
-    # -- its place in the waiting room -------------------------------------------------------------------------------
+    # -- its prompt in the waiting room --------------------------------------------------------------------------------
 
     def wait(self, num_prompt: int) -> None:
         """The prompt has so many tokens, and waits. Raises TooManyWaitingError."""
@@ -94,7 +95,6 @@ class Ticket:
         if not self._done:
             self._begin()
             self._done = True
-            self._service.room.leave(self.owner, time.monotonic() - self._arrived)
 
     def _error_to_tell(self, error: Exception) -> APIError:
         if isinstance(error, (RequestError, ParameterError, TemplateError)):
@@ -103,9 +103,12 @@ class Ticket:
 
 
 class Tickets:
-    """What one HTTP request waits for: one ticket for each of its prompts."""
+    """What one HTTP request waits for: one ticket for each of its prompts, and a place in the waiting room for all of them, until
+    it is closed. Raises TooManyWaitingError."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: WaitingRoom, owner: str) -> None:
+        room.enter(owner)
+        self._leave: Callable[[], None] | None = partial(_leave, room, owner, time.monotonic())
         self.news = asyncio.Event()
         self.all: list[Ticket] = []
 
@@ -123,15 +126,24 @@ class Tickets:
 
     async def finished(self) -> list[AnyOutput]:
         """The last outputs of all."""
+        for ticket in self.all:
+            ticket.patient = True
         ended: dict[int, AnyOutput] = {}
         while len(ended) < len(self.all):
             ended |= {number: output for number, output in await self.next() if output.finished}
         return [ended[number] for number in range(len(self.all))]
 
     def close(self) -> None:
-        """Give up what has not ended."""
+        """Give up what has not ended, and the place."""
         for ticket in self.all:
             ticket.close()
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
+
+
+def _leave(room: WaitingRoom, owner: str, since: float) -> None:
+    room.leave(owner, time.monotonic() - since)
 
 
 class Service:
@@ -183,11 +195,12 @@ class Service:
 
     async def start(self, calls: Sequence[Call], owner: str, request_id: str) -> Tickets:
         """Put chats or completions in line, all or none. Raises APIError: 400 for what the model cannot serve, 404, 429, 503."""
-        tickets = Tickets()
+        self.check_open()
+        tickets = Tickets(self.room, owner)
         try:
             for number, call in enumerate(calls):
                 name = request_id if len(calls) == 1 else f"{request_id}-{number}"
-                tickets.all.append(await self._start(call, owner, name, tickets.news))
+                tickets.all.append(await self._start(call, Ticket(self, name, owner, tickets)))
         except BaseException:
             tickets.close()
             raise
@@ -196,14 +209,14 @@ class Service:
     async def start_embeddings(self, call: EmbeddingCall, owner: str, request_id: str) -> Tickets:
         """Put the inputs of a body of /v1/embeddings in line. Raises as ``start``."""
         self._check_model(call.model)
-        tickets, limits = Tickets(), self._limits(owner, 0, None)
+        self.check_open()
+        tickets, limits = Tickets(self.room, owner), self._limits(owner, 0, None)
         try:
             for number, prompt in enumerate(call.inputs):
                 prepare = partial(self._prepare_embedding, prompt, call.params, limits)
                 name = f"{request_id}-{number}"
-                tickets.all.append(
-                    await self._enter(prepare, None, embedding_refusal, Ticket(self, name, owner, tickets.news))
-                )
+                ticket = Ticket(self, name, owner, tickets)
+                tickets.all.append(await self._enter(prepare, None, embedding_refusal, ticket))
         except BaseException:
             tickets.close()
             raise
@@ -226,16 +239,16 @@ class Service:
         self.worker.close()
         self._encoders.shutdown(wait=False, cancel_futures=True)
 
-    async def _start(self, call: Call, owner: str, name: str, news: asyncio.Event) -> Ticket:
+    async def _start(self, call: Call, ticket: Ticket) -> Ticket:
         self._check_model(call.model)
         if call.priority < 0 and self.settings.keys_given:
             raise APIError(
                 f"priority: {call.priority}, must be at least 0 here, where keys share the server", "priority"
             )
-        limits = self._limits(owner, call.priority, call.cache_salt)
+        limits = self._limits(ticket.owner, call.priority, call.cache_salt)
         prepare = None if call.beams else partial(self._prepare, call, limits)
         search = (call.prompt, call.beams, limits) if call.beams else None
-        return await self._enter(prepare, search, partial(refusal, call), Ticket(self, name, owner, news))
+        return await self._enter(prepare, search, partial(refusal, call), ticket)
 
     def _check_model(self, model: str | None) -> None:
         """As OpenAI: a body says which model it means, though there is one alone."""
@@ -259,8 +272,6 @@ class Service:
         ticket: Ticket,
     ) -> Ticket:
         """Encode what a ticket is for, and put it in line."""
-        self.check_open()
-        self.room.enter(ticket.owner)
         ticket.refuse, arrived, prepared = refuse, time.monotonic(), None
         try:
             if prepare is not None:

@@ -8,6 +8,7 @@ from typing import Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from shoal.openai.convert import failure
 from shoal.openai.schema import APIError
 from shoal.requests.outputs import RequestOutput
 from shoal.server.service import Service, Tickets
@@ -68,11 +69,10 @@ class EventStream:
         self, service: Service, tickets: Tickets, writer: Writer, log: Callable[[RequestOutput], None]
     ) -> None:
         self._service, self._tickets, self._writer, self._log = service, tickets, writer, log
+        self._gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it all."""
-        sending = asyncio.current_task()
-        assert sending is not None
         watch = asyncio.ensure_future(_gone(receive))
         watch.add_done_callback(lambda done: None if done.cancelled() else self._give_up())
         try:
@@ -88,15 +88,10 @@ class EventStream:
         self._tickets.close()
         self._tickets.news.set()
 
-    _gone = False
-
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
-        data, left, timer = (
-            self._writer.start(),
-            len(self._tickets.all),
-            _Nudge(self._tickets.news, self._service.settings.keep_alive),
-        )
+        timer = _Nudge(self._tickets.news, self._service.settings.keep_alive)
+        data, left = self._writer.start(), len(self._tickets.all)
         try:
             while left:
                 if data:
@@ -110,7 +105,7 @@ class EventStream:
                 if self._gone:
                     raise ClientGoneError
                 data = b"".join(self._writer.push(output, number) for number, output in told)
-                left -= self._note_ends(told)
+                left = 0 if any(map(_failed, told)) else left - self._note_ends(told)
                 if timer.due and not data:
                     data = COMMENT
             await send({"type": "http.response.body", "body": data})
@@ -131,6 +126,12 @@ class EventStream:
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         except TimeoutError:
             raise ClientGoneError from None
+
+
+def _failed(told: tuple[int, AnyOutput]) -> bool:
+    """Whether this ends the stream, whatever else is under way: the writer has told why."""
+    _, output = told
+    return isinstance(output, RequestOutput) and failure(output) is not None
 
 
 class _Nudge:
