@@ -91,8 +91,8 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         preempt_for_priority=True,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flag"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
-    assert offered - {"model_argument", "model_flag"} <= {field.name for field in fields(EngineConfig)}
+    assert offered - {"model_argument", "model_flags"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
+    assert offered - {"model_argument", "model_flags"} <= {field.name for field in fields(EngineConfig)}
 
 
 @pytest.mark.parametrize("value", ["{", "[1]", "5", ""])

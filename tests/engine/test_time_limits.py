@@ -126,12 +126,12 @@ def test_without_limits_nobody_looks_at_the_clock_for_them() -> None:
     clock = Clock()
     engine = timed_engine(clock)
     run(engine, [greedy("a", [1], 7), greedy("b", [2], 3)])
-    assert clock.readings == 2 + 7  # arrivals, and one commit for each step
+    assert clock.readings == 2 + 1 + 7  # arrivals, the step in which both begin, and one commit for each step
     run(engine, [replace(greedy("r", [1], 7), timeout=3.0)])
     run(engine, [greedy("a", [1], 7)])
     clock.readings = 0
     run(engine, [greedy("a", [1], 7)])
-    assert clock.readings == 1 + 7
+    assert clock.readings == 1 + 1 + 7
 
 
 @pytest.mark.parametrize("seed", range(4))

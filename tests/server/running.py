@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,8 @@ def running(load: Callable[[], LLM], config: EngineConfig, **settings: Any) -> I
         thread.start()
         try:
             service.worker.ready.wait()
+            while not server.started:
+                time.sleep(0.001)
             with httpx.Client(timeout=None, verify=False) as client:  # no TLS here, whose context takes long to make
                 yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service, client)
         finally:

@@ -87,7 +87,7 @@ def test_bad_requests(client: Any, how: dict[str, Any], param: str, code: str | 
     assert error.value.response.headers["x-request-id"]
 
 
-def test_unknown_models_wrong_keys_and_too_many(client: Any) -> None:
+def test_unknown_models_and_wrong_keys(client: Any) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="other", messages=MESSAGES)
     assert missing.value.code == "model_not_found"
@@ -95,10 +95,25 @@ def test_unknown_models_wrong_keys_and_too_many(client: Any) -> None:
         client.with_options(api_key="sk-of-nobody").models.list()
     assert wrong.value.code == "invalid_api_key"
     assert wrong.value.type == "authentication_error"
-    with pytest.raises(openai.RateLimitError) as busy:
-        client.completions.create(model="tiny", prompt=["x"] * 100, max_tokens=500, extra_body={"ignore_eos": True})
-    assert busy.value.code == "rate_limit_exceeded"
-    assert int(busy.value.response.headers["retry-after"]) >= 1
+
+
+def test_too_many_at_once_are_told_when_to_come_back(tiny: Served) -> None:
+    async def crowd() -> openai.RateLimitError:
+        async with openai.AsyncOpenAI(base_url=f"{tiny.url}/v1", api_key=tiny.key, max_retries=0) as client:
+            how: dict[str, Any] = {"max_tokens": 400, "extra_body": {"ignore_eos": True}}
+            asking = [
+                asyncio.ensure_future(client.completions.create(model="tiny", prompt="a", **how)) for _ in range(60)
+            ]
+            done, rest = await asyncio.wait(asking, return_when=asyncio.FIRST_EXCEPTION)
+            for one in rest:
+                one.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+        return next(error for one in done if isinstance(error := one.exception(), openai.RateLimitError))
+
+    busy = asyncio.run(crowd())
+    assert busy.code == "rate_limit_exceeded"
+    assert int(busy.response.headers["retry-after"]) >= 1
+    until(lambda: tiny.get("/slots") == [])
 
 
 def test_a_stream_that_is_closed_frees_its_place(tiny: Served, client: Any) -> None:
