@@ -171,8 +171,13 @@ def test_closing_ends_what_others_wait_for(path: Path, monkeypatch: pytest.Monke
         scored = pool.submit(llm.logits, ids)
         closed = pool.submit(llm.close)
         go_on.set()
-        assert {output.outputs[0].finish_reason for output in whole.result(SECONDS)} <= {"abort", "error"}
-        assert parts.result(SECONDS)[-1].outputs[0].finish_reason in ("abort", "error")
+        for future in (whole, parts):
+            try:
+                last = future.result(SECONDS)[-1]
+            except EngineError as error:  # its prompts, or the second of them, had not come in yet
+                assert "closed" in str(error)
+            else:
+                assert last.outputs[0].finish_reason in ("abort", "error")
         assert closed.result(SECONDS) is None
         with pytest.raises((RequestError, EngineError), match=r"aborted|closed"):
             scored.result(SECONDS)
