@@ -158,8 +158,8 @@ class _Workspace:
         self.array = flat.reshape(recorder.max_rows, -1)[:, : rows.width]
 
 
-# The least that an x86-64 CPU can be, which has neither fma nor conversion of halves.
-OLD_CPU = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": ""}
+# The least that an x86-64 CPU can be, which has neither fma nor conversion of halves, nor what the tests may have been told to use.
+OLD_CPU = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "", "SHOAL_ISA": ""}
 needs_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86-64 CPUs")
 
 

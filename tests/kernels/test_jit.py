@@ -35,9 +35,10 @@ FILES = ["elementwise.add_bias", "pool.run_program", "pool.wake", "pool.work"]
 
 
 def _run(settings: dict[str, str], before: list[str] | None = None) -> tuple[list[str], str]:
-    """The names of what was compiled, and stderr. ``before`` stands before the command, which then has no other environment."""
-    environment = {**({} if before else os.environ), **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
-    environment.setdefault("PATH", os.environ["PATH"])
+    """The names of what was compiled, and stderr. ``before`` stands before the command, which then has no other environment but
+    what programs and kernels are chosen by."""
+    kept = {name: os.environ[name] for name in ("PATH", "SHOAL_ISA") if name in os.environ}
+    environment = {**(kept if before else os.environ), **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [*(before or []), sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
