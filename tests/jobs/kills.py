@@ -2,7 +2,7 @@
 
     python -m tests.jobs.kills --kills 200
 
-A job of some hundred rows runs once undisturbed. Then the same command runs in a process that is killed (SIGKILL), is started
+A job of 150 rows runs once undisturbed. Then the same command runs in a process that is killed (SIGKILL), is started
 again and killed again, until it comes to its end; and so with one job after the other, some at a time, until there were enough
 kills. Of every job that has ended the files are compared with those of the undisturbed one.
 """
@@ -31,7 +31,7 @@ from shoal.cli.main import main as shoal
 from shoal.jobs.durable import journal, ledger
 from tests.support.tiny_model import write_tiny_model
 
-ROWS = 300
+ROWS = 150
 CONTEXT = 128
 KILLS_PER_JOB = 6
 # Processes are forked from one that has imported all and has the kernels, and is no job: most of the time of a job that is killed
