@@ -67,7 +67,7 @@ class Session:
         if isinstance(params, BeamSearchParams):
             name = None if request_id is None else self._prefix + request_id
             return self._shown(self._beams.submit(prompt, params, _limits(scheduling), name))
-        prepared = self.prepare(prompt, params, _limits(scheduling), request_id)
+        prepared = self._prepared(prompt, params, _limits(scheduling), request_id)
         self.enter(prepared)
         return self._shown(prepared.request.request_id)
 
@@ -89,12 +89,17 @@ class Session:
     ) -> Prepared:
         """The part of ``submit`` that takes long (encoding, compiling a constraint) and waits for no step. Raises all that ``submit``
         does for a request that cannot be served."""
+        prepared = self._prepared(prompt, params, limits, request_id)
+        self._submitter.engine.check(prepared.request)
+        return prepared
+
+    def _prepared(
+        self, prompt: Prompt, params: SamplingParams | None, limits: Limits, request_id: str | None
+    ) -> Prepared:
         if params is None:
             is_chat = isinstance(prompt, Mapping) and "messages" in prompt
             params = SamplingParams(**self._chat_defaults) if is_chat else SamplingParams()
-        prepared = self._submitter.prepare(prompt, params, limits, self._inbox, self._name(request_id))
-        self._submitter.engine.check(prepared.request)
-        return prepared
+        return self._submitter.prepare(prompt, params, limits, self._inbox, self._name(request_id))
 
     def prepare_embedding(
         self, prompt: Prompt, params: PoolingParams, limits: Limits, request_id: str | None = None

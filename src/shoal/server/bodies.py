@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import msgspec
@@ -47,8 +46,3 @@ async def json_object(request: Request) -> dict[str, Any]:
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Any struct or plain value as JSON."""
     return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
-
-
-def now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())

@@ -15,7 +15,8 @@ from shoal.openai.convert import PARSERS
 from shoal.openai.embeddings import EMBEDDINGS
 from shoal.openai.fields import did_you_mean
 from shoal.openai.schema import APIError, parse_json
-from shoal.server.routes.queries import json_response, owner_of, page_query
+from shoal.server.bodies import json_response, owner_of
+from shoal.server.routes.queries import page_query
 from shoal.server.store.batches import WINDOW
 from shoal.server.store.runner import BatchRunner
 from shoal.server.store.store import Store

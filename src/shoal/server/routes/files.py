@@ -10,7 +10,8 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from shoal.openai.schema import APIError
-from shoal.server.routes.queries import json_response, owner_of, page_query
+from shoal.server.bodies import json_response, owner_of
+from shoal.server.routes.queries import page_query
 from shoal.server.routes.upload import Form, receive
 from shoal.server.store.files import FileStore, Purpose
 

@@ -1,22 +1,14 @@
-"""What lists are asked for in a query string, and answers in JSON."""
+"""What lists are asked for in a query string."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
-import msgspec
 from starlette.requests import Request
-from starlette.responses import Response
 
 from shoal.openai.fields import did_you_mean
 from shoal.openai.schema import APIError
 from shoal.server.store.paging import PageQuery
-
-
-def owner_of(request: Request) -> str:
-    """Whom a request is from, as the layer that looks at API keys has found; "" where there are none."""
-    return str(getattr(request.state, "owner", ""))
 
 
 def page_query(request: Request, most: int, default: int, *, others: Collection[str] = ()) -> PageQuery:
@@ -32,8 +24,3 @@ def page_query(request: Request, most: int, default: int, *, others: Collection[
     if order not in ("asc", "desc"):
         raise APIError(f"order: got {order!r}, must be 'asc' or 'desc'", "order")
     return PageQuery(int(limit), given.get("after") or None, order == "asc")
-
-
-def json_response(content: Any) -> Response:
-    """A struct, or what is made of plain things."""
-    return Response(msgspec.json.encode(content), media_type="application/json")
