@@ -32,8 +32,8 @@ class ParameterError(ShoalError, ValueError):
 
     def __init__(self, field: str, value: object, allowed: str) -> None:
         shown = repr(value)
-        if len(shown) > 80:
-            shown = shown[:77] + "..."
+        if len(shown) > 80:  # both ends: that of a path is its file
+            shown = f"{shown[:37]}...{shown[-40:]}"
         super().__init__(f"{field}: got {shown}, must be {allowed}")
         self.field = field
         self.value = value

@@ -18,11 +18,13 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
+from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ KILLS_PER_JOB = 6
 # Processes are forked from one that has imported all and has the kernels, and is no job: most of the time of a job that is killed
 # would go to that.
 FORKS = multiprocessing.get_context("forkserver")
+_ASKING = threading.Lock()  # to start a process asks all others how they ended, which each can tell once
 FORKS.set_forkserver_preload(["__main__", "shoal.cli.main", "shoal.jobs.running.launch", "tests.jobs.warm", __name__])
 
 
@@ -80,7 +83,8 @@ class Job:
         files = ["-i", str(self.source), "-o", str(self.outputs[0])]
         command = ["run-batch", str(self.model), *flags, *files]
         process = FORKS.Process(target=_shoal, args=(command, self.interval, self.stderr))
-        process.start()
+        with _ASKING:
+            process.start()
         return process
 
     def manifest(self) -> dict[str, Any]:
@@ -225,18 +229,16 @@ def _kill(process: ForkServerProcess, job: Job, seconds: float, rng: random.Rand
         moment = rng.uniform(0, 0.005)
     else:
         moment = rng.uniform(0, seconds)
-    process.join(moment)
-    if process.exitcode is not None:
+    if _exit_code(process, moment) is not None:
         return False
     process.kill()
-    process.join()
-    return process.exitcode == -signal.SIGKILL
+    return _exit_code(process) == -signal.SIGKILL
 
 
 def _wait_for_growth(process: ForkServerProcess, path: Path) -> None:
     size = _size(path)
-    while _size(path) <= size and process.exitcode is None:
-        time.sleep(0.001)
+    while _size(path) <= size and _exit_code(process, 0.001) is None:
+        pass
 
 
 def _size(path: Path) -> int:
@@ -245,10 +247,17 @@ def _size(path: Path) -> int:
 
 def _end(process: ForkServerProcess, job: Job) -> str:
     """Wait until it ends well; what it wrote to stderr."""
-    process.join(120)
+    code = _exit_code(process, 120)
     stderr = job.stderr.read_text(encoding="utf-8")
-    assert process.exitcode == 0, stderr
+    assert code == 0, stderr
     return stderr
+
+
+def _exit_code(process: ForkServerProcess, seconds: float | None = None) -> int | None:
+    """None if it has not ended within that time."""
+    connection.wait([process.sentinel], seconds)
+    with _ASKING:
+        return process.exitcode
 
 
 # The looking ---------------------------------------------------------------------------------------------------------
