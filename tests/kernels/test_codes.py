@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import gguf
 from shoal.gguf.quants import dequantise, format_named
-from shoal.kernels.cpu.codes import (
+from shoal.kernels.codes import (
     CODES,
     IQ2_LEVELS,
     IQ3_XXS_LEVELS,

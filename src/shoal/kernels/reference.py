@@ -143,6 +143,19 @@ def linear_q8(x: F32, weight: F64) -> F32:
     return matmul(rounded.reshape(x.shape), weight)
 
 
+def round_half(x: F32, *, each_row: bool) -> F32:
+    """x [rows, n] rounded once to float16 as kernels of a GPU take it: after division by 2^e, which is above the largest magnitude (of
+    each row, or of all), so that none is infinite; multiplied by it again."""
+    exponents = _exponents(x) if each_row else _exponents(x).max()
+    out: F32 = np.ldexp(np.ldexp(x, -exponents).astype(np.float16).astype(np.float32), exponents)
+    return out
+
+
+def linear_half(x: F32, weight: F32) -> F32:
+    """What the kernels of a GPU compute: x [rows, k] and weight [n, k] rounded by ``round_half``, then ``matmul``."""
+    return matmul(round_half(x, each_row=True), fixed_point(round_half(weight, each_row=False)))
+
+
 def store_as(x: F32, dtype: str) -> F32:
     """What a KV cache of this type gives back for heads [..., head_dim]. q8_0 is llama.cpp's: 32 values are int8 in +-127 with a
     float16 scale, which is rounded only after the values were divided by it."""

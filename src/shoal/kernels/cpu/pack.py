@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels.base import RawTensor
 from shoal.kernels.cpu.arena import Arena
-from shoal.kernels.cpu.codes import codes
+from shoal.kernels.codes import codes
 
 STRIP = 16
 GROUP = 32

@@ -1,0 +1,1 @@
+"""The Backend in Triton, for GPUs."""

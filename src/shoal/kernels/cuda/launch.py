@@ -1,0 +1,46 @@
+"""Where Triton is imported, and how its kernels are launched: with the same arithmetic everywhere, and by one function.
+
+With TRITON_INTERPRET=1 kernels run on tensors in the memory of the CPU, one program after the other: for tests, without a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+# A product and a sum become one instruction only where the source says so: kernels that share an expression share its bits.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "0")
+
+import torch
+import triton
+
+from shoal.errors import UnsupportedError
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+
+Tensor = torch.Tensor
+Launcher = Callable[..., None]
+
+
+def device() -> torch.device:
+    """Where tensors lie. Raises UnsupportedError where there is no GPU."""
+    if INTERPRETED:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UnsupportedError("device cuda: no GPU found (torch.cuda.is_available() is false)")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    kernel[grid](*args, **options)
+
+
+_launcher: Launcher = _run
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int = 4, stages: int = 2, **constexprs: Any) -> None:
+    """Run ``kernel`` over ``grid``: tensors and numbers by position, constants by name. An empty grid is no fault."""
+    if min(grid) > 0:
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False, **constexprs}
+        _launcher(kernel, grid, args, options)
