@@ -33,7 +33,9 @@ class Served:
         )
         self.lines: list[str] = []
         self.url = ""
-        self._client = httpx.Client(timeout=None, verify=False)  # no TLS here: its context takes long to make
+        # A connection that is kept may be closed by the server, idle for long, at the moment in which it is used again. No TLS here:
+        # its context takes long to make.
+        self._client = httpx.Client(timeout=None, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 

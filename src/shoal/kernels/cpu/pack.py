@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels.base import RawTensor
-from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.codes import codes
+from shoal.kernels.cpu.arena import Arena
 
 STRIP = 16
 GROUP = 32
