@@ -26,3 +26,11 @@ def test_all_long_prompts_are_answered_and_only_what_decodes_is_timed(llm: LLM) 
     assert result.tokens > 4 * 41
     assert set(result.gaps) == {2.0}
     assert result.seconds >= 3 * 3.0
+
+
+@pytest.mark.parametrize("output_len", [5, 200])
+def test_fixed_work_is_the_same_whichever_ends_first(llm: LLM, output_len: int) -> None:
+    load = MixedLoad(decoding=3, input_len=4, output_len=output_len, prefills=4, prefill_len=40, fixed_work=True)
+    result = measure_mixed(llm, load, itertools.count(0.0).__next__)
+    assert result.tokens == 4 * 41 + 3 * (output_len - 1)  # the first of each comes before the clock runs
+    assert llm.engine.stats().running == 0

@@ -19,7 +19,8 @@ PERCENTAGES = (50, 90, 99)
 @dataclass(frozen=True, slots=True)
 class MixedLoad:
     """At any time ``decoding`` requests with prompts of ``input_len`` and answers of ``output_len`` tokens; beside them ``prefills``
-    prompts of ``prefill_len`` tokens, one every ``interval`` seconds, that are answered by one token."""
+    prompts of ``prefill_len`` tokens, one every ``interval`` seconds, that are answered by one token. With ``fixed_work`` only so many
+    requests decode in all, and they are waited for: the tokens are the same however fast they come."""
 
     decoding: int = 8
     input_len: int = 32
@@ -27,6 +28,7 @@ class MixedLoad:
     prefills: int = 20
     prefill_len: int = 2000
     interval: float = 1.0
+    fixed_work: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +64,12 @@ class MixedResult:
 
 
 def measure_mixed(llm: LLM, load: MixedLoad, clock: Callable[[], float] = time.perf_counter) -> MixedResult:
-    """From the first long prompt until all of them are answered."""
+    """From the first long prompt until all of them are answered and, with ``fixed_work``, all others too."""
     run = _Run(llm, load, clock)
     while not run.all_decode:
         run.step()
     start = run.begin()
-    while run.answered < load.prefills:
+    while run.answered < load.prefills or (load.fixed_work and run.decoding):
         run.submit_due(clock() - start)
         run.step()
     return MixedResult(tuple(run.gaps), run.tokens, clock() - start)
@@ -90,6 +92,11 @@ class _Run:
     def all_decode(self) -> bool:
         """Whether each has had a token."""
         return all(last is not None for last in self._last.values())
+
+    @property
+    def decoding(self) -> int:
+        """How many are under way."""
+        return len(self._last)
 
     def begin(self) -> float:
         """Count from now on; the time."""
@@ -122,7 +129,8 @@ class _Run:
         self._last[output.request_id] = now
         if output.finished:
             del self._last[output.request_id]
-            self._submit_decoding()
+            if not self._load.fixed_work:
+                self._submit_decoding()
 
     def _submit_decoding(self) -> None:
         prompt = self._prompts[len(self._last) % len(self._prompts)]

@@ -26,6 +26,11 @@ from shoal.params import EngineConfig
     show_default=True,
     help="Seconds from one long prompt to the next.",
 )
+@click.option(
+    "--fixed-work",
+    is_flag=True,
+    help="One answer for each request that decodes, all waited for: the same tokens with and without a target.",
+)
 @output_json_option
 @bench_engine_options
 def mixed(
@@ -36,6 +41,7 @@ def mixed(
     num_prefills: int,
     prefill_len: int,
     prefill_interval: float,
+    fixed_work: bool,
     output_json: Path | None,
     engine_config: EngineConfig,
 ) -> None:
@@ -46,7 +52,7 @@ def mixed(
     from shoal.bench.mixed import MixedLoad, measure_mixed
     from shoal.llm import LLM
 
-    load = MixedLoad(batch_size, input_len, output_len, num_prefills, prefill_len, prefill_interval)
+    load = MixedLoad(batch_size, input_len, output_len, num_prefills, prefill_len, prefill_interval, fixed_work)
     config = replace(engine_config, skip_tokenizer_init=True)
     targets: dict[str, float | None] = {"without a target": None}
     if config.target_step_ms is not None:
