@@ -1,0 +1,168 @@
+"""The CUDA backend: packs weights, records the network as a program of launches, and replays it as CUDA graphs.
+
+Binding calls the network once with `CudaOps`, whose operations take workspace and append to a program instead of computing. A step of
+single rows (all its sequences decode) replays a graph; one with chunks of prompts runs the same program launch by launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import triton
+from numpy.typing import NDArray
+
+from shoal.gguf.quants import QuantFormat
+from shoal.kernels.base import (
+    LOGIT_ROWS,
+    AttentionShape,
+    BoundNetwork,
+    Head,
+    IntArray,
+    KVGroup,
+    Layers,
+    RawTensor,
+    SampleRows,
+    StepInput,
+    StepLimits,
+)
+from shoal.kernels.cuda import cache
+from shoal.kernels.cuda.cache import PagedCache
+from shoal.kernels.cuda.graphs import Graphs, buckets_up_to
+from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device
+from shoal.kernels.cuda.ops import CudaOps
+from shoal.kernels.cuda.pack import SUPPORTED, PackedMatrix, pack_matrix
+from shoal.kernels.cuda.recording import Rows
+from shoal.kernels.cuda.sample import Sampler
+from shoal.kernels.cuda.step import StagedStep
+
+
+class CudaBackend:
+    """Triton kernels on the current GPU, or under Triton's interpreter."""
+
+    name = "cuda"
+
+    def __init__(self) -> None:
+        self._device = device()
+
+    def describe(self) -> str:
+        """Which GPU, and by what."""
+        kernels = f"Triton {triton.__version__} kernels"
+        if INTERPRETED:
+            return f"cuda: {kernels} under Triton's interpreter, on the CPU (TRITON_INTERPRET=1; slow, for tests)"
+        about = torch.cuda.get_device_properties(self._device)
+        return f"cuda: {kernels}, {about.name} (sm_{about.major}{about.minor}, {about.total_memory >> 20} MiB)"
+
+    def supports(self, format: QuantFormat) -> bool:
+        """Whether there is a layout for it."""
+        return format.name in SUPPORTED
+
+    def matrix(self, parts: Sequence[RawTensor]) -> PackedMatrix:
+        """Planes of codes and scales (see pack.py)."""
+        return pack_matrix(list(parts))
+
+    def vector(self, tensor: RawTensor) -> Tensor:
+        """float32."""
+        return torch.from_numpy(tensor.dequantised().copy()).to(self._device)
+
+    def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
+        """q8_0 has scales beside its values."""
+        return cache.token_bytes(kv_heads, head_dim, dtype)
+
+    def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> PagedCache:
+        """Zeroed pages."""
+        return cache.kv_cache(groups, shape, dtype)
+
+    def copy_pages(self, pages: PagedCache, group: int, pairs: Sequence[tuple[int, int]]) -> None:
+        """On the device."""
+        cache.copy_pages(pages, group, pairs)
+
+    def bind(
+        self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None
+    ) -> BoundNetwork:
+        """Record the programs and capture their graphs."""
+        return _Bound(layers, (head, states), cache, limits)
+
+    def close(self) -> None:
+        """Nothing to stop: memory goes with what holds it."""
+
+
+class _Bound:
+    """A recorded network: the step's arrays, the programs of the layers, of the head and of the states."""
+
+    def __init__(
+        self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits
+    ) -> None:
+        buckets = buckets_up_to(limits.max_seqs)
+        limits = replace(  # with padding
+            limits, max_rows=max(limits.max_rows, buckets[-1]), max_seqs=max(limits.max_seqs, buckets[-1])
+        )
+        self._step = StagedStep(limits, cache)
+        self._body = CudaOps(cache, self._step, limits)
+        self._hidden = layers(self._body)
+        few, (head, states) = replace(limits, max_rows=LOGIT_ROWS), heads
+        self._logits = _Tail(CudaOps(cache, self._step, few), head, self._hidden)
+        self._states = self._logits if states is None else _Tail(CudaOps(cache, self._step, few), states, self._hidden)
+        self._sampler = Sampler(self._logits.out.shape[1], LOGIT_ROWS)
+        self._num_logits = 0
+        self._graphs = Graphs(self._run_layers, buckets, lambda bucket: self._step.set(_NOTHING(cache), bucket))
+
+    def layers(self, step: StepInput) -> None:
+        rows = len(step.token_ids)
+        bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
+        self._step.set(step, bucket)
+        if bucket is None:
+            self._run_layers(rows)
+        else:
+            self._graphs.run(bucket)
+
+    def logits(self, rows: IntArray) -> NDArray[np.float32]:
+        self._num_logits = len(rows)
+        self._logits.run(rows)
+        return self.last_logits
+
+    def states(self, rows: IntArray) -> NDArray[np.float32]:
+        self._states.run(rows)
+        return _to_host(self._states.out[: len(rows)])
+
+    def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
+        self._num_logits = len(rows)
+        self._logits.run(rows)
+        return self._sampler.sample(self._logits.out, how)
+
+    @property
+    def last_logits(self) -> NDArray[np.float32]:
+        return _to_host(self._logits.out[: self._num_logits])
+
+    def _run_layers(self, rows: int) -> None:
+        for call in self._body.calls:
+            call(rows)
+
+
+class _Tail:
+    """What is read from the hidden state: its program, and the rows it leaves."""
+
+    def __init__(self, ops: CudaOps, head: Head, hidden: Rows) -> None:
+        self._ops, self._rows = ops, head(ops, hidden)
+        self._index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, pin_memory=not INTERPRETED)  # may be copied without a wait
+        self.out: Tensor = self._rows.data
+        self._graphs = Graphs(self._run, buckets_up_to(LOGIT_ROWS), lambda bucket: None)
+
+    def run(self, rows: IntArray) -> None:
+        """For these rows of the last step."""
+        bucket = self._graphs.bucket(len(rows))
+        assert bucket is not None, "at most LOGIT_ROWS"
+        self._index.numpy()[: len(rows)] = rows
+        self._ops.index.copy_(self._index, non_blocking=True)
+        self._graphs.run(bucket)
+
+    def _run(self, rows: int) -> None:
+        for call in self._ops.calls:
+            call(rows)
+
+
+def _to_host(rows: Tensor) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = rows.cpu().numpy()
+    return found

@@ -1,0 +1,139 @@
+"""What the network calls when it is bound: each operation takes workspace and appends to a program instead of computing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from shoal.kernels.base import (
+    LOGIT_ROWS,
+    PAGE_SIZE,
+    Activation,
+    AttentionShape,
+    Experts,
+    Heads,
+    Linear,
+    Norm,
+    Rope,
+    StepLimits,
+)
+from shoal.kernels.cuda import attention, elementwise, embed, experts, rotary, routing
+from shoal.kernels.cuda.cache import PagedCache
+from shoal.kernels.cuda.launch import Tensor, device
+from shoal.kernels.cuda.pack import PackedMatrix
+from shoal.kernels.cuda.recording import Recording, Rows
+from shoal.kernels.cuda.step import StagedStep
+
+
+class CudaOps(Recording):
+    """``shoal.kernels.base.Ops`` (whose docstrings say what each does) as calls of a program over the rows of ``step`` or, after the
+    layers, over those of its rows that ``index`` says."""
+
+    def __init__(self, cache: PagedCache, step: StagedStep, limits: StepLimits) -> None:
+        super().__init__(limits.max_rows)
+        self._cache, self._step, self._limits = cache, step, limits
+        self.index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, device=device())
+        self._tables: dict[int, tuple[Rope, tuple[Tensor, Tensor]]] = {}
+        self._attention_spaces: dict[AttentionShape, object] = {}
+        self._experts_spaces: dict[tuple[int, ...], object] = {}
+
+    def embed(self, table: PackedMatrix) -> Rows:
+        return self._table_rows(table, self._step.arrays.token_ids)
+
+    def positions(self, table: PackedMatrix) -> Rows:
+        return self._table_rows(table, self._step.arrays.positions)
+
+    def norm(self, x: Rows, norm: Norm) -> Rows:
+        return self.produce(self.new_rows(x.width), elementwise.norm, x=x.data, norm=norm)
+
+    def norm_heads(self, x: Rows, heads: Heads, norm: Norm) -> None:
+        self.change(x, elementwise.norm_heads, heads=heads, norm=norm)
+
+    def linear(self, x: Rows, linear: Linear) -> Rows:
+        return self.product(x, linear)
+
+    def linear_add(self, residual: Rows, x: Rows, linear: Linear) -> None:
+        self.product_add(residual, x, linear)
+
+    def add(self, residual: Rows, x: Rows) -> None:
+        self.change(residual, elementwise.add, y=x.data)
+
+    def add_vector(self, x: Rows, vector: Tensor) -> None:
+        self.change(x, elementwise.add_vector, vector=vector)
+
+    def multiply(self, x: Rows, factor: float) -> None:
+        self.change(x, elementwise.multiply, factor=factor)
+
+    def soft_cap(self, x: Rows, cap: float) -> None:
+        self.change(x, elementwise.soft_cap, cap=cap)
+
+    def clamp(self, x: Rows, limit: float) -> None:
+        self.change(x, elementwise.clamp, limit=limit)
+
+    def activate(self, x: Rows, activation: Activation) -> Rows:
+        return self.produce(self.new_rows(x.width), elementwise.activate, x=x.data, activation=activation)
+
+    def gate_rows(self, x: Rows, h: Rows, gate: Linear) -> None:
+        gates = self.linear(h, gate)
+        self.change(x, elementwise.gate_rows, gate=gates.data)
+
+    def experts(self, residual: Rows, x: Rows, experts_: Experts) -> None:
+        logits, used = self.linear(x, experts_.router), experts_.routing.used
+        chosen, weights = self.new((used,), torch.int32), self.new((used,), torch.float32)
+        self.call(
+            routing.choose,
+            logits=logits.data,
+            routing=experts_.routing,
+            bias=experts_.choice_bias,
+            chosen=chosen,
+            weights=weights,
+        )
+        half, scale = self.half_of(x).tensors
+        space = self._experts_space(experts_)
+        self.change(residual, experts.experts, half=half, scale=scale, chosen=chosen, weights=weights, experts=experts_, space=space)
+
+    def columns(self, x: Rows, first: int, width: int) -> Rows:
+        return Rows(x.buffer, x.data[:, first : first + width])
+
+    def concat(self, parts: Sequence[Rows]) -> Rows:
+        out, first = self.new_rows(sum(part.width for part in parts)), 0
+        for part in parts:
+            self.call(elementwise.copy_columns, x=part.data, out=out.data[:, first : first + part.width])
+            first += part.width
+        return out
+
+    def rope_store(self, qkv: Rows, layer: int, shape: AttentionShape, rope: Rope | None) -> Rows:
+        table = None if rope is None else self._table(rope)
+        self.change(qkv, rotary.rope_store, cache=self._cache, layer=layer, shape=shape, table=table, step=self._step)
+        return self.columns(qkv, 0, shape.heads * shape.head_dim)
+
+    def attention(self, q: Rows, layer: int, shape: AttentionShape) -> Rows:
+        out, space = self.new_rows(shape.heads * shape.head_dim), self._attention_space(shape)
+        place = {"cache": self._cache, "layer": layer, "shape": shape}
+        self.call(attention.attention, q=q.data, out=out.data, step=self._step, space=space, **place)
+        return out
+
+    def logit_rows(self, x: Rows) -> Rows:
+        out = self.new_rows(x.width)
+        self.call(_gather, x=x.data, index=self.index, out=out.data)
+        return out
+
+    def _table_rows(self, table: PackedMatrix, ids: Tensor) -> Rows:
+        x = self.new_rows(table.columns)
+        self.call(embed.embed, table=table, ids=ids, out=x.data)
+        return x
+
+    def _table(self, rope: Rope) -> tuple[Tensor, Tensor]:
+        """cos and sin of every position, made once."""
+        if id(rope) not in self._tables:
+            positions = np.arange(self._limits.max_pages_per_seq * PAGE_SIZE)[:, None]
+            angle = positions * rope.inv_freq.astype(np.float64)
+            cos, sin = ((f(angle) * rope.scale).astype(np.float32) for f in (np.cos, np.sin))
+            self._tables[id(rope)] = rope, (torch.from_numpy(cos).to(device()), torch.from_numpy(sin).to(device()))
+        return self._tables[id(rope)][1]  # the rope is kept, or another could get its id
+
+
+def _gather(x: Tensor, index: Tensor, out: Tensor, rows: int) -> None:
+    torch.index_select(x, 0, index[:rows], out=out[:rows])
