@@ -43,6 +43,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 GROUP = 16  # values that share an activation scale
 KV_GROUP = 32  # dims of a head that share a scale in a q8_0 cache
+PIECE, TILE = 256, 32  # positions that attention on a GPU makes a record of, and that it takes together
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
 WEIGHT_BITS = 26  # of a fixed-point weight, beside its sign
 _DOUBLE_BITS = 53  # integers up to 2^53 are exact in float64
