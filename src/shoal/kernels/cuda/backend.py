@@ -32,11 +32,10 @@ from shoal.kernels.cuda import cache
 from shoal.kernels.cuda.cache import PagedCache
 from shoal.kernels.cuda.graphs import Graphs, buckets_up_to
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device
-from shoal.kernels.cuda.ops import CudaOps
+from shoal.kernels.cuda.ops import CudaOps, StepMemory
 from shoal.kernels.cuda.pack import SUPPORTED, PackedMatrix, pack_matrix
 from shoal.kernels.cuda.recording import Rows
 from shoal.kernels.cuda.sample import Sampler
-from shoal.kernels.cuda.step import StagedStep
 
 
 class CudaBackend:
@@ -92,27 +91,27 @@ class CudaBackend:
 class _Bound:
     """A recorded network: the step's arrays, the programs of the layers, of the head and of the states."""
 
-    def __init__(
-        self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits
-    ) -> None:
+    def __init__(self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits) -> None:
         buckets = buckets_up_to(limits.max_seqs)
         limits = replace(  # with padding
             limits, max_rows=max(limits.max_rows, buckets[-1]), max_seqs=max(limits.max_seqs, buckets[-1])
         )
-        self._step = StagedStep(limits, cache)
-        self._body = CudaOps(cache, self._step, limits)
+        self._memory = memory = StepMemory(cache, limits)
+        self._body = CudaOps(memory, limits.max_rows)
         self._hidden = layers(self._body)
-        few, (head, states) = replace(limits, max_rows=LOGIT_ROWS), heads
-        self._logits = _Tail(CudaOps(cache, self._step, few), head, self._hidden)
-        self._states = self._logits if states is None else _Tail(CudaOps(cache, self._step, few), states, self._hidden)
+        memory.reserve()
+        head, states = heads
+        self._logits = _Tail(CudaOps(memory, LOGIT_ROWS), head, self._hidden)
+        self._states = self._logits if states is None else _Tail(CudaOps(memory, LOGIT_ROWS), states, self._hidden)
         self._sampler = Sampler(self._logits.out.shape[1], LOGIT_ROWS)
         self._num_logits = 0
-        self._graphs = Graphs(self._run_layers, buckets, lambda bucket: self._step.set(_NOTHING(cache), bucket))
+        nothing = _nothing(len(cache.groups))
+        self._graphs = Graphs(self._run_layers, buckets, lambda bucket: memory.step.set(nothing, bucket))
 
     def layers(self, step: StepInput) -> None:
         rows = len(step.token_ids)
         bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
-        self._step.set(step, bucket)
+        self._memory.step.set(step, bucket)
         if bucket is None:
             self._run_layers(rows)
         else:
@@ -146,7 +145,9 @@ class _Tail:
 
     def __init__(self, ops: CudaOps, head: Head, hidden: Rows) -> None:
         self._ops, self._rows = ops, head(ops, hidden)
-        self._index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, pin_memory=not INTERPRETED)  # may be copied without a wait
+        self._index = torch.zeros(
+            LOGIT_ROWS, dtype=torch.int32, pin_memory=not INTERPRETED
+        )  # may be copied without a wait
         self.out: Tensor = self._rows.data
         self._graphs = Graphs(self._run, buckets_up_to(LOGIT_ROWS), lambda bucket: None)
 
@@ -161,6 +162,12 @@ class _Tail:
     def _run(self, rows: int) -> None:
         for call in self._ops.calls:
             call(rows)
+
+
+def _nothing(groups: int) -> StepInput:
+    """A step without rows."""
+    none = np.zeros(0, np.int32)
+    return StepInput(none, none, np.zeros(1, np.int32), none, np.zeros((groups, 0, 1), np.int32))
 
 
 def _to_host(rows: Tensor) -> NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """Programs as CUDA graphs: one launch for all kernels of a step, where a launch of each from Python takes longer than it runs.
 
-A graph is of a fixed size. There is one for each *bucket* of rows (1, 2, 4, ...); a step has the next larger one's, padded with rows that
-nobody reads. Under the interpreter nothing is captured, but programs run at the same sizes.
+A graph is of a fixed size. There is one for each *bucket* of rows (1, 2, 4, ...); a step has the next larger one's, padded with
+rows that nobody reads. Under the interpreter nothing is captured, but programs run at the same sizes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
 from shoal.kernels.base import (
@@ -20,30 +20,49 @@ from shoal.kernels.base import (
     StepLimits,
 )
 from shoal.kernels.cuda import attention, elementwise, embed, experts, rotary, routing
+from shoal.kernels.cuda.attention import AttentionSpace, attention_space, record_count
 from shoal.kernels.cuda.cache import PagedCache
 from shoal.kernels.cuda.launch import Tensor, device
 from shoal.kernels.cuda.pack import PackedMatrix
 from shoal.kernels.cuda.recording import Recording, Rows
+from shoal.kernels.cuda.rotary import RopeTable
 from shoal.kernels.cuda.step import StagedStep
+
+
+class StepMemory:
+    """What all programs of a network share: the pages, a step's numbers, the workspace of attention."""
+
+    def __init__(self, cache: PagedCache, limits: StepLimits) -> None:
+        self.cache, self.limits = cache, limits
+        self.step = StagedStep(limits, cache.scratch_pages)
+        self.space: AttentionSpace | None = None
+        self._heads = self._head_dim = 0  # the most of any layer
+
+    def expect(self, shape: AttentionShape) -> None:
+        """There is a layer of this shape."""
+        self._heads, self._head_dim = max(self._heads, shape.heads), max(self._head_dim, shape.head_dim)
+
+    def reserve(self) -> None:
+        """Make room for what all layers expect."""
+        self.step.records = record_count(self.limits, self._heads, self._head_dim)
+        self.space = attention_space(self.step.records, self._heads, self._head_dim)
 
 
 class CudaOps(Recording):
     """``shoal.kernels.base.Ops`` (whose docstrings say what each does) as calls of a program over the rows of ``step`` or, after the
     layers, over those of its rows that ``index`` says."""
 
-    def __init__(self, cache: PagedCache, step: StagedStep, limits: StepLimits) -> None:
-        super().__init__(limits.max_rows)
-        self._cache, self._step, self._limits = cache, step, limits
+    def __init__(self, memory: StepMemory, max_rows: int) -> None:
+        super().__init__(max_rows)
+        self._memory, self._step = memory, memory.step.arrays
         self.index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, device=device())
-        self._tables: dict[int, tuple[Rope, tuple[Tensor, Tensor]]] = {}
-        self._attention_spaces: dict[AttentionShape, object] = {}
-        self._experts_spaces: dict[tuple[int, ...], object] = {}
+        self._tables: dict[int, tuple[Rope, RopeTable]] = {}
 
     def embed(self, table: PackedMatrix) -> Rows:
-        return self._table_rows(table, self._step.arrays.token_ids)
+        return self._table_rows(table, self._step.token_ids)
 
     def positions(self, table: PackedMatrix) -> Rows:
-        return self._table_rows(table, self._step.arrays.positions)
+        return self._table_rows(table, self._step.positions)
 
     def norm(self, x: Rows, norm: Norm) -> Rows:
         return self.produce(self.new_rows(x.width), elementwise.norm, x=x.data, norm=norm)
@@ -92,27 +111,36 @@ class CudaOps(Recording):
         )
         half, scale = self.half_of(x).tensors
         space = self._experts_space(experts_)
-        self.change(residual, experts.experts, half=half, scale=scale, chosen=chosen, weights=weights, experts=experts_, space=space)
+        self.change(
+            residual,
+            experts.experts,
+            half=half,
+            scale=scale,
+            chosen=chosen,
+            weights=weights,
+            experts=experts_,
+            space=space,
+        )
 
     def columns(self, x: Rows, first: int, width: int) -> Rows:
         return Rows(x.buffer, x.data[:, first : first + width])
 
     def concat(self, parts: Sequence[Rows]) -> Rows:
-        out, first = self.new_rows(sum(part.width for part in parts)), 0
-        for part in parts:
-            self.call(elementwise.copy_columns, x=part.data, out=out.data[:, first : first + part.width])
-            first += part.width
+        out = self.new_rows(sum(part.width for part in parts))
+        self.call(elementwise.concat, parts=elementwise.side_by_side([part.data for part in parts]), out=out.data)
         return out
 
     def rope_store(self, qkv: Rows, layer: int, shape: AttentionShape, rope: Rope | None) -> Rows:
         table = None if rope is None else self._table(rope)
-        self.change(qkv, rotary.rope_store, cache=self._cache, layer=layer, shape=shape, table=table, step=self._step)
+        place = {"cache": self._memory.cache, "layer": layer, "shape": shape, "step": self._step}
+        self.call(_rope_store, qkv=qkv.data, table=table, **place)
+        qkv.changed()
         return self.columns(qkv, 0, shape.heads * shape.head_dim)
 
     def attention(self, q: Rows, layer: int, shape: AttentionShape) -> Rows:
-        out, space = self.new_rows(shape.heads * shape.head_dim), self._attention_space(shape)
-        place = {"cache": self._cache, "layer": layer, "shape": shape}
-        self.call(attention.attention, q=q.data, out=out.data, step=self._step, space=space, **place)
+        out = self.new_rows(shape.heads * shape.head_dim)
+        self._memory.expect(shape)
+        self.call(_attention, q=q.data, out=out.data, layer=layer, shape=shape, memory=self._memory)
         return out
 
     def logit_rows(self, x: Rows) -> Rows:
@@ -125,15 +153,21 @@ class CudaOps(Recording):
         self.call(embed.embed, table=table, ids=ids, out=x.data)
         return x
 
-    def _table(self, rope: Rope) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position, made once."""
+    def _table(self, rope: Rope) -> RopeTable:
         if id(rope) not in self._tables:
-            positions = np.arange(self._limits.max_pages_per_seq * PAGE_SIZE)[:, None]
-            angle = positions * rope.inv_freq.astype(np.float64)
-            cos, sin = ((f(angle) * rope.scale).astype(np.float32) for f in (np.cos, np.sin))
-            self._tables[id(rope)] = rope, (torch.from_numpy(cos).to(device()), torch.from_numpy(sin).to(device()))
+            positions = self._memory.limits.max_pages_per_seq * PAGE_SIZE
+            self._tables[id(rope)] = rope, rotary.rope_table(rope, positions)
         return self._tables[id(rope)][1]  # the rope is kept, or another could get its id
 
 
 def _gather(x: Tensor, index: Tensor, out: Tensor, rows: int) -> None:
     torch.index_select(x, 0, index[:rows], out=out[:rows])
+
+
+def _rope_store(rows: int, **arguments: Any) -> None:  # the step's arrays say how many
+    rotary.rope_store(**arguments)
+
+
+def _attention(rows: int, memory: StepMemory, **arguments: Any) -> None:
+    assert memory.space is not None, "reserved after all layers are known"
+    attention.attention(cache=memory.cache, step=memory.step.arrays, space=memory.space, **arguments)

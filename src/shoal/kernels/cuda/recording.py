@@ -20,7 +20,7 @@ from shoal.kernels.cuda.launch import Tensor, device
 
 @dataclass(slots=True)
 class Call:
-    """``run(rows=..., **arguments)``."""
+    """``run(rows=..., **arguments)``: called with the number of rows."""
 
     run: Callable[..., None]
     arguments: dict[str, Any]
@@ -56,8 +56,8 @@ class Half:
 
 @dataclass(slots=True)
 class Rows:
-    """float32 rows in the workspace. ``producer`` is the call that writes them, if it can write the half form too or can be fused with what
-    follows, ``source`` the half form that a product read, ``ready`` the number of calls after which they are written."""
+    """float32 rows in the workspace. ``producer`` is the call that writes them, if it can write the half form too or can be fused with
+    what follows, ``source`` the half form that a product read, ``ready`` the number of calls after which they are written."""
 
     buffer: Buffer
     data: Tensor
@@ -136,8 +136,8 @@ class Recording:
         return call if plain and linear.can_gate(call.arguments["matrix"]) else None
 
     def half_of(self, x: Rows) -> Half:
-        """x in float16: written by the kernel that makes x if that was the last one (what came after it may have used the same buffers), or
-        by one of its own."""
+        """x in float16: written by the kernel that makes x if that was the last one (what came after it may have used the same
+        buffers), or by one of its own."""
         if x.half is None:
             x.half = self.new_half(x.width)
             if x.producer is not None and x.producer.run is not linear.linear and x.ready == len(self.calls):

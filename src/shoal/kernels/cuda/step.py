@@ -57,11 +57,11 @@ class StepArrays:
 
 class StagedStep:
     """Where steps within ``limits`` are put on their way to the device. ``scratch_pages`` holds one page of each KV group, where rows
-    that pad store; the workspace of attention has ``records`` records (attention.py)."""
+    that pad store; the workspace of attention has ``records`` records (attention.py), which may be set before the first step."""
 
-    def __init__(self, limits: StepLimits, scratch_pages: Sequence[int], records: int) -> None:
+    def __init__(self, limits: StepLimits, scratch_pages: Sequence[int], records: int = 0) -> None:
         self._scratch = np.array(scratch_pages, np.int32)
-        self._records = records
+        self.records = records
         layout = _layout(limits, len(scratch_pages))
         self._used_before_table = sum(layout.values()) - layout["page_table"]
         self._device = torch.zeros(sum(layout.values()), dtype=torch.int32, device=device())
@@ -78,7 +78,7 @@ class StagedStep:
         arrays.rows = bucket or len(step.token_ids)
         _set_rows(host.of, step, arrays.rows)
         used = self._used_before_table + _set_pages(host.of, step, self._scratch)
-        singles, chunks = plan(step, arrays.rows, self._records)
+        singles, chunks = plan(step, arrays.rows, self.records)
         arrays.num_singles, arrays.num_chunks = len(singles), len(chunks)
         host.of["singles"][: singles.size] = singles.ravel()
         host.of["chunks"][: chunks.size] = chunks.ravel()
