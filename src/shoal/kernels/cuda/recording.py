@@ -20,12 +20,13 @@ from shoal.kernels.cuda.launch import Tensor, device
 
 @dataclass(slots=True)
 class Call:
-    """``run(rows=..., **arguments)``: called with the number of rows."""
+    """A function that launches kernels, and its arguments."""
 
     run: Callable[..., None]
     arguments: dict[str, Any]
 
     def __call__(self, rows: int) -> None:
+        """Launch them over so many rows."""
         self.run(rows=rows, **self.arguments)
 
 
