@@ -10,12 +10,14 @@ import triton.language as tl
 def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
     """silu, gelu (tanh form: 1 + tanh(u) is 2 * sigmoid(2u)) or squared relu of float32 x."""
     if ACTIVATION == "relu2":
-        positive = tl.where(x > 0, x, x * 0)  # NaN stays NaN
-        return positive * positive
-    if ACTIVATION == "gelu":
-        return x * _sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
-    tl.static_assert(ACTIVATION == "silu")
-    return x * _sigmoid(x)
+        positive = tl.where(x < 0, 0.0, x)  # NaN stays NaN
+        y = positive * positive
+    elif ACTIVATION == "gelu":
+        y = x * _sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+    else:
+        tl.static_assert(ACTIVATION == "silu")
+        y = x * _sigmoid(x)
+    return y
 
 
 @triton.jit
