@@ -150,7 +150,7 @@ def test_layer_norm_of_rows_far_from_zero() -> None:
 @pytest.mark.parametrize("centred", [False, True])
 def test_add_norm_has_the_bits_of_both(centred: bool) -> None:
     norm, _ = norms(100, centred=centred, biased=True)
-    for rows in ROWS:
+    for rows in (1, 3, 17):
         residual, x = view(random(rows, 100)), view(random(rows, 100, seed=1, spread=5))
         want, want_half = blank(rows, 100), halves(rows, 100)
         got, half, sums = blank(rows, 100), halves(rows, 100), view(residual[:rows].cpu().numpy())
