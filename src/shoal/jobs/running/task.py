@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal import hub
 from shoal.engine.memory_plan import max_model_len
+from shoal.engine.placement import settled
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile
 from shoal.jobs.durable.fingerprint import file_fingerprint, model_fingerprint, printable
@@ -87,8 +88,10 @@ class Task:
 
     @classmethod
     def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
-        """Resolves ``model``, downloading it if need be. The job is begun now."""
+        """Resolves ``model``, downloading it if need be, and what of it a GPU computes. The job is begun now."""
         path = hub.resolve(model)
+        with GGUFFile.open(path) as file:
+            config = settled(file, config)
         served = options.served or names_of(model, path)
         return cls(path, served, files, options, config, datetime.now().astimezone())
 
@@ -132,6 +135,7 @@ class Task:
                 "kv_cache_dtype": config.kv_cache_dtype,
                 "kv_cache_memory": config.kv_cache_memory,  # bounds answers without a limit
                 "max_model_len": _longest(self.path, config),
+                **({"gpu_layers": config.gpu_layers} if find_device(config.device) == "cuda" else {}),
             },
             shoal=__version__,
         )
