@@ -21,6 +21,8 @@ from shoal.kernels.base import (
     PAGE_SIZE,
     Activation,
     AttentionShape,
+    Backend,
+    BoundLayers,
     BoundNetwork,
     Experts,
     Head,
@@ -30,6 +32,7 @@ from shoal.kernels.base import (
     Layers,
     Linear,
     Norm,
+    Ops,
     RawTensor,
     Rope,
     Routing,
@@ -393,8 +396,23 @@ class ReferenceBackend:
         """Run the network anew each step."""
         return _Bound(layers, head, states or head, cache)
 
+    def bind_layers(self, layers: Layers, cache: _Cache, limits: StepLimits) -> BoundLayers:
+        """The same; the hidden state is all there is to read."""
+        return _Bound(layers, _nothing_more, _nothing_more, cache)
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        """All of it."""
+        return (self,)
+
+    def memory_room(self) -> None:
+        """The machine's."""
+
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _nothing_more(ops: Ops, hidden: F32) -> F32:
+    return hidden
 
 
 class _Bound:
@@ -402,23 +420,27 @@ class _Bound:
 
     def __init__(self, layers: Layers, head: Head, states: Head, cache: _Cache) -> None:
         self._layers, self._head, self._states, self._cache = layers, head, states, cache
-        self._hidden: F32 = np.zeros((0, 0), np.float32)
+        self.hidden: F32 = np.zeros((0, 0), np.float32)
+        self._received: F32 = np.zeros((0, 0), np.float32)
         self._rows: IntArray = np.zeros(0, np.int32)
         self.last_logits: F32 = np.zeros((0, 0), np.float32)
 
     def layers(self, step: StepInput) -> None:
         self._step = step
         self._slots = [_slots(pages, step.kv_len) for pages in step.page_table]
-        self._hidden = self._layers(self)
+        self.hidden = self._layers(self)
+
+    def receive(self, rows: F32) -> None:
+        self._received = rows.copy()  # layers add to it in place
 
     def logits(self, rows: IntArray) -> F32:
         self._rows = rows
-        self.last_logits = self._head(self, self._hidden)
+        self.last_logits = self._head(self, self.hidden)
         return self.last_logits
 
     def states(self, rows: IntArray) -> F32:
         self._rows = rows
-        states: F32 = self._states(self, self._hidden)
+        states: F32 = self._states(self, self.hidden)
         return states
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
@@ -430,6 +452,9 @@ class _Bound:
 
     def positions(self, table: F64) -> F32:
         return table[self._step.positions].astype(np.float32)
+
+    def received(self, width: int) -> F32:
+        return self._received
 
     def norm(self, x: F32, norm: Norm) -> F32:
         return normalise(x, norm)

@@ -147,8 +147,23 @@ def load_model(
     """
     config = check_supported(file, backend)
     tensors = Tensors(file, backend, pack=True, progress=progress)
-    memory_room().require("the weights", tensors.total)
+    require_memory(file, backend)
     return _loaded(tensors, config, max_model_len or config.context_length)
+
+
+def require_memory(file: GGUFFile, backend: Backend) -> None:
+    """Raise MemoryLimitError where there is less memory than the weights take in the file."""
+    for owner, nbytes in weights_by_owner(file, backend).items():
+        (owner.memory_room() or memory_room()).require("the weights", nbytes)
+
+
+def weights_by_owner(file: GGUFFile, backend: Backend) -> dict[Backend, int]:
+    """Bytes of the weights, as the file has them, that each of the backends holds that ``backend`` is made of."""
+    found: dict[Backend, int] = {}
+    for name, info in file.tensors.items():
+        for owner in backend.owners(name):
+            found[owner] = found.get(owner, 0) + info.nbytes
+    return found
 
 
 def _loaded(tensors: Tensors, config: ModelConfig, max_model_len: int) -> Model | Encoder:
@@ -371,7 +386,7 @@ class _Loader:
     def _norm(self, name: str, width: int = 0, *, repeat: int = 1) -> Norm:
         c, centred = self.config, self.config.arch.norm == "layer"
         if c.arch.weightless:
-            return self.tensors.weightless_norm(width or c.n_embd, c.norm_eps, centred=centred)
+            return self.tensors.weightless_norm(name, width or c.n_embd, c.norm_eps, centred=centred)
         return self.tensors.norm(name, width or c.n_embd, c.norm_eps, centred=centred, repeat=repeat)
 
     def _shape(self, index: int) -> AttentionShape:
