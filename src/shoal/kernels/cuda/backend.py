@@ -18,6 +18,8 @@ from shoal.gguf.quants import QuantFormat
 from shoal.kernels.base import (
     LOGIT_ROWS,
     AttentionShape,
+    Backend,
+    BoundLayers,
     BoundNetwork,
     Head,
     IntArray,
@@ -36,6 +38,9 @@ from shoal.kernels.cuda.ops import CudaOps, StepMemory
 from shoal.kernels.cuda.pack import SUPPORTED, PackedMatrix, pack_matrix
 from shoal.kernels.cuda.recording import Rows
 from shoal.kernels.cuda.sample import Sampler
+from shoal.system.machine_limits import MemoryRoom
+
+_WORKSPACE = 1 << 30  # bytes for what steps need beside weights and pages: rows of activations, logits, graphs
 
 
 class CudaBackend:
@@ -43,8 +48,8 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self) -> None:
-        self._device = device()
+    def __init__(self, gpu_memory_utilization: float = 0.9) -> None:
+        self._device, self._utilization = device(), gpu_memory_utilization
 
     def describe(self) -> str:
         """Which GPU, and by what."""
@@ -84,60 +89,101 @@ class CudaBackend:
         """Record the programs and capture their graphs."""
         return _Bound(layers, (head, states), cache, limits)
 
+    def bind_layers(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> BoundLayers:
+        """The same without a head."""
+        return _Body(layers, cache, limits)
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        """All of it."""
+        return (self,)
+
+    def memory_room(self) -> MemoryRoom | None:
+        """The share of the device's memory that may be used, less what is taken, by whomever. Under the interpreter there is none."""
+        if INTERPRETED:
+            return None
+        free, total = torch.cuda.mem_get_info(self._device)
+        reusable = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        limit = int(self._utilization * total)
+        taken = total - free - reusable
+        return MemoryRoom(max(0, limit - taken - _WORKSPACE), limit, f"gpu_memory_utilization {self._utilization:g}")
+
     def close(self) -> None:
         """Nothing to stop: memory goes with what holds it."""
 
 
-class _Bound:
-    """A recorded network: the step's arrays, the programs of the layers, of the head and of the states."""
+class _Body:
+    """Recorded layers: the step's arrays, their program, the rows they begin with if those come from elsewhere, the rows they leave."""
 
-    def __init__(self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits) -> None:
+    def __init__(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> None:
         buckets = buckets_up_to(limits.max_seqs)
-        limits = replace(  # with padding
-            limits, max_rows=max(limits.max_rows, buckets[-1]), max_seqs=max(limits.max_seqs, buckets[-1])
-        )
+        seqs, rows = (max(most, buckets[-1]) for most in (limits.max_seqs, limits.max_rows))  # with those that pad
+        limits = replace(limits, max_rows=rows, max_seqs=seqs)
         self._memory = memory = StepMemory(cache, limits)
-        self._body = CudaOps(memory, limits.max_rows)
-        self._hidden = layers(self._body)
+        self._ops = CudaOps(memory, rows)
+        self._last = layers(self._ops)
+        self._rows = 0
         memory.reserve()
-        head, states = heads
-        self._logits = _Tail(CudaOps(memory, LOGIT_ROWS), head, self._hidden)
-        self._states = self._logits if states is None else _Tail(CudaOps(memory, LOGIT_ROWS), states, self._hidden)
-        self._sampler = Sampler(self._logits.out.shape[1], LOGIT_ROWS)
-        self._num_logits = 0
         nothing = _nothing(len(cache.groups))
-        self._graphs = Graphs(self._run_layers, buckets, lambda bucket: memory.step.set(nothing, bucket))
+        self._graphs = Graphs(self._run, buckets, lambda bucket: memory.step.set(nothing, bucket))
+
+    def receive(self, rows: NDArray[np.float32]) -> None:
+        assert self._ops.inbox is not None, "these layers begin with an embedding"
+        self._ops.inbox.data[: len(rows)].copy_(torch.from_numpy(rows))
 
     def layers(self, step: StepInput) -> None:
-        rows = len(step.token_ids)
+        self._rows = rows = len(step.token_ids)
         bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
         self._memory.step.set(step, bucket)
         if bucket is None:
-            self._run_layers(rows)
+            self._run(rows)
         else:
             self._graphs.run(bucket)
 
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self._last.data[: self._rows].cpu().numpy()
+        return found
+
+    def _run(self, rows: int) -> None:
+        for call in self._ops.calls:
+            call(rows)
+
+
+class _Bound(_Body):
+    """A recorded network: also the programs of the head and of the states."""
+
+    def __init__(
+        self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits
+    ) -> None:
+        super().__init__(layers, cache, limits)
+        head, states = heads
+        self._logits = _Tail(CudaOps(self._memory, LOGIT_ROWS), head, self._last)
+        self._states = self._logits
+        if states is not None:
+            self._states = _Tail(CudaOps(self._memory, LOGIT_ROWS), states, self._last)
+        self._sampler = Sampler(self._logits.out.shape[1], LOGIT_ROWS)
+        self._num_logits = 0
+
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
-        self._num_logits = len(rows)
-        self._logits.run(rows)
+        self._choose(rows)
         return self.last_logits
 
     def states(self, rows: IntArray) -> NDArray[np.float32]:
         self._states.run(rows)
-        return _to_host(self._states.out[: len(rows)])
+        found: NDArray[np.float32] = self._states.out[: len(rows)].cpu().numpy()
+        return found
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
-        self._num_logits = len(rows)
-        self._logits.run(rows)
+        self._choose(rows)
         return self._sampler.sample(self._logits.out, how)
 
     @property
     def last_logits(self) -> NDArray[np.float32]:
-        return _to_host(self._logits.out[: self._num_logits])
+        return self._sampler.to_host(self._logits.out, self._num_logits)
 
-    def _run_layers(self, rows: int) -> None:
-        for call in self._body.calls:
-            call(rows)
+    def _choose(self, rows: IntArray) -> None:
+        self._num_logits = len(rows)
+        self._logits.run(rows)
 
 
 class _Tail:
@@ -169,7 +215,3 @@ def _nothing(groups: int) -> StepInput:
     none = np.zeros(0, np.int32)
     return StepInput(none, none, np.zeros(1, np.int32), none, np.zeros((groups, 0, 1), np.int32))
 
-
-def _to_host(rows: Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = rows.cpu().numpy()
-    return found

@@ -55,6 +55,7 @@ class CudaOps(Recording):
     def __init__(self, memory: StepMemory, max_rows: int) -> None:
         super().__init__(max_rows)
         self._memory, self._step = memory, memory.step.arrays
+        self.inbox: Rows | None = None
         self.index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, device=device())
         self._tables: dict[int, tuple[Rope, RopeTable]] = {}
 
@@ -63,6 +64,10 @@ class CudaOps(Recording):
 
     def positions(self, table: PackedMatrix) -> Rows:
         return self._table_rows(table, self._step.positions)
+
+    def received(self, width: int) -> Rows:
+        self.inbox = self.new_rows(width)  # kept: nothing else is ever written there
+        return self.inbox
 
     def norm(self, x: Rows, norm: Norm) -> Rows:
         return self.produce(self.new_rows(x.width), elementwise.norm, x=x.data, norm=norm)
@@ -110,7 +115,7 @@ class CudaOps(Recording):
             weights=weights,
         )
         half, scale = self.half_of(x).tensors
-        space = self._experts_space(experts_)
+        space = experts.experts_space(self.max_rows, experts_)
         self.change(
             residual,
             experts.experts,
@@ -123,7 +128,7 @@ class CudaOps(Recording):
         )
 
     def columns(self, x: Rows, first: int, width: int) -> Rows:
-        return Rows(x.buffer, x.data[:, first : first + width])
+        return Rows(x.buffer, x.data[:, first : first + width], part=True)
 
     def concat(self, parts: Sequence[Rows]) -> Rows:
         out = self.new_rows(sum(part.width for part in parts))

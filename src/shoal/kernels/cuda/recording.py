@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from shoal.kernels.base import Activation, Linear
-from shoal.kernels.cuda import elementwise, linear
+from shoal.kernels.cuda import elementwise, grouped, linear
 from shoal.kernels.cuda.launch import Tensor, device
+from shoal.kernels.cuda.pack import PackedMatrix
 
 
 @dataclass(slots=True)
@@ -66,6 +67,7 @@ class Rows:
     source: Half | None = None
     ready: int = 0
     half: Half | None = None
+    part: bool = False  # some columns of others
 
     @property
     def width(self) -> int:
@@ -103,7 +105,10 @@ class Recording:
 
     def product(self, x: Rows, weights: Linear) -> Rows:
         """x times a matrix, scaled and with a bias where it has those."""
-        half, out = self.half_of(x), self.new_rows(weights.matrix.rows)
+        out = self.new_rows(weights.matrix.rows)
+        if x.part and weights.bias is None and weights.scale is None and self._grouped(x, weights.matrix, out):
+            return out
+        half = self.half_of(x)
         self._multiply(out, half, weights, add=False)
         out.producer, out.source, out.ready = self.calls[-1], half, len(self.calls)
         return out
@@ -112,6 +117,17 @@ class Recording:
         """out += that."""
         self._multiply(out, self.half_of(x), weights, add=True)
         out.changed()
+
+    def _grouped(self, x: Rows, matrix: PackedMatrix, out: Rows) -> bool:
+        """Products of parts, one for each head, are one launch: whether this one joined those before it, or began anew."""
+        last = self.calls[-1]
+        if last.run is grouped.products and last.arguments["group"].add(x.data, matrix, out.data):
+            return True
+        group = grouped.Group()
+        if not group.add(x.data, matrix, out.data):
+            return False
+        self.call(grouped.products, group=group)
+        return True
 
     def _multiply(self, out: Rows, half: Half, weights: Linear, *, add: bool) -> None:
         values, scale = half.tensors
