@@ -119,7 +119,12 @@ class LLM:
     ) -> None:
         config = _config(config, flags)
         self.path = hub.resolve(model)
-        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
+        self._backend = load_backend(
+            config.device,
+            config.threads,
+            on_compile or _say_compiled,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+        )
         try:
             with GGUFFile.open(self.path) as file:
                 model_config = ModelConfig.from_gguf(file)
@@ -134,6 +139,8 @@ class LLM:
         except BaseException:
             self._backend.close()
             raise
+        if self._backend.name not in ("cpu", "reference"):
+            say(self._backend.describe())
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._dispatcher = Dispatcher(self.engine)
         self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)

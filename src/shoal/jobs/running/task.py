@@ -19,6 +19,7 @@ from shoal.jobs.durable.manifest import Identity
 from shoal.jobs.input.rows import ChatSettings, RowReader
 from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
+from shoal.kernels.load import find_device
 from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.params import EngineConfig, SamplingParams
@@ -127,7 +128,7 @@ class Task:
                 **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={
-                "device": "cpu" if config.device == "auto" else config.device,
+                "device": find_device(config.device),
                 "kv_cache_dtype": config.kv_cache_dtype,
                 "kv_cache_memory": config.kv_cache_memory,  # bounds answers without a limit
                 "max_model_len": _longest(self.path, config),
