@@ -14,7 +14,7 @@ from shoal.params import DEVICES
 from shoal.system.machine_limits import usable_cores
 
 if TYPE_CHECKING:
-    from shoal.kernels.cuda.probe import Probe
+    from shoal.kernels.cuda.probe import Probe as Probe
 
 INSTALL = "pip install 'shoal[cuda]'"
 

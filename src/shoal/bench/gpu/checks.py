@@ -57,6 +57,7 @@ TINY = Shape(
 
 Layers = Callable[[Ops, Array], Array]  # the input -> what is compared
 Make = Callable[[Backend], Layers]  # packs weights
+Check = Callable[[], float]  # the error that was found; raises EngineError where it is too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +141,7 @@ def _in_blocks(network: Any, rows: NDArray[np.int32]) -> F32:
 
 def cases(backend: Backend, types: Sequence[str]) -> Iterator[Case]:
     """Everything but attention; products with each of ``types`` that the backend packs."""
-    for name in types:
-        if backend.supports(format_named(name)):
-            yield Case(f"linear {name}", _product(name, 96), 96, (1, 3, 5, 17, 64, _MOST_ROWS))
-            yield Case(f"embed {name}", _embedding(name))
+    yield from products(backend, types)
     yield Case("linear with bias and scale", _biased)
     yield Case("linear_add", _added)
     yield Case("linear of two types", _two_types, 192)
@@ -158,6 +156,14 @@ def cases(backend: Backend, types: Sequence[str]) -> Iterator[Case]:
     yield Case("columns and concat", _columns, 96)
     yield Case("gate_rows", _gate_rows)
     yield Case("experts", _experts)
+
+
+def products(backend: Backend, types: Sequence[str]) -> Iterator[Case]:
+    """Of each of ``types`` that the backend packs."""
+    for name in types:
+        if backend.supports(format_named(name)):
+            yield Case(f"linear {name}", _product(name, 96), 96, (1, 3, 5, 17, 64, _MOST_ROWS))
+            yield Case(f"embed {name}", _embedding(name))
 
 
 def attentions() -> Iterator[Attention]:
@@ -300,6 +306,7 @@ def _experts(backend: Backend) -> Layers:
 
     def layers(ops: Ops, x: Array) -> Array:
         y = ops.activate(x, "relu2")
+        ops.multiply(y, 0.01)  # about as large as what is added
         ops.experts(y, x, experts)
         return y
 

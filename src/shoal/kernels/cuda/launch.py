@@ -24,9 +24,14 @@ Tensor = torch.Tensor
 Launcher = Callable[..., None]
 
 
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU: they do not under the interpreter, nor where launches are only looked at."""
+    return not INTERPRETED and _launcher is _run
+
+
 def device() -> torch.device:
-    """Where tensors lie; where launches are only looked at, in the memory of the CPU. Raises UnsupportedError where there is no GPU."""
-    if INTERPRETED or _launcher is not _run:
+    """Where tensors lie: in the memory of the CPU unless ``on_gpu``. Raises UnsupportedError where there is no GPU."""
+    if not on_gpu():
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UnsupportedError("device cuda: no GPU found (torch.cuda.is_available() is false)")
