@@ -49,13 +49,13 @@ def main(target: str) -> None:
         for size in (1, 48, 33):  # specialised: two more
             launch(change, (1,), out, 5, size, 2.0, SIZE=64, HOW=double)
         launch(change, (1,), out[1:], 5, 33, 2.0, SIZE=64, HOW=double)  # begins anywhere: one more
-        recorder.subject = "a matrix"
+        recorder.subject_of = lambda named: "a matrix"
         launch(product, (1,), half, half, out, M=64, N=16, K=64)
         launch(product, (1,), half, half, out, M=16, N=16, K=64, warps=1)
-        recorder.subject = "a matrix in steady hands"
+        recorder.subject_of = lambda named: "a matrix in steady hands"
         launch(product, (1,), half, half, out, M=64, N=16, K=64)
         launch(product, (1,), half, half, out, M=64, N=32, K=64)
-        recorder.subject = ""
+        recorder.subject_of = lambda named: ""
         launch(product, (1,), half, half, out, M=256, N=256, K=64, warps=1)  # too much for the registers of a warp
         launch(product, (1,), half, half, out, M=128, N=512, K=512, warps=8)  # too much for shared memory
         launch(unknown_name, (1,), out)

@@ -11,7 +11,7 @@ import multiprocessing
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -82,16 +82,25 @@ class Launch:
         return f"{self.kernel} {' '.join(shown)}"
 
 
+Named = Mapping[str, Any]  # arguments of a launch by the names of the kernel's parameters
+
+
+def _nothing(named: Named) -> str:
+    return ""
+
+
 @dataclass(slots=True)
 class Recorder:
-    """Distinct launches and the subjects (such as one matrix with any number of rows) that they belong to."""
+    """Distinct launches, and the subjects they belong to: all of one subject must have the same matrix instruction, such as those of one
+    matrix with any number of rows. ``subject_of`` names it; "": there is none."""
 
-    subject: str = ""
+    subject_of: Callable[[Named], str] = _nothing
     launches: dict[Launch, set[str]] = field(default_factory=dict)
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Take in one launch."""
-        self.launches.setdefault(launch_of(kernel, args, options), set()).add(self.subject)
+        named = {param.name: value for param, value in zip(kernel.params, args, strict=False)} | options
+        self.launches.setdefault(launch_of(kernel, args, options), set()).add(self.subject_of(named))
 
 
 @contextmanager
