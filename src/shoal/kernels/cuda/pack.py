@@ -9,12 +9,12 @@ a multiple of 128; rows and columns past the last are zeros.
     block 1 ...
 
     bits of a code    planes of codes                        lane j of a row holds, of columns 256 block + 32 g + j:
-    4                 words [R, 32]                          code g in bits 4g to 4g + 3
-    8                 words [2, R, 32]                       in word h code g in bits 8 (g - 4h) ..., g = 4h to 4h + 3
+    4                 uint16 [2, R, 32]                      in lane h code g in bits 4 (g - 4h) ..., g = 4h to 4h + 3
+    8                 uint16 [4, R, 32]                      in lane h code g in bits 8 (g - 2h) ..., g = 2h and 2h + 1
     2                 uint16 [R, 32]                         code g in bits 2g, 2g + 1
     3                 uint16 [R, 32], uint8 [R, 32]          its lower 2 bits so; in the byte its upper bit in bit g
-    5                 words [R, 32], uint8 [R, 32]           its lower 4 bits so; in the byte its upper bit in bit g
-    6                 words [R, 32], uint16 [R, 32]          its lower 4 bits so; its upper 2 bits in bits 2g, 2g + 1
+    5                 uint16 [2, R, 32], uint8 [R, 32]       its lower 4 bits so; in the byte its upper bit in bit g
+    6                 uint16 [2, R, 32], uint16 [R, 32]      its lower 4 bits so; its upper 2 bits in bits 2g, 2g + 1
     F32 F16 BF16      as stored, [8, R, 32]                  in tile g the column itself
 
     scales of bytes   words [2n, R]: of scale i and groups 4h to 4h + 3 in word 2i + h, the first in its lowest bits
@@ -264,10 +264,9 @@ def _fill(values: NDArray[Any], multiple: int) -> NDArray[Any]:
 
 def _code_planes(values: Bytes, bits: int) -> list[NDArray[Any]]:
     """Codes [rows, blocks, 8, 32] -> lanes [rows, blocks, 32] of each plane."""
-    if bits == 8:
-        return [_join(values[:, :, half : half + 4], 8, np.uint32) for half in (0, 4)]
-    low = 4 if bits >= 4 else 2
-    planes = [_join(values & np.uint8((1 << low) - 1), low, {4: np.uint32, 2: np.uint16}[low])]
+    low = next(width for width in (8, 4, 2) if bits >= width)
+    lanes, per_lane = values & np.uint8((1 << low) - 1), 16 // low
+    planes = [_join(lanes[:, :, g : g + per_lane], low, np.uint16) for g in range(0, BLOCK // GROUP, per_lane)]
     if bits > low:
         planes.append(_join(values >> np.uint8(low), bits - low, {1: np.uint8, 2: np.uint16}[bits - low]))
     return planes

@@ -33,7 +33,8 @@ _MXFP4 = tl.constexpr(sum(value << (4 * i) for i, value in enumerate(MXFP4_VALUE
 
 
 @triton.jit
-def decode(weights, R, block, row, factor, G: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def decode(weights, R, block, row, factor,  # type: ignore[no-untyped-def]
+           G: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """Columns 256 ``block`` + 32 ``G`` ... + 31 of rows ``row`` (int32 [M], below R) times ``factor``: float32 [M, 32].
     ``weights``: address of a part's data (uint8 pointer)."""
     at = weights + _HEADER + tl.cast(block, tl.int64) * R * ROW_BYTES
@@ -79,7 +80,8 @@ def _with_head(at, R, row, d, value, G: tl.constexpr, FORMAT: tl.constexpr, BITS
 
 
 @triton.jit
-def _with_minimum(at, R, row, factor, value, G: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _with_minimum(at, R, row, factor, value,  # type: ignore[no-untyped-def]
+                   G: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """d s q - n m. The product d s q has 22 bits at most."""
     d, n = _heads(at, R, row, ROW_BYTES)
     d, n = d * factor, n * factor
@@ -116,13 +118,13 @@ def _lanes(at, R, row, OFFSET: tl.constexpr, KIND: tl.constexpr):  # type: ignor
 def _code(at, R, row, G: tl.constexpr, BITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """int32 [M, 32]."""
     if BITS == 8:
-        code = (_lanes(at, R, row, 128 * (G // 4), tl.int32) >> (8 * (G % 4))) & 255
+        code = (_lanes(at, R, row, 64 * (G // 2), tl.uint16).to(tl.int32) >> (8 * (G % 2))) & 255
     elif BITS < 4:
         code = (_lanes(at, R, row, 0, tl.uint16).to(tl.int32) >> (2 * G)) & 3
         if BITS == 3:
             code |= ((_lanes(at, R, row, 64, tl.uint8).to(tl.int32) >> G) & 1) << 2
     else:
-        code = (_lanes(at, R, row, 0, tl.int32) >> (4 * G)) & 15
+        code = (_lanes(at, R, row, 64 * (G // 4), tl.uint16).to(tl.int32) >> (4 * (G % 4))) & 15
         if BITS == 5:
             code |= ((_lanes(at, R, row, 128, tl.uint8).to(tl.int32) >> G) & 1) << 4
         elif BITS == 6:
