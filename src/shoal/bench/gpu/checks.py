@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.bench.gpu.network import Network, random_file
+from shoal.bench.gpu.network import Network, pack, random_file
 from shoal.bench.models.networks import Shape
 from shoal.bench.models.random_weights import random_rows, tail
 from shoal.errors import EngineError
@@ -375,7 +375,7 @@ class _Paged:
 def check_model(type_name: str, backend: Backend, reference: Backend, limit: float = FLOAT_LIMIT) -> float:
     """A whole model: a prompt in one piece, then in pieces with another sequence beside it, then a token each."""
     file = random_file(TINY, type_name)
-    ours, right = (Network(b, file, 2, 128, 64) for b in (backend, reference))
+    ours, right = (Network(b, pack(b, file, 128), 2, 128, 64) for b in (backend, reference))
     prompt = np.arange(3, 40, dtype=np.int32)
     last = np.array([len(prompt) - 1], np.int32)
     for network in (ours, right):

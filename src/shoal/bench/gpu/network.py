@@ -28,7 +28,7 @@ from shoal.kernels.base import (
     StepLimits,
 )
 from shoal.models.transformer import run_head, run_layers
-from shoal.models.weights import Encoder, Model, pack_model
+from shoal.models.weights import AttentionWeights, Encoder, Model, pack_model
 
 _ALIGNMENT = 64
 
@@ -91,29 +91,52 @@ class _PackOnce:
         return self._packed.setdefault(key, self._backend.matrix(parts))
 
 
+def pack(backend: Backend, file: GGUFFile, context: int) -> Model:
+    """The weights on the device, for sequences of up to ``context`` positions."""
+    model = pack_model(file, _PackOnce(backend), max_model_len=context)
+    assert not isinstance(model, Encoder)
+    return model
+
+
+def matrices_of(model: Model) -> list[Matrix]:
+    """All that products of a llama network read."""
+    found = [model.head.matrix]
+    for layer in model.layers:
+        assert isinstance(layer.attention, AttentionWeights)
+        assert layer.mlp is not None
+        found += [w.matrix for w in (layer.attention.qkv, layer.attention.output, layer.mlp.up, layer.mlp.down)]
+    return found
+
+
 class Network:
-    """A random model bound to ``backend``, with KV pages of its own for ``sequences`` of up to ``context`` positions."""
+    """A random model bound to ``backend``, with KV pages of its own for ``sequences`` of up to ``context`` positions; or, in the same
+    pages, for one of as many as a step has ``rows``."""
 
     def __init__(
-        self, backend: Backend, file: GGUFFile, sequences: int, context: int, rows: int, kv_dtype: str = "f16"
+        self, backend: Backend, model: Model, sequences: int, context: int, rows: int, kv_dtype: str = "f16"
     ) -> None:
-        model = pack_model(file, _PackOnce(backend), max_model_len=context)
-        assert not isinstance(model, Encoder)
-        self.model: Model = model
         pages = -(-context // PAGE_SIZE)
         self._pages = np.arange(sequences * pages, dtype=np.int32).reshape(sequences, pages)
         self._backend = backend
-        groups = [KVGroup(tuple(range(model.config.n_layers)), self._pages.size)]
+        longest = max(pages, -(-rows // PAGE_SIZE))
+        groups = [KVGroup(tuple(range(model.config.n_layers)), max(self._pages.size, longest))]
         self._cache = backend.kv_cache(groups, model.shape, kv_dtype)
         self._bound = backend.bind(
             lambda ops: run_layers(ops, model),
             lambda ops, x: run_head(ops, model, x),
             self._cache,
-            StepLimits(rows, sequences, pages),
+            StepLimits(rows, sequences, longest),
         )
 
     def run(self, sequences: Sequence[int], first: Sequence[int], tokens: Sequence[IntArray]) -> None:
         """One step of all layers: of each sequence some tokens, from a position on."""
+        self._step(self._pages[list(sequences)], first, tokens)
+
+    def run_prompt(self, tokens: IntArray) -> None:
+        """One step with a prompt that may be longer than a sequence; all of these lose their context."""
+        self._step(np.arange(-(-len(tokens) // PAGE_SIZE), dtype=np.int32)[None], [0], [tokens])
+
+    def _step(self, pages: IntArray, first: Sequence[int], tokens: Sequence[IntArray]) -> None:
         counts = [len(ids) for ids in tokens]
         starts = np.array(first, np.int32)
         self._bound.layers(
@@ -124,7 +147,7 @@ class Network:
                 ),
                 row_start=np.cumsum([0, *counts]).astype(np.int32),
                 kv_len=(starts + np.array(counts)).astype(np.int32),
-                page_table=np.ascontiguousarray(self._pages[None, list(sequences)]),
+                page_table=np.ascontiguousarray(pages[None]),
             )
         )
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shoal.bench.gpu.network import Network, random_file
+from shoal.bench.gpu.network import Network, matrices_of, pack, random_file
 from shoal.bench.gpu.parts import Part, Row
 from shoal.bench.models.networks import Shape
 from shoal.errors import EngineError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import Backend
+from shoal.models.weights import Model
 
 if TYPE_CHECKING:
     from shoal.kernels.load import Probe
@@ -36,6 +37,7 @@ class ModelSpeed:
 
     def __init__(self, name: str, shape: Shape, type_name: str, plan: Plan) -> None:
         self._name, self._shape, self._type, self._plan = f"{name} {type_name}", shape, type_name, plan
+        self._model: Model | None = None
         self._network: Network | None = None
         self._matmuls = _matmul_shapes(shape)
 
@@ -43,6 +45,8 @@ class ModelSpeed:
         """In the order in which they must run. ``bandwidth``: bytes a second that the device copies; 0: not known."""
         group = self._name
         yield Part(group, "load", lambda: self._load(backend, probe))
+        yield Part(group, "tune", lambda: self._tune(probe))
+        yield Part(group, "bind", lambda: self._bind(backend, probe))
         for batch in self._plan.batches:
             yield Part(group, f"decode {batch}", lambda batch=batch: self._decode(batch, probe, bandwidth))  # type: ignore[misc]
         yield Part(group, f"prefill {self._plan.prompt}", lambda: self._prefill(probe))
@@ -50,32 +54,50 @@ class ModelSpeed:
         yield Part(group, "unload", lambda: self._unload(probe))
 
     def _load(self, backend: Backend, probe: Probe) -> Row:
-        plan, before = self._plan, probe.memory_used()
-        file = random_file(self._shape, self._type)
-        context = max(plan.context + _WARM + 2 * plan.steps + 1, plan.prompt)
-        self._network = Network(backend, file, max(plan.batches), context, max(plan.prompt, *plan.batches))
+        before, file = probe.memory_used(), random_file(self._shape, self._type)
+        self._model = pack(backend, file, self._context)
         self._bytes = _bytes_read(file)
         return {"bytes_of_weights": self._bytes, "memory": probe.memory_used() - before}
 
+    def _tune(self, probe: Probe) -> Row:
+        """Before programs are bound, which hold the tiles that they were captured with."""
+        return probe.tune(matrices_of(self._packed), [*self._plan.batches, self._plan.prompt])
+
+    def _bind(self, backend: Backend, probe: Probe) -> Row:
+        plan, before = self._plan, probe.memory_used()
+        most = max(plan.prompt, *plan.batches)
+        self._network = Network(backend, self._packed, max(plan.batches), self._context, most)
+        return {"memory": probe.memory_used() - before}
+
+    @property
+    def _context(self) -> int:
+        return self._plan.context + _WARM + self._plan.steps + 2
+
+    @property
+    def _packed(self) -> Model:
+        if self._model is None:
+            raise EngineError(f"{self._name} is not loaded")
+        return self._model
+
     def _unload(self, probe: Probe) -> Row:
-        self._network = None
+        self._network = self._model = None
         probe.release()
         return {"memory": probe.memory_used()}
 
     @property
-    def _loaded(self) -> Network:
+    def _bound(self) -> Network:
         if self._network is None:
-            raise EngineError(f"{self._name} is not loaded")
+            raise EngineError(f"{self._name} is not bound")
         return self._network
 
     def _fill(self, batch: int) -> None:
         """Every sequence has a context, the same for all."""
         tokens = np.arange(self._plan.context, dtype=np.int32) % np.int32(self._shape.vocab_size)
-        self._loaded.run([0], [0], [tokens])
-        self._loaded.share_context(self._plan.context)
+        self._bound.run([0], [0], [tokens])
+        self._bound.share_context(self._plan.context)
 
     def _decode(self, batch: int, probe: Probe, bandwidth: float) -> Row:
-        network, plan = self._loaded, self._plan
+        network, plan = self._bound, self._plan
         self._fill(batch)
         steps = _Decoding(network, batch, plan.context)
         for _ in range(_WARM):
@@ -98,12 +120,12 @@ class ModelSpeed:
         return 2 * 2 * self._shape.n_kv_heads * self._shape.head_dim * self._shape.n_layers
 
     def _prefill(self, probe: Probe) -> Row:
-        network, count = self._loaded, self._plan.prompt
+        network, count = self._bound, self._plan.prompt
         tokens = np.arange(count, dtype=np.int32) % np.int32(self._shape.vocab_size)
         last = np.array([count - 1], np.int32)
 
         def run() -> None:
-            network.run([0], [0], [tokens])
+            network.run_prompt(tokens)
             network.sample(last)
 
         run()
@@ -120,7 +142,7 @@ class ModelSpeed:
 
     def _same_bits(self) -> Row:
         """Logits of a token alone and among any number of others, and of a prompt in one piece and in pieces."""
-        network, plan, one = self._loaded, self._plan, np.array([7], np.int32)
+        network, plan, one = self._bound, self._plan, np.array([7], np.int32)
         self._fill(max(plan.batches))
         network.run([0], [plan.context], [one])
         alone = network.logits(np.zeros(1, np.int32))

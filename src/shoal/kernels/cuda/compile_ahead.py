@@ -91,8 +91,8 @@ def _nothing(named: Named) -> str:
 
 @dataclass(slots=True)
 class Recorder:
-    """Distinct launches, and the subjects they belong to: all of one subject must have the same matrix instruction, such as those of one
-    matrix with any number of rows. ``subject_of`` names it; "": there is none."""
+    """Distinct launches, and the subjects they belong to: all of one subject must have the same matrix instruction, such as
+    those of one matrix with any number of rows. ``subject_of`` names it; "": there is none."""
 
     subject_of: Callable[[Named], str] = _nothing
     launches: dict[Launch, set[str]] = field(default_factory=dict)

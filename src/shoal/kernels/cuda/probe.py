@@ -13,7 +13,9 @@ from typing import Any
 import torch
 import triton
 
+from shoal.kernels.cuda import linear, tune
 from shoal.kernels.cuda.launch import INTERPRETED, device
+from shoal.kernels.cuda.pack import PackedMatrix
 
 Run = Callable[[], object]
 
@@ -105,3 +107,12 @@ class Probe:
                 torch.nn.functional.linear(x, weight)
 
         return self.device_seconds(run)
+
+    def tune(self, matrices: Sequence[PackedMatrix], rows: Sequence[int]) -> dict[str, Any]:
+        """Choose tiles for products of these weights with up to so many rows, for networks that are bound later; keep them in the cache
+        folder. Returns what was chosen, as it is in the file."""
+        found = tune.tune(matrices, rows, lambda run: self.device_seconds(run, rounds=3, times=3))
+        path = tune.table_path()
+        if found and path is not None and not self.interpreted:
+            tune.save(path, linear.TUNED)
+        return tune.entries(found)
