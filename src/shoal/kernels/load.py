@@ -6,11 +6,15 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shoal.errors import ParameterError, ShoalError, UnsupportedError
 from shoal.kernels.base import Backend
 from shoal.params import DEVICES
 from shoal.system.machine_limits import usable_cores
+
+if TYPE_CHECKING:
+    from shoal.kernels.cuda.probe import Probe as Probe
 
 INSTALL = "pip install 'shoal[cuda]'"
 
@@ -50,6 +54,14 @@ def load_backend(
     return _cpu(threads, on_compile)
 
 
+def load_probe() -> Probe:
+    """What measures a GPU. Raises UnsupportedError as ``load_backend`` does for cuda."""
+    _require_packages()
+    from shoal.kernels.cuda.probe import Probe
+
+    return Probe()
+
+
 def _cpu(threads: int | None, on_compile: Callable[[str], None] | None) -> Backend:
     try:
         from shoal.kernels.cpu.backend import CPUBackend
@@ -63,9 +75,7 @@ def _cpu(threads: int | None, on_compile: Callable[[str], None] | None) -> Backe
 
 
 def _cuda(gpu_memory_utilization: float) -> Backend:
-    missing = _missing_packages()
-    if missing:
-        raise UnsupportedError(f"device cuda: {' and '.join(missing)} not installed: {INSTALL}")
+    _require_packages()
     try:
         module = import_module("shoal.kernels.cuda.backend")
     except (ImportError, OSError) as error:  # OSError: a library that torch brings does not fit this machine
@@ -74,6 +84,12 @@ def _cuda(gpu_memory_utilization: float) -> Backend:
         ) from error
     backend: Backend = module.CudaBackend(gpu_memory_utilization=gpu_memory_utilization)
     return backend
+
+
+def _require_packages() -> None:
+    missing = _missing_packages()
+    if missing:
+        raise UnsupportedError(f"device cuda: {' and '.join(missing)} not installed: {INSTALL}")
 
 
 def _missing_packages() -> list[str]:

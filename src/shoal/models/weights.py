@@ -145,9 +145,17 @@ def load_model(
     Raises GGUFError for missing tensors and shapes that disagree with the metadata, UnsupportedError for types, tensors and
     architectures that shoal does not run, MemoryLimitError where there is less memory than the weights take in the file.
     """
-    config = check_supported(file, backend)
-    tensors = Tensors(file, backend, pack=True, progress=progress)
+    check_supported(file, backend)
     require_memory(file, backend)
+    return pack_model(file, backend, progress, max_model_len=max_model_len)
+
+
+def pack_model(
+    file: GGUFFile, backend: Backend, progress: Progress | None = None, *, max_model_len: int | None = None
+) -> Model | Encoder:
+    """The same without looking at tensors that are left over, or at how much memory there is."""
+    config = ModelConfig.from_gguf(file)
+    tensors = Tensors(file, backend, pack=True, progress=progress)
     return _loaded(tensors, config, max_model_len or config.context_length)
 
 

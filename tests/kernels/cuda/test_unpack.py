@@ -18,7 +18,8 @@ FORMATS = sorted(LAYOUTS)
 
 
 @triton.jit
-def _unpack(weights, R, out, stride, factor, M: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # type: ignore[no-untyped-def]  # fmt: skip
+def _unpack(weights, R, out, stride, factor,  # type: ignore[no-untyped-def]
+            M: tl.constexpr, FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * M + tl.arange(0, M)
     block = tl.program_id(1)
     for group in tl.static_range(8):

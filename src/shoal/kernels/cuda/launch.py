@@ -6,7 +6,8 @@ With TRITON_INTERPRET=1 kernels run on tensors in the memory of the CPU, one pro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # A product and a sum become one instruction only where the source says so: kernels that share an expression share its bits.
@@ -23,9 +24,14 @@ Tensor = torch.Tensor
 Launcher = Callable[..., None]
 
 
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU: they do not under the interpreter, nor where launches are only looked at."""
+    return not INTERPRETED and _launcher is _run
+
+
 def device() -> torch.device:
-    """Where tensors lie. Raises UnsupportedError where there is no GPU."""
-    if INTERPRETED:
+    """Where tensors lie: in the memory of the CPU unless ``on_gpu``. Raises UnsupportedError where there is no GPU."""
+    if not on_gpu():
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UnsupportedError("device cuda: no GPU found (torch.cuda.is_available() is false)")
@@ -37,6 +43,17 @@ def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dic
 
 
 _launcher: Launcher = _run
+
+
+@contextmanager
+def launches_go_to(launcher: Launcher) -> Iterator[None]:
+    """Nothing runs for a while: ``launcher`` is told of each launch instead, as (kernel, grid, args, options)."""
+    global _launcher
+    before, _launcher = _launcher, launcher
+    try:
+        yield
+    finally:
+        _launcher = before
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int = 4, stages: int = 2, **constexprs: Any) -> None:
