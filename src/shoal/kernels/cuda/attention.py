@@ -1,18 +1,19 @@
 """Attention over the pages of the KV cache: causal, or (encoders) of every row to all of its sequence.
 
-KV is cut into *pieces* of 256 positions, counted from the start of the sequence, and a piece into *tiles* of 32. A piece gives each
+KV is cut into *pieces* of 256 positions, counted from the start of the sequence, and a piece into *tiles* of 64. A piece gives each
 query a *record*: the largest score, the sum of exp(score - largest), and the V rows weighted so, which tile after tile adds to.
 Records are folded in the order of the pieces. As a record depends on query and piece alone, it does not matter who makes it: rows
 of sequences with one row in the step (*singles*) have pieces worked on by programs side by side, which leave records in a
 workspace, and `_merge` folds them; programs for several rows (*chunks*) walk all pieces and fold as they go. What a query does not
 see adds exact zeros to its record, and a piece that is all hidden is folded away without a trace.
 
-A program has up to M queries of one KV head, row by row, and in a row head by head. Matrix products take float16: q divided by a
+A program has up to N queries of one KV head, row by row, and in a row head by head. Matrix products take float16: q divided by a
 power of two above its head's largest magnitude, which its scores are multiplied by again; K and V as stored; weights rounded once.
 Positions of q8_0 become float16 as rows of activations do, each divided by a power of two that goes to its score, and to its
 weight. With float32 pages everything is float32. The twin is reference.attend_half.
 
-The products are mma.sync for any number of queries: M is less than 64, so that wgmma, whose sums differ, is never chosen.
+Queries are columns, in both products: scores [positions, queries] = K q, and [dims, queries] = V^T weights. So the shape of what is
+multiplied, the instruction, and the order of sums over positions do not depend on how many queries there are.
 """
 
 from __future__ import annotations
@@ -77,19 +78,27 @@ def attention(
 ) -> None:
     """Attention of each row of q (float32 [rows, heads * head_dim], more columns may follow) over its sequence's pages of ``layer``,
     into ``out`` (likewise). Rows of sequences that hold nothing get zeros."""
-    constants = _constants(cache, layer, shape, step.groups)
+    options = {**_options(cache.dtype, shape.head_dim), **_constants(cache, layer, shape, step.groups)}
     memory = _memory(q, out, cache, layer, shape, step)
     group = shape.heads // shape.kv_heads
-    tile, warps = _single_tile(cache.dtype, group)
-    across = shape.kv_heads * -(-group // tile) * constants["SLICES"]
-    splits = max(1, min(step.max_pieces, _PROGRAMS // max(1, step.num_singles * across)))
+
+    tile = _single_tile(cache.dtype, group, shape.head_dim)
+    across = shape.kv_heads * -(-group // tile) * options["SLICES"]
+    splits = _splits(step.num_singles * across, shape.window, step.max_pieces)
     grid = (step.num_singles, across, splits)
-    launch(_split, grid, *memory, step.singles, space.tops, space.sums, M=tile, SPLITS=splits, warps=warps, **constants)
+    launch(_split, grid, *memory, step.singles, space.tops, space.sums, N=tile, SPLITS=splits, **options)
     if step.max_pieces > 1:
         _launch_merge(out, shape, step, space)
-    tile, warps = _chunk_tile(cache.dtype)
-    across = shape.kv_heads * -(-group * CHUNK_ROWS // tile) * constants["SLICES"]
-    launch(_walk, (step.num_chunks, across), *memory, step.chunks, M=tile, ROWS=CHUNK_ROWS, warps=warps, **constants)
+
+    tile = _chunk_tile(cache.dtype, shape.head_dim)
+    across = shape.kv_heads * -(-group * CHUNK_ROWS // tile) * options["SLICES"]
+    launch(_walk, (step.num_chunks, across), *memory, step.chunks, N=tile, ROWS=CHUNK_ROWS, **options)
+
+
+def _splits(programs: int, window: int, max_pieces: int) -> int:
+    """How many programs share the pieces of a sequence: enough to keep a device busy, by numbers that a recorded graph has."""
+    visible = min(max_pieces, -(-window // reference.PIECE) + 1) if window else max_pieces
+    return max(1, min(visible, _PROGRAMS // max(1, programs)))
 
 
 def _launch_merge(out: Tensor, shape: AttentionShape, step: StepArrays, space: AttentionSpace) -> None:
@@ -112,19 +121,21 @@ def _launch_merge(out: Tensor, shape: AttentionShape, step: StepArrays, space: A
     )
 
 
-def _single_tile(dtype: str, group: int) -> tuple[int, int]:
-    """Queries and warps of a program that has one row: 16 queries a warp, so that a row's sums are in the same order in all."""
-    return (32, 2) if dtype != "f32" and group > 16 else (16, _warps(dtype, 16))
+def _single_tile(dtype: str, group: int, head_dim: int) -> int:
+    """Queries of a program that has one row of ``group`` heads of each KV head."""
+    return 16 if group <= 16 else _chunk_tile(dtype, head_dim)
 
 
-def _chunk_tile(dtype: str) -> tuple[int, int]:
-    """Queries and warps of a program that has several rows."""
-    tile = 16 if dtype == "f32" else 32
-    return tile, _warps(dtype, tile)
+def _chunk_tile(dtype: str, head_dim: int) -> int:
+    """Queries of a program that has several rows: as many as registers hold."""
+    return 32 if dtype == "f16" and head_dim <= _WIDE else 16
 
 
-def _warps(dtype: str, tile: int) -> int:
-    return 4 if dtype == "f32" else tile // 16
+def _options(dtype: str, head_dim: int) -> dict[str, int]:
+    """Warps, and how many tiles are under way: what needs no more registers than there are."""
+    if dtype == "f32":
+        return {"warps": 4 if head_dim <= _SLICE else 8, "stages": 2 if head_dim <= _WIDE else 1}
+    return {"warps": 4, "stages": 2 if dtype == "f16" and head_dim <= _WIDE else 1}
 
 
 def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:
@@ -171,16 +182,16 @@ def _slopes(slopes: tuple[float, ...]) -> Tensor:
 
 @triton.jit
 def _fold(top, total, sums, next_top, next_total, next_sums):  # type: ignore[no-untyped-def]
-    """A record and that of a later piece as one: largest scores and sums [n], weighted V [n, dims]."""
+    """A record and that of a later piece as one: largest scores and sums [n], weighted V [dims, n]."""
     largest = tl.maximum(top, next_top)
     a, b = tl.exp(top - largest), tl.exp(next_top - largest)
-    return largest, total * a + next_total * b, sums * a[:, None] + next_sums * b[:, None]
+    return largest, total * a + next_total * b, sums * a[None, :] + next_sums * b[None, :]
 
 
 @triton.jit
 def _attended(total, sums):  # type: ignore[no-untyped-def]
     """What a record means: zeros where nothing is seen."""
-    return sums / tl.where(total == 0.0, 1.0, total)[:, None]
+    return sums / tl.where(total == 0.0, 1.0, total)[None, :]
 
 
 @triton.jit
@@ -206,11 +217,11 @@ def _tanh(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _queries(  # type: ignore[no-untyped-def]
-    q, stride, positions, base, rows, kv_head, tile, G: tl.constexpr, D: tl.constexpr, M: tl.constexpr
+    q, stride, positions, base, rows, kv_head, tile, G: tl.constexpr, D: tl.constexpr, N: tl.constexpr
 ):
     """The queries of a tile of rows ``base`` ...: which there are, their rows and heads, their positions (-1: none, it sees nothing)
-    and where they begin, all [M]."""
-    flat = tile * M + tl.arange(0, M)
+    and where they begin, all [N]."""
+    flat = tile * N + tl.arange(0, N)
     valid = flat // G < rows
     row, head = base + flat // G, kv_head * G + flat % G
     own = tl.load(positions + row, mask=valid, other=-1)
@@ -218,19 +229,19 @@ def _queries(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _tile_rows(first, rows, tile, G: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
+def _tile_rows(first, rows, tile, G: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The positions of the first and the last row of a tile, if the first of all rows is at position ``first``."""
-    return first + tile * M // G, first + tl.minimum(rows - 1, (tile * M + M - 1) // G)
+    return first + tile * N // G, first + tl.minimum(rows - 1, (tile * N + N - 1) // G)
 
 
 @triton.jit
-def _magnitudes(at, valid, D: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, M: tl.constexpr):  # type: ignore[no-untyped-def]
+def _magnitudes(at, valid, D: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The largest magnitude of each query."""
-    largest = tl.zeros([M], tl.float32)
+    largest = tl.zeros([N], tl.float32)
     for block in tl.static_range(BLOCKS):
         d = block * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(at[:, None] + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
-        largest = tl.maximum(largest, tl.max(tl.abs(x), axis=1))
+        x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < D)[:, None], other=0.0)
+        largest = tl.maximum(largest, tl.max(tl.abs(x), axis=0))
     return largest
 
 
@@ -238,10 +249,10 @@ def _magnitudes(at, valid, D: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.cons
 def _query_block(  # type: ignore[no-untyped-def]
     at, valid, inverse, block, D: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr
 ):
-    """Some dims of the queries as products take them: [M, BLOCK]."""
+    """Some dims of the queries as products take them: [BLOCK, N]."""
     d = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(at[:, None] + d[None, :], mask=valid[:, None] & (d < D)[None, :], other=0.0)
-    return (x * inverse[:, None]).to(tl.float16) if HALF else x
+    x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < D)[:, None], other=0.0)
+    return (x * inverse[None, :]).to(tl.float16) if HALF else x
 
 
 @triton.jit
@@ -292,10 +303,10 @@ def _scores(  # type: ignore[no-untyped-def]
     SCALES: tl.constexpr,
     SCALE_BLOCK: tl.constexpr,
     HALF: tl.constexpr,
-    M: tl.constexpr,
+    N: tl.constexpr,
 ):
-    """Products of queries and the keys of a tile: [M, TILE]. Heads that are wide have their queries loaded again, block by block."""
-    products = tl.zeros([M, TILE], tl.float32)
+    """Products of the keys of a tile and queries: [TILE, N]. Heads that are wide have their queries loaded again, block by block."""
+    products = tl.zeros([TILE, N], tl.float32)
     if SCALES > 0:
         scale, power, inverse = _scales(scales, place, readable, tl.arange(0, SCALE_BLOCK), SCALES)
     for block in tl.static_range(BLOCKS):
@@ -308,8 +319,8 @@ def _scores(  # type: ignore[no-untyped-def]
             k = _from_codes(keys, place, readable, scale, inverse, group, D, BLOCK)
         else:
             k = _values(keys, place, readable, block * BLOCK, D, BLOCK)
-        products = _product(q, tl.trans(k), products, HALF)
-    return products * power[None, :] if SCALES > 0 else products
+        products = _product(k, q, products, HALF)
+    return products * power[:, None] if SCALES > 0 else products
 
 
 @triton.jit
@@ -326,16 +337,18 @@ def _weighted(  # type: ignore[no-untyped-def]
     SCALES: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """``sums`` [M, SLICE] and the tile's values from dim ``first`` on, weighted."""
+    """``sums`` [SLICE, N] and the tile's values from dim ``first`` on, weighted."""
     if SCALES > 0:
         group = first // _SCALED + tl.arange(0, SLICE // _SCALED)
         scale, power, inverse = _scales(scales, place, readable, group, SCALES)
         v = _from_codes(values, place, readable, scale, inverse, group, D, SLICE)
         largest = tl.max(power)
-        weights = (weights * (power * tl.min(inverse))[None, :]).to(tl.float16)
-        return sums + tl.dot(weights, v) * largest
-    v = _values(values, place, readable, first, D, SLICE)
-    return _product(weights.to(tl.float16) if HALF else weights, v, sums, HALF)
+        weights = (weights * (power * tl.min(inverse))[:, None]).to(tl.float16)
+        sums += tl.dot(tl.trans(v), weights) * largest
+    else:
+        v = _values(values, place, readable, first, D, SLICE)
+        sums = _product(tl.trans(v), weights.to(tl.float16) if HALF else weights, sums, HALF)
+    return sums
 
 
 @triton.jit
@@ -344,7 +357,7 @@ def _bent(scores, at, own, slope, CAP: tl.constexpr, SLOPED: tl.constexpr):  # t
     if CAP > 0:
         scores = _tanh(scores / CAP) * CAP
     if SLOPED:
-        scores = scores - slope[:, None] * tl.abs(at[None, :] - own[:, None]).to(tl.float32)
+        scores = scores - slope[None, :] * tl.abs(at[:, None] - own[None, :]).to(tl.float32)
     return scores
 
 
@@ -379,12 +392,12 @@ def _piece(  # type: ignore[no-untyped-def]
     SLOPED: tl.constexpr,
     WINDOW: tl.constexpr,
     CAUSAL: tl.constexpr,
-    M: tl.constexpr,
+    N: tl.constexpr,
 ):
-    """The record of a piece, over positions ``begin`` ... ``end`` - 1 alone: [M], [M] and, for dims from ``first`` on, [M, SLICE]."""
-    top = tl.full([M], _LOWEST, tl.float32)
-    total = tl.zeros([M], tl.float32)
-    sums = tl.zeros([M, SLICE], tl.float32)
+    """The record of a piece, over positions ``begin`` ... ``end`` - 1 alone: [N], [N] and, for dims from ``first`` on, [SLICE, N]."""
+    top = tl.full([N], _LOWEST, tl.float32)
+    total = tl.zeros([N], tl.float32)
+    sums = tl.zeros([SLICE, N], tl.float32)
     from_tile = tl.maximum(piece * PIECE, begin // TILE * TILE)
     for start in range(from_tile, tl.minimum(piece * PIECE + PIECE, end), TILE):
         at = start + tl.arange(0, TILE)
@@ -392,21 +405,21 @@ def _piece(  # type: ignore[no-untyped-def]
         page = tl.load(pages + at // _PAGE, mask=readable, other=0).to(tl.int64)
         place = (page * KV_HEADS + kv_head) * _PAGE + at % _PAGE
         scores = _scores(
-            q, q_at, valid, q_inverse, keys, k_scales, place, readable, D, BLOCK, BLOCKS, SCALES, SCALE_BLOCK, HALF, M
+            q, q_at, valid, q_inverse, keys, k_scales, place, readable, D, BLOCK, BLOCKS, SCALES, SCALE_BLOCK, HALF, N
         )
-        scores = _bent(scores * factor[:, None], at, own, slope, CAP, SLOPED)
-        seen = readable[None, :] & (own >= 0)[:, None]
+        scores = _bent(scores * factor[None, :], at, own, slope, CAP, SLOPED)
+        seen = readable[:, None] & (own >= 0)[None, :]
         if CAUSAL:
-            seen &= at[None, :] <= own[:, None]
+            seen &= at[:, None] <= own[None, :]
         if WINDOW > 0:
-            seen &= at[None, :] > own[:, None] - WINDOW
+            seen &= at[:, None] > own[None, :] - WINDOW
         scores = tl.where(seen, scores, float("-inf"))
-        largest = tl.maximum(top, tl.max(scores, axis=1))
-        weights = tl.exp(scores - largest[:, None])
+        largest = tl.maximum(top, tl.max(scores, axis=0))
+        weights = tl.exp(scores - largest[None, :])
         shrink = tl.exp(top - largest)
-        total = total * shrink + tl.sum(weights, axis=1)
+        total = total * shrink + tl.sum(weights, axis=0)
         sums = _weighted(
-            weights, sums * shrink[:, None], values, v_scales, place, readable, first, D, SLICE, SCALES, HALF
+            weights, sums * shrink[None, :], values, v_scales, place, readable, first, D, SLICE, SCALES, HALF
         )
         top = largest
     return top, total, sums
@@ -447,25 +460,25 @@ def _split(  # type: ignore[no-untyped-def]
     CAUSAL: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    M: tl.constexpr,
+    N: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """Every SPLITS-th piece of a single, for up to M of its heads and SLICE dims: to records, or to ``out`` if there is one piece."""
+    """Every SPLITS-th piece of a single, for up to N of its heads and SLICE dims: to records, or to ``out`` if there is one piece."""
     G: tl.constexpr = HEADS // KV_HEADS
-    TILES: tl.constexpr = (G + M - 1) // M
+    TILES: tl.constexpr = (G + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
     kv_head, tile, first = across // SLICES // TILES, across // SLICES % TILES, across % SLICES * SLICE
     sequence, base, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
-    valid, row, head, own, q_at = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, M)
+    valid, row, head, own, q_at = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, N)
     position = tl.load(positions + base)
     begin, end = _seen(position, position, tl.load(kv_len + sequence), WINDOW, CAUSAL)
-    power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, M), -126, 126)
+    power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
     block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
-    factor = power * SCALE if HALF else tl.full([M], SCALE, tl.float32)
+    factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
     slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
     pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
     d = first + tl.arange(0, SLICE)
-    mask = valid[:, None] & (d < D)[None, :]
+    mask = valid[None, :] & (d < D)[:, None]
     last_piece = tl.maximum(begin, end - 1) // PIECE
     for piece in range(begin // PIECE + tl.program_id(2), last_piece + 1, SPLITS):
         top, total, sums = _piece(
@@ -498,14 +511,14 @@ def _split(  # type: ignore[no-untyped-def]
             SLOPED,
             WINDOW,
             CAUSAL,
-            M,
+            N,
         )
         if record < 0:
             out_at = out + row.to(tl.int64) * out_stride + head * D
-            tl.store(out_at[:, None] + d[None, :], _attended(total, sums), mask=mask)
+            tl.store(out_at[None, :] + d[:, None], _attended(total, sums), mask=mask)
         else:
             place = (record + piece) * HEADS + head
-            tl.store(records + place[:, None] * D + d[None, :], sums, mask=mask)
+            tl.store(records + place[None, :] * D + d[:, None], sums, mask=mask)
             tl.store(tops + 2 * place, top, mask=valid)
             tl.store(tops + 2 * place + 1, total, mask=valid)
 
@@ -534,15 +547,15 @@ def _merge(  # type: ignore[no-untyped-def]
         one, d = tl.arange(0, 1), tl.arange(0, BLOCK)
         top = tl.full([1], _LOWEST, tl.float32)
         total = tl.zeros([1], tl.float32)
-        sums = tl.zeros([1, BLOCK], tl.float32)
+        sums = tl.zeros([BLOCK, 1], tl.float32)
         for piece in range(begin // PIECE, (end + PIECE - 1) // PIECE):
             place = (record + piece) * HEADS + head + one
-            piece_sums = tl.load(records + place[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+            piece_sums = tl.load(records + place[None, :] * D + d[:, None], mask=(d < D)[:, None], other=0.0)
             top, total, sums = _fold(
                 top, total, sums, tl.load(tops + 2 * place), tl.load(tops + 2 * place + 1), piece_sums
             )
         at = out + row.to(tl.int64) * out_stride + head * D + d
-        tl.store(at[None, :], _attended(total, sums), mask=(d < D)[None, :])
+        tl.store(at[:, None], _attended(total, sums), mask=(d < D)[:, None])
 
 
 @triton.jit
@@ -578,27 +591,27 @@ def _walk(  # type: ignore[no-untyped-def]
     CAUSAL: tl.constexpr,
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
-    M: tl.constexpr,
+    N: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """All pieces for up to M queries of a chunk and SLICE dims, folded as they come."""
+    """All pieces for up to N queries of a chunk and SLICE dims, folded as they come."""
     G: tl.constexpr = HEADS // KV_HEADS
-    TILES: tl.constexpr = (G * ROWS + M - 1) // M
+    TILES: tl.constexpr = (G * ROWS + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
     kv_head, tile, first = across // SLICES // TILES, across // SLICES % TILES, across % SLICES * SLICE
     sequence, base, rows = tl.load(item), tl.load(item + 1), tl.load(item + 2)
-    if tile * M < rows * G:
-        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, M)
-        first_seeing, last_seeing = _tile_rows(tl.load(positions + base), rows, tile, G, M)
+    if tile * N < rows * G:
+        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, N)
+        first_seeing, last_seeing = _tile_rows(tl.load(positions + base), rows, tile, G, N)
         begin, end = _seen(first_seeing, last_seeing, tl.load(kv_len + sequence), WINDOW, CAUSAL)
-        power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, M), -126, 126)
+        power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
         block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
-        factor = power * SCALE if HALF else tl.full([M], SCALE, tl.float32)
+        factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
         slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
         pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
-        top = tl.full([M], _LOWEST, tl.float32)
-        total = tl.zeros([M], tl.float32)
-        sums = tl.zeros([M, SLICE], tl.float32)
+        top = tl.full([N], _LOWEST, tl.float32)
+        total = tl.zeros([N], tl.float32)
+        sums = tl.zeros([SLICE, N], tl.float32)
         for piece in range(begin // PIECE, (end + PIECE - 1) // PIECE):
             piece_top, piece_total, piece_sums = _piece(
                 piece,
@@ -630,9 +643,9 @@ def _walk(  # type: ignore[no-untyped-def]
                 SLOPED,
                 WINDOW,
                 CAUSAL,
-                M,
+                N,
             )
             top, total, sums = _fold(top, total, sums, piece_top, piece_total, piece_sums)
         d = first + tl.arange(0, SLICE)
         out_at = out + row.to(tl.int64) * out_stride + head * D
-        tl.store(out_at[:, None] + d[None, :], _attended(total, sums), mask=valid[:, None] & (d < D)[None, :])
+        tl.store(out_at[None, :] + d[:, None], _attended(total, sums), mask=valid[None, :] & (d < D)[:, None])
