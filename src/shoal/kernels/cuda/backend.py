@@ -122,6 +122,7 @@ class _Body:
         self._ops = CudaOps(memory, rows)
         self._last = layers(self._ops)
         self._rows = 0
+        self._ops.finish()
         memory.reserve()
         nothing = _nothing(len(cache.groups))
         self._graphs = Graphs(self._run, buckets, lambda bucket: memory.step.set(nothing, bucket))
@@ -152,9 +153,7 @@ class _Body:
 class _Bound(_Body):
     """A recorded network: also the programs of the head and of the states."""
 
-    def __init__(
-        self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits
-    ) -> None:
+    def __init__(self, layers: Layers, heads: tuple[Head, Head | None], cache: PagedCache, limits: StepLimits) -> None:
         super().__init__(layers, cache, limits)
         head, states = heads
         self._logits = _Tail(CudaOps(self._memory, LOGIT_ROWS), head, self._last)
@@ -191,6 +190,7 @@ class _Tail:
 
     def __init__(self, ops: CudaOps, head: Head, hidden: Rows) -> None:
         self._ops, self._rows = ops, head(ops, hidden)
+        ops.finish()
         self._index = torch.zeros(
             LOGIT_ROWS, dtype=torch.int32, pin_memory=not INTERPRETED
         )  # may be copied without a wait
@@ -214,4 +214,3 @@ def _nothing(groups: int) -> StepInput:
     """A step without rows."""
     none = np.zeros(0, np.int32)
     return StepInput(none, none, np.zeros(1, np.int32), none, np.zeros((groups, 0, 1), np.int32))
-

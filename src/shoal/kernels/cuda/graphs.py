@@ -25,7 +25,7 @@ def buckets_up_to(rows: int) -> tuple[int, ...]:
 class Graphs:
     """What ``program`` does with each bucket of rows. ``prepare`` sets up what it reads for a bucket that is all padding."""
 
-    def __init__(self, program: Program, buckets: Sequence[int], prepare: Callable[[int], None]) -> None:
+    def __init__(self, program: Program, buckets: Sequence[int], prepare: Callable[[int], object]) -> None:
         self._program, self._buckets = program, tuple(buckets)
         self._captured: dict[int, Callable[[], None]] = {}
         if not INTERPRETED:

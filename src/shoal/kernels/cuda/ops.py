@@ -19,13 +19,15 @@ from shoal.kernels.base import (
     Rope,
     StepLimits,
 )
-from shoal.kernels.cuda import attention, elementwise, embed, experts, rotary, routing
+from shoal.kernels.cuda import attention, elementwise, embed, rotary
+from shoal.kernels.cuda import experts as mixture
 from shoal.kernels.cuda.attention import AttentionSpace, attention_space, record_count
 from shoal.kernels.cuda.cache import PagedCache
 from shoal.kernels.cuda.launch import Tensor, device
 from shoal.kernels.cuda.pack import PackedMatrix
 from shoal.kernels.cuda.recording import Recording, Rows
 from shoal.kernels.cuda.rotary import RopeTable
+from shoal.kernels.cuda.routing import choose
 from shoal.kernels.cuda.step import StagedStep
 
 
@@ -58,6 +60,7 @@ class CudaOps(Recording):
         self.inbox: Rows | None = None
         self.index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, device=device())
         self._tables: dict[int, tuple[Rope, RopeTable]] = {}
+        self._experts_spaces: dict[tuple[int, ...], mixture.ExpertsSpace] = {}
 
     def embed(self, table: PackedMatrix) -> Rows:
         return self._table_rows(table, self._step.token_ids)
@@ -103,29 +106,23 @@ class CudaOps(Recording):
         gates = self.linear(h, gate)
         self.change(x, elementwise.gate_rows, gate=gates.data)
 
-    def experts(self, residual: Rows, x: Rows, experts_: Experts) -> None:
-        logits, used = self.linear(x, experts_.router), experts_.routing.used
+    def experts(self, residual: Rows, x: Rows, experts: Experts) -> None:
+        logits, used = self.linear(x, experts.router), experts.routing.used
         chosen, weights = self.new((used,), torch.int32), self.new((used,), torch.float32)
-        self.call(
-            routing.choose,
-            logits=logits.data,
-            routing=experts_.routing,
-            bias=experts_.choice_bias,
-            chosen=chosen,
-            weights=weights,
-        )
+        routing = {"routing": experts.routing, "bias": experts.choice_bias, "chosen": chosen, "weights": weights}
+        self.call(choose, logits=logits.data, **routing)
         half, scale = self.half_of(x).tensors
-        space = experts.experts_space(self.max_rows, experts_)
-        self.change(
-            residual,
-            experts.experts,
-            half=half,
-            scale=scale,
-            chosen=chosen,
-            weights=weights,
-            experts=experts_,
-            space=space,
-        )
+        tables, space = mixture.expert_tables(experts), self._experts_space(experts)
+        choices = {"half": half, "scale": scale, "chosen": chosen, "weights": weights, "tables": tables, "space": space}
+        self.call(mixture.experts, residual=residual.data, **choices)
+        residual.changed()
+
+    def _experts_space(self, experts: Experts) -> mixture.ExpertsSpace:
+        """One for all layers of a kind."""
+        sizes = experts.routing.used, experts.down[0].columns, experts.down[0].rows, len(experts.down)
+        if sizes not in self._experts_spaces:
+            self._experts_spaces[sizes] = mixture.experts_space(self.max_rows, experts)
+        return self._experts_spaces[sizes]
 
     def columns(self, x: Rows, first: int, width: int) -> Rows:
         return Rows(x.buffer, x.data[:, first : first + width], part=True)

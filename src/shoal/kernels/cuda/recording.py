@@ -87,6 +87,14 @@ class Recording:
         self.calls: list[Call] = []
         self._free: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Tensor]] = defaultdict(list)
 
+    def finish(self) -> None:
+        """Give products the memory for sums of pieces that the largest of them needs; the program is complete."""
+        products = [call.arguments for call in self.calls if call.run in (linear.linear, linear.linear_gated)]
+        size = max((linear.scratch_bytes(one["matrix"], self.max_rows) for one in products), default=0)
+        scratch = torch.empty(size // 4, dtype=torch.float32, device=device()) if size else None
+        for one in products:
+            one["scratch"] = scratch
+
     def call(self, run: Callable[..., None], **arguments: Any) -> Call:
         """Append a call."""
         self.calls.append(Call(run, arguments))
