@@ -132,8 +132,8 @@ def _gather(of, last, found, ids, BLOCK: tl.constexpr):  # type: ignore[no-untyp
 def _place_of(of, key, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """The place of the candidate with this key that has ``n`` of them before it."""
     base, size, best, temperature, least = of
-    place, passed = 0, 0
-    for first in range(0, size, BLOCK):
+    first, place, passed = 0, 0, 0
+    while first < size:  # as in `cut`
         at = first + tl.arange(0, BLOCK)
         keys, _ = keys_of(load_scores(base, at, size), best, temperature, least, BY_WEIGHT)
         equal = (keys == key).to(tl.int32)
@@ -141,6 +141,7 @@ def _place_of(of, key, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         if (passed <= n) & (n < passed + number):
             place = tl.sum(tl.where((equal != 0) & (passed + tl.cumsum(equal) - equal == n), at, 0))
         passed += number
+        first += BLOCK
     return place
 
 

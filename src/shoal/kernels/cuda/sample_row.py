@@ -156,11 +156,13 @@ def _split_bin(  # type: ignore[no-untyped-def]
     tl.store(counts + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
     tl.store(masses + tl.arange(0, BINS), tl.zeros([BINS], tl.int64))
     tl.debug_barrier()
-    for first in range(0, size, BLOCK):
+    first = 0
+    while first < size:  # not a range: Triton 3.6's interpreter wants its bounds to be constants
         x = load_scores(base, first + tl.arange(0, BLOCK), size)
         keys, weights = keys_of(x, best, measure, least, ORDER)
         digit = (keys >> LOWER) - (prefix << (UPPER - LOWER))
         count_keys(counts, masses, digit, weights, (keys >> UPPER) == prefix)
+        first += BLOCK
     tl.debug_barrier()
     digit, count, mass = bin_of(counts, masses, count, mass, wanted, target)
     return (prefix << (UPPER - LOWER)) + digit, count, mass
