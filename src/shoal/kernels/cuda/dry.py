@@ -81,7 +81,7 @@ def _repeat_limit(history: _Ids, breakers: Breakers) -> int:
         lengths = [1] if single[start] else []
         lengths += [len(b) for b in longer.get(tokens[start], ()) if tokens[start : start + len(b)] == b]
         if lengths:
-            return len(tokens) - start - max(lengths)
+            return int(len(tokens) - start - max(lengths))
     return len(tokens)
 
 
@@ -97,4 +97,5 @@ def _by_head(longer: bytes) -> _Heads:
 
 
 def _has_bit(words: NDArray[np.uint32], ids: _Ids) -> NDArray[np.bool_]:
-    return (words[ids >> 5] >> (ids & 31).astype(np.uint32)) & np.uint32(1) != 0
+    found: NDArray[np.bool_] = (words[ids >> 5] >> (ids & 31).astype(np.uint32)) & np.uint32(1) != 0
+    return found

@@ -24,9 +24,9 @@ from shoal.kernels.cuda.sample_draw import (
     measure_surprise,
     weigh_chunk,
 )
-from shoal.kernels.cuda.sample_row import BLOCK, CHANGED, CHUNK, PARAMS
+from shoal.kernels.cuda.sample_row import BLOCK, CHANGED, CHUNK, CHUNK_WARPS, DRAW_WARPS, PARAMS
 from shoal.kernels.cuda.sample_space import Space, Staging, pinned
-from shoal.kernels.cuda.samplers import ENTRIES, ROW_WARPS, Step, entries, sampler_steps
+from shoal.kernels.cuda.samplers import ENTRIES, Step, entries, sampler_steps
 from shoal.kernels.samplers import Mirostat
 
 _LISTS = 1 << 16  # bytes that are there for lists of ids before more are asked for
@@ -42,7 +42,7 @@ class Sampler:
         # Tokens, then the bits of what they surprise by.
         self._answer = torch.zeros((2, max_rows), dtype=torch.int32, device=device())
         self._answer_host = pinned(2 * max_rows, torch.int32).view(2, max_rows)
-        self._logits_host = pinned(max_rows * vocab, torch.float32).view(max_rows, vocab)
+        self._logits_host: Tensor | None = None  # few ask for log-probabilities
         self._rows, self._mode = 0, GREEDY.value
         self._steps: list[tuple[Step, Sequence[Tensor]]] = []
         self._surprised: Tensor | None = None
@@ -62,11 +62,16 @@ class Sampler:
         """Send what the rows ask for to the device."""
         self._rows = len(how.temperature)
         self._mode = _mode(how)
-        steps = self._change_steps(how)
+        changed = _changed_rows(how)
+        steps = self._change_steps(how, changed)
         if how.samplers is not None:
             steps += sampler_steps(how.samplers)
         surprised = _mirostat_rows(how) if how.surprise is not None else []
-        arrays = [_params(how), np.array(surprised, np.int32), *(array for step in steps for array in step.arrays)]
+        arrays = [
+            _params(how, changed),
+            np.array(surprised, np.int32),
+            *(array for step in steps for array in step.arrays),
+        ]
         params, rows, *views = self._staging.put(arrays)
         self._space.params, self._surprised = params, rows if surprised else None
         self._steps = []
@@ -93,7 +98,8 @@ class Sampler:
         """The tokens, int32 [rows], -1 where there is none; waits for them. `surprise` is there too."""
         self._answer_host.copy_(self._answer, non_blocking=True)
         _wait()
-        return self._answer_host[0, : self._rows].numpy().copy()
+        found: IntArray = self._answer_host[0, : self._rows].numpy().copy()
+        return found
 
     @property
     def surprise(self) -> NDArray[np.float32]:
@@ -103,10 +109,12 @@ class Sampler:
 
     def to_host(self, logits: Tensor, rows: int) -> NDArray[np.float32]:
         """The first rows of logits, for log-probabilities; waits for them. Valid until the next call."""
-        found = self._logits_host[:rows]
-        found.copy_(logits[:rows], non_blocking=True)
+        if self._logits_host is None:
+            self._logits_host = pinned(self._answer.shape[1] * self._vocab, torch.float32).view(-1, self._vocab)
+        self._logits_host[:rows].copy_(logits[:rows], non_blocking=True)
         _wait()
-        return found.numpy()  # type: ignore[no-any-return]
+        found: NDArray[np.float32] = self._logits_host[:rows].numpy()
+        return found
 
     def _choose(self) -> None:
         space = self._space
@@ -114,21 +122,20 @@ class Sampler:
         bins = (space.sums, space.counts, space.masses)
         sizes = {**space.all_sizes, "CHUNK": CHUNK, "MODE": self._mode}
         if self._mode != GREEDY.value:
-            launch(weigh_chunk, (self._rows, space.chunks), *scores, *bins, **sizes)
+            launch(weigh_chunk, (self._rows, space.chunks), *scores, *bins, **sizes, warps=CHUNK_WARPS)
         launch(
             choose, (self._rows,), self._answer[0], *scores, *bins, space.found, space.ids,
-            **sizes, BLOCK=BLOCK, warps=ROW_WARPS,
+            **sizes, BLOCK=BLOCK, warps=DRAW_WARPS,
         )  # fmt: skip
 
-    def _change_steps(self, how: SampleRows) -> list[Step]:
-        """Copies of the rows that something changes, masked and without the banned ids."""
-        rows = _changed_rows(how)
+    def _change_steps(self, how: SampleRows, rows: list[int]) -> list[Step]:
+        """Copies of some rows, masked and without the banned ids."""
         if not rows:
             return []
         masks = [None if how.mask is None else how.mask[row] for row in rows]
         words = [mask for mask in masks if mask is not None]
-        which = np.cumsum([mask is not None for mask in masks]) - 1
-        which[[mask is None for mask in masks]] = -1
+        has_mask = np.array([mask is not None for mask in masks])
+        which = np.where(has_mask, np.cumsum(has_mask) - 1, -1)
         flat = np.concatenate(words).astype(np.uint32).view(np.int32) if words else np.zeros(0, np.int32)
         steps = [Step(self._copy, [np.array(rows, np.int32), which.astype(np.int32), flat])]
         lists = [(row, ids[(ids >= 0) & (ids < self._vocab)]) for row, ids in enumerate(how.banned) if ids is not None]
@@ -140,12 +147,10 @@ class Sampler:
     def _copy(self, space: Space, arrays: Sequence[Tensor]) -> None:
         scores = (space.logits, space.scratch, space.logits.stride(0))
         sizes = {"VOCAB": self._vocab, "WIDTH": space.sizes["WIDTH"], "WORDS": self._words, "CHUNK": CHUNK}
-        launch(copy_scores, (len(arrays[0]), space.chunks), *arrays, *scores, **sizes)
+        launch(copy_scores, (len(arrays[0]), space.chunks), *arrays, *scores, **sizes, warps=CHUNK_WARPS)
 
     def _ban(self, size: int, space: Space, arrays: Sequence[Tensor]) -> None:
-        launch(
-            ban_ids, (-(-size // ENTRIES),), *arrays, space.scratch, size, WIDTH=space.sizes["WIDTH"], COUNT=ENTRIES
-        )
+        launch(ban_ids, (-(-size // ENTRIES),), *arrays, space.scratch, size, WIDTH=space.sizes["WIDTH"], COUNT=ENTRIES)
 
 
 def _wait() -> None:
@@ -162,7 +167,7 @@ def _mode(how: SampleRows) -> int:
     return RANKED.value if ranked.any() else PLAIN.value  # type: ignore[no-any-return]
 
 
-def _params(how: SampleRows) -> NDArray[np.int32]:
+def _params(how: SampleRows, changed: list[int]) -> NDArray[np.int32]:
     """The rows' parameters as words [rows, PARAMS]."""
     words = np.zeros((len(how.temperature), PARAMS.value), np.int32)
     reals = np.stack([how.temperature, how.top_p, how.min_p], 1).astype(np.float32)
@@ -171,7 +176,7 @@ def _params(how: SampleRows) -> NDArray[np.int32]:
     words[:, 4:6] = how.seed.astype(np.uint64).view(np.int32).reshape(-1, 2)
     words[:, 6] = how.sample.astype(np.uint32).view(np.int32)
     words[:, 7] = how.position.astype(np.uint32).view(np.int32)
-    words[_changed_rows(how), CHANGED.value] = 1
+    words[changed, CHANGED.value] = 1
     return words
 
 

@@ -46,7 +46,8 @@ def copy_scores(  # type: ignore[no-untyped-def]
     row, mask = tl.load(rows + tl.program_id(0)), tl.load(masks + tl.program_id(0))
     at = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     x = load_scores(logits + row * stride, at, VOCAB)
-    word = tl.load(words + mask * WORDS + at // 32, mask=(mask >= 0) & (at < VOCAB), other=-1)
+    masked = tl.where(mask >= 0, VOCAB, 0)
+    word = tl.load(words + mask * WORDS + at // 32, mask=at < masked, other=-1)
     x = tl.where(((word >> (at % 32)) & 1) != 0, x, -INFINITY)
     tl.store(scratch + row * WIDTH + at, x, mask=at < VOCAB)
 
@@ -76,9 +77,9 @@ def weigh_chunk(  # type: ignore[no-untyped-def]
         keys, weights = keys_of(x, best, temperature, least, BY_WEIGHT)
         tl.store(sums + row * CHUNKS + chunk, tl.sum(weights))
         if MODE == RANKED:
+            bins, own = keys >> BIN_SHIFT, row * 2 * BINS
             if (param(params, row, TOP_K) > 0) | (real_param(params, row, TOP_P) < 1):
-                bins, inside = keys >> BIN_SHIFT, (keys >> BIN_SHIFT) < BINS - 1
-                count_keys(counts + row * 2 * BINS, masses + row * 2 * BINS, bins, weights, inside)
+                count_keys(counts + own, masses + own, bins, weights, bins < BINS - 1)
 
 
 @triton.jit
@@ -131,8 +132,8 @@ def _gather(of, last, found, ids, BLOCK: tl.constexpr):  # type: ignore[no-untyp
 def _place_of(of, key, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """The place of the candidate with this key that has ``n`` of them before it."""
     base, size, best, temperature, least = of
-    place, passed = 0, 0
-    for first in range(0, size, BLOCK):
+    first, place, passed = 0, 0, 0
+    while first < size:  # as in `cut`
         at = first + tl.arange(0, BLOCK)
         keys, _ = keys_of(load_scores(base, at, size), best, temperature, least, BY_WEIGHT)
         equal = (keys == key).to(tl.int32)
@@ -140,6 +141,7 @@ def _place_of(of, key, n, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
         if (passed <= n) & (n < passed + number):
             place = tl.sum(tl.where((equal != 0) & (passed + tl.cumsum(equal) - equal == n), at, 0))
         passed += number
+        first += BLOCK
     return place
 
 
@@ -183,8 +185,8 @@ def choose(  # type: ignore[no-untyped-def]
     """The token of each row; -1 where a score is NaN or the best is infinite."""
     row = tl.program_id(0)
     best, token = best_of(bests, firsts, row, CHUNKS)
-    temperature = real_param(params, row, TEMPERATURE)
     if MODE != GREEDY:
+        temperature = real_param(params, row, TEMPERATURE)
         if (temperature > 0) & is_finite(best):
             base = row_base(params, row, logits, scratch, stride, WIDTH)
             least = tl.maximum(real_param(params, row, MIN_P), LEAST)
@@ -193,8 +195,8 @@ def choose(  # type: ignore[no-untyped-def]
             top_k, top_p = param(params, row, TOP_K), real_param(params, row, TOP_P)
             ranks = (top_k > 0) | (top_p < 1)
             if MODE == RANKED:
+                bins, lists = row * 2 * BINS, (found + row * GATHERED, ids + row * GATHERED)
                 if ranks:
-                    bins, lists = row * 2 * BINS, (found + row * GATHERED, ids + row * GATHERED)
                     token = _draw_ranked(of, counts + bins, masses + bins, lists, (top_k, top_p), u, BLOCK)
             if ranks == 0:
                 token = _draw_any(of, sums + row * CHUNKS, u, CHUNKS, CHUNK)

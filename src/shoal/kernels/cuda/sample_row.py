@@ -1,8 +1,8 @@
 """What the kernels that sample share: a row's best, its candidates in their order, and where that order is cut.
 
-Weights become whole numbers, w * 2^43 rounded down: their sums are exact, so they are the same bits in any order, by any number of programs.
-The order of candidates is that of an int32 *key*, the least first, and of ids among equal keys. Nothing is sorted: keys are counted into
-bins by their upper bits, which says in which bin a cut lies, and that bin is counted again by the bits below.
+Weights become whole numbers, w * 2^43 rounded down: their sums are exact, so they are the same bits in any order and by any number of
+programs. The order of candidates is that of an int32 *key*, the least first, and of ids among equal keys. Nothing is sorted: keys are
+counted into bins by their upper bits, which says in which bin a cut lies, and that bin is counted again by the bits below.
 
     key   30....20 | 19.....9 | 8....0
           bin        within     within      11, 11 and 9 bits
@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 CHUNK = 4096  # logits of one program where a row has many
-BLOCK = 8192  # logits at a time where a row has one program
+BLOCK = 4096  # logits at a time where a row has one program
+CHUNK_WARPS, ROW_WARPS, DRAW_WARPS = 8, 16, 8
 BINS = tl.constexpr(2048)
 BIN_SHIFT = tl.constexpr(20)
 INNER_SHIFT = tl.constexpr(9)
@@ -131,7 +132,8 @@ def count_keys(counts, masses, bins, mass, inside):  # type: ignore[no-untyped-d
 
 @triton.jit
 def bin_of(counts, masses, count, mass, wanted, target):  # type: ignore[no-untyped-def]
-    """The bin with which candidates, ``count`` and ``mass`` before the first, are ``wanted`` and have ``target``; those two before it."""
+    """The bin with which candidates become ``wanted`` and have ``target``; their number and mass before it. ``count`` and ``mass``
+    are those before the first bin."""
     bins = tl.arange(0, BINS)
     number, weight = tl.load(counts + bins, volatile=True), tl.load(masses + bins, volatile=True)
     short = (count + tl.cumsum(number) < wanted) | (mass + tl.cumsum(weight) < target)
@@ -142,7 +144,9 @@ def bin_of(counts, masses, count, mass, wanted, target):  # type: ignore[no-unty
 
 
 @triton.jit
-def _split_bin(of, bins, start, goal, UPPER: tl.constexpr, LOWER: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _split_bin(  # type: ignore[no-untyped-def]
+    of, bins, start, goal, UPPER: tl.constexpr, LOWER: tl.constexpr, ORDER: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """What `bin_of` finds by the key's bits from LOWER on, among those whose bits from UPPER on are as ``start`` has them."""
     base, size, best, measure, least = of
     counts, masses = bins
@@ -152,11 +156,13 @@ def _split_bin(of, bins, start, goal, UPPER: tl.constexpr, LOWER: tl.constexpr, 
     tl.store(counts + tl.arange(0, BINS), tl.zeros([BINS], tl.int32))
     tl.store(masses + tl.arange(0, BINS), tl.zeros([BINS], tl.int64))
     tl.debug_barrier()
-    for first in range(0, size, BLOCK):
+    first = 0
+    while first < size:  # not a range: Triton 3.6's interpreter wants its bounds to be constants
         x = load_scores(base, first + tl.arange(0, BLOCK), size)
         keys, weights = keys_of(x, best, measure, least, ORDER)
         digit = (keys >> LOWER) - (prefix << (UPPER - LOWER))
         count_keys(counts, masses, digit, weights, (keys >> UPPER) == prefix)
+        first += BLOCK
     tl.debug_barrier()
     digit, count, mass = bin_of(counts, masses, count, mass, wanted, target)
     return (prefix << (UPPER - LOWER)) + digit, count, mass

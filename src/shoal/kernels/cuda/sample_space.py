@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
 from shoal.kernels.cuda.sample_draw import GATHERED
-from shoal.kernels.cuda.sample_row import BINS, CHUNK, LARGEST_VOCAB, PARAMS, best_of_chunk
+from shoal.kernels.cuda.sample_row import BINS, CHUNK, CHUNK_WARPS, LARGEST_VOCAB, PARAMS, best_of_chunk
 from shoal.kernels.cuda.sample_steps import sum_chunk
 
 _ALIGNMENT = 16  # bytes
@@ -82,7 +82,7 @@ class Space:
         logits = (self.logits, self.scratch, self.logits.stride(0))
         launch(
             best_of_chunk, (len(rows), self.chunks), rows, self.params, *logits,
-            self.bests, self.firsts, self.counts, self.masses, **self.all_sizes, CHUNK=CHUNK, CLEAR=clear,
+            self.bests, self.firsts, self.counts, self.masses, **self.all_sizes, CHUNK=CHUNK, CLEAR=clear, warps=CHUNK_WARPS,
         )  # fmt: skip
 
     def sum(self, rows: Tensor, *, centred: bool = False, count: bool = False) -> None:
@@ -90,5 +90,5 @@ class Space:
         launch(
             sum_chunk, (len(rows), self.chunks), rows, self.scratch, self.bests, self.firsts,
             self.candidates, self.sums, self.energies, self.counts, self.masses,
-            **self.all_sizes, CHUNK=CHUNK, CENTRED=centred, COUNT=count,
+            **self.all_sizes, CHUNK=CHUNK, CENTRED=centred, COUNT=count, warps=CHUNK_WARPS,
         )  # fmt: skip

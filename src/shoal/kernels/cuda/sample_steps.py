@@ -1,7 +1,7 @@
 """What the samplers of a row do to its copy of the scores; the twin is reference_sampling.py.
 
-Each kernel takes the rows of a batch that have this sampler next, and of each row four float64 ``numbers``. The best score of each chunk, and
-where it is needed the mass, are those of the row as the sampler finds it. Rows whose best is not finite stay as they are.
+Each kernel takes the rows of a batch that have this sampler next, and of each row four float64 ``numbers``. The best score of each
+chunk, and where it is needed the mass, are those of the row as the sampler finds it. Rows whose best is not finite stay as they are.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def sum_chunk(  # type: ignore[no-untyped-def]
             centre += (_real_mass(energies, row, CHUNKS) / _real_mass(sums, row, CHUNKS)).to(tl.float32)
         keys, weights = keys_of(x, best, centre, LEAST, BY_DISTANCE)
         if COUNT:
-            bins, inside = keys >> BIN_SHIFT, (keys >> BIN_SHIFT) < BINS - 1
-            count_keys(counts + row * 2 * BINS, masses + row * 2 * BINS, bins, weights, inside)
+            bins, own = keys >> BIN_SHIFT, row * 2 * BINS
+            count_keys(counts + own, masses + own, bins, weights, bins < BINS - 1)
         if not CENTRED:
             weight = unit_weight(x, best)
             energy = tl.where(weight > 0, best - x, 0.0).to(tl.float64) * weight.to(tl.float64)
@@ -153,8 +153,8 @@ def scale_chunk(  # type: ignore[no-untyped-def]
         at = chunk * CHUNK + tl.arange(0, CHUNK)
         x = load_scores(scratch + row * WIDTH, at, VOCAB)
         divisor = tl.where(value > 0, value, 1.0).to(tl.float32)
-        kept = tl.where((value > 0) | (at == token), tl.div_rn(x, divisor), -INFINITY)
-        tl.store(scratch + row * WIDTH + at, kept, mask=at < VOCAB)
+        kept = at == tl.where(value > 0, at, token)
+        tl.store(scratch + row * WIDTH + at, tl.where(kept, tl.div_rn(x, divisor), -INFINITY), mask=at < VOCAB)
 
 
 @triton.jit
@@ -209,7 +209,8 @@ def keep_first(  # type: ignore[no-untyped-def]
     best, _ = best_of(bests, firsts, row, CHUNKS)
     if is_finite(best):
         bins, base, p = row * 2 * BINS, scratch + row * WIDTH, tl.load(numbers)
-        count, mass = tl.sum(tl.load(counts + bins + tl.arange(0, BINS))), tl.sum(tl.load(masses + bins + tl.arange(0, BINS)))
+        count = tl.sum(tl.load(counts + bins + tl.arange(0, BINS)))
+        mass = tl.sum(tl.load(masses + bins + tl.arange(0, BINS)))
         goal = _goal(p, tl.load(numbers + 3), count, mass, KIND)
         centre = tl.zeros([], tl.float32)
         if KIND == KEEP_NEAR:
@@ -224,7 +225,8 @@ def keep_first(  # type: ignore[no-untyped-def]
             kept, ties = keys < last, keys == last
             number, weight = ties.to(tl.int32), tl.where(ties, weights, 0)
             if tl.sum(number) > 0:
-                few, light = before + tl.cumsum(number) - number < wanted, above + tl.cumsum(weight) - weight < target
+                few = before + tl.cumsum(number) - number < wanted
+                light = above + tl.cumsum(weight) - weight < target
                 kept = kept | (ties & (few | light))
             before += tl.sum(number)
             above += tl.sum(weight)
@@ -245,7 +247,8 @@ def drop_top(  # type: ignore[no-untyped-def]
     best, _ = best_of(bests, firsts, row, CHUNKS)
     if is_finite(best) & (random(params, row, COIN) < tl.load(numbers)) & (threshold <= 0.5):
         least = tl.maximum((threshold * _real_mass(sums, row, CHUNKS)).to(tl.float32), LEAST)
-        number, worst = 0, tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)  # of the top: the lowest score, then the highest id
+        # Of the top: how many, and as one number the lowest score and of its ids the highest.
+        number, worst = 0, tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)
         for first in range(0, VOCAB, BLOCK):
             at = first + tl.arange(0, BLOCK)
             x = load_scores(base, at, VOCAB)
@@ -268,10 +271,9 @@ def drop_top(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _collect_best(of, last, found, goal, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Write the best scores to ``found``, in no order: ``goal`` of them, of which those with the key ``last`` come in as far as needed."""
+def _collect_best(of, last, before, found, wanted, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the best scores to ``found``, in the order of ids: ``wanted`` of them, ``before`` with a smaller key than ``last``."""
     base, size, best, centre, least = of
-    wanted, before = goal
     kept = 0
     for first in range(0, size, BLOCK):
         x = load_scores(base, first + tl.arange(0, BLOCK), size)
@@ -325,10 +327,10 @@ def count_by_zipf(  # type: ignore[no-untyped-def]
         bins, of = row * 2 * BINS, (scratch + row * WIDTH, VOCAB, best, tl.zeros([], tl.float32), LEAST)
         size = tl.minimum(tl.sum(tl.load(counts + bins + tl.arange(0, BINS))), _BEST)
         goal = (size, tl.full([], 0, tl.int64))
-        last, before, _ = cut(of, counts + bins, masses + bins, goal, BY_DISTANCE, BLOCK)
+        last, before, _mass = cut(of, counts + bins, masses + bins, goal, BY_DISTANCE, BLOCK)
         keep = tl.full([], 1.0, tl.float64)
         if size >= 2:
-            _collect_best(of, last, found + row * ROOM, (size, before), BLOCK)
+            _collect_best(of, last, before, found + row * ROOM, size, BLOCK)
             _sort(found + row * ROOM, size)
             keep = _zipf_count(found + row * ROOM, size, tl.load(numbers), VOCAB)
         tl.store(numbers + 3, keep)

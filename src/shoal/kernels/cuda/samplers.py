@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels.cuda.dry import dry_penalties
 from shoal.kernels.cuda.launch import Tensor, launch
-from shoal.kernels.cuda.sample_row import BLOCK, CHUNK
+from shoal.kernels.cuda.sample_row import BLOCK, CHUNK, CHUNK_WARPS, ROW_WARPS
 from shoal.kernels.cuda.sample_space import Space
 from shoal.kernels.cuda.sample_steps import (
     KEEP_COUNT,
@@ -49,7 +49,6 @@ Arrays = list[NDArray[Any]]
 Apply = Callable[[Space, Sequence[Tensor]], None]
 Rows = Sequence[tuple[int, Any]]  # a row and its sampler
 ENTRIES = 256  # pairs of a row and an id of one program
-ROW_WARPS = 16  # where a program has a whole row
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +135,8 @@ def _apply_temperature(dynamic: bool, space: Space, arrays: Sequence[Tensor]) ->
         space.sum(rows)
     sums = (space.candidates, space.sums, space.energies)
     grid = (len(rows), space.chunks)
-    launch(
-        scale_chunk, grid, rows, numbers, space.scratch, space.bests, space.firsts, *sums, **space.all_sizes, CHUNK=CHUNK
-    )
+    scores = (space.scratch, space.bests, space.firsts)
+    launch(scale_chunk, grid, rows, numbers, *scores, *sums, **space.all_sizes, CHUNK=CHUNK, warps=CHUNK_WARPS)
 
 
 def _apply_top_n_sigma(space: Space, arrays: Sequence[Tensor]) -> None:
@@ -146,7 +144,8 @@ def _apply_top_n_sigma(space: Space, arrays: Sequence[Tensor]) -> None:
     space.best(rows, clear=False)
     sums = (space.candidates, space.distances, space.squares)
     grid = (len(rows), space.chunks)
-    launch(spread_chunk, grid, rows, space.scratch, space.bests, space.firsts, *sums, **space.all_sizes, CHUNK=CHUNK)
+    scores = (space.scratch, space.bests, space.firsts)
+    launch(spread_chunk, grid, rows, *scores, *sums, **space.all_sizes, CHUNK=CHUNK, warps=CHUNK_WARPS)
     _keep_near(space, rows, numbers, KEEP_SIGMA.value)
 
 
@@ -154,7 +153,7 @@ def _keep_near(space: Space, rows: Tensor, numbers: Tensor, kind: int) -> None:
     sums = (space.candidates, space.sums, space.distances, space.squares)
     launch(
         keep_near_chunk, (len(rows), space.chunks), rows, numbers, space.scratch, space.bests, space.firsts, *sums,
-        **space.all_sizes, CHUNK=CHUNK, KIND=kind,
+        **space.all_sizes, CHUNK=CHUNK, KIND=kind, warps=CHUNK_WARPS,
     )  # fmt: skip
 
 
