@@ -18,7 +18,7 @@ from shoal.kernels.cuda.linear import CONFIGS, Config
 from shoal.kernels.cuda.pack import pack_matrix
 from tests.kernels.cuda.weights import F32, half_of, nmse, random_activations, random_tensor, tensor
 
-ROWS = (1, 3, 5, 17, 40)
+ROWS = (1, 3, 17, 40)
 BEHIND = 3
 COUNT, USED = 5, 2
 
@@ -111,13 +111,13 @@ def mixed(layer: Experts, step: Step) -> Tensor:
         Mixture(("Q4_K", "Q4_K", "Q6_K"), (256, 256)),
         Mixture(("Q4_K", "Q6_K", "Q8_0"), (256, 96), "gelu"),
         Mixture(("F16", "F16", "F32"), (80, 50), "relu2"),
-        Mixture(("MXFP4", "MXFP4", "MXFP4"), (1056, 32)),
+        Mixture(("MXFP4", "MXFP4", "MXFP4"), (288, 32)),
     ],
     ids=str,
 )
 def test_experts_equal_their_twin(mixture: Mixture) -> None:
     layer = mixture.packed()
-    for rows in (1, 17):
+    for rows in (1, 11):
         step = random_step(rows, mixture.widths[0])
         want = mixture.twin(step.residual, step.x, step.chosen, step.weights)
         assert nmse(mixed(layer, step), want) < 1e-8
@@ -127,15 +127,14 @@ def test_a_row_is_the_same_in_any_batch() -> None:
     layer, step = Mixture().packed(), random_step(max(ROWS), 96)
     whole = mixed(layer, step)
     for rows in ROWS[:-1]:
-        for start in (0, len(whole) - rows):
-            some = np.arange(start, start + rows)
-            assert torch.equal(mixed(layer, step.some(some)), whole[some])
+        some = np.arange(len(whole) - rows, len(whole))
+        assert torch.equal(mixed(layer, step.some(some)), whole[some])
     order = np.random.default_rng(1).permutation(len(whole))
     assert torch.equal(mixed(layer, step.some(order)), whole[order])
 
 
 def test_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, step = Mixture(widths=(256 * 4, 64)).packed(), random_step(40, 256 * 4)
+    layer, step = Mixture(widths=(4 * 256, 32)).packed(), random_step(12, 4 * 256)
     whole = mixed(layer, step)
     for shape in (Config(128, 64, 4, 2), Config(64, 32, 4, 2)):
         monkeypatch.setitem(CONFIGS, 16, shape)

@@ -12,7 +12,19 @@ from shoal.kernels import reference
 from shoal.kernels.base import Activation, RawTensor
 from shoal.kernels.cuda import linear as products
 from shoal.kernels.cuda.launch import Tensor, device
-from shoal.kernels.cuda.linear import CONFIGS, FEW, TUNED, Config, can_gate, linear, linear_gated, pieces, scratch_bytes
+from shoal.kernels.cuda.linear import (
+    CONFIGS,
+    FEW,
+    TUNED,
+    Config,
+    can_gate,
+    config,
+    linear,
+    linear_gated,
+    pieces,
+    scratch_bytes,
+    shared_bytes,
+)
 from shoal.kernels.cuda.pack import LAYOUTS, PackedMatrix, pack_matrix
 from tests.kernels.cuda.weights import F32, half_of, nmse, random_activations, random_tensor, shortest, tensor
 
@@ -173,3 +185,12 @@ def test_pieces_depend_on_the_weights_alone() -> None:
     assert pieces(part) == (14, 3)
     assert set(CONFIGS) == {16, 32, 64, 128}
     assert scratch_bytes(PackedMatrix(64, 40 * 256, (part,)), 1000) == 14 * FEW * 64 * 4
+
+
+def test_as_many_stages_as_shared_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = pack_matrix([random_tensor("F32", 64, 256)]).parts[0]
+    assert config(part, 1000) == CONFIGS[128]
+    assert shared_bytes(part.layout, CONFIGS[128]) == 270336  # what the compiler reports for sm_90
+    monkeypatch.setattr(products, "shared_limit", lambda: 232448)
+    assert config(part, 1000) == Config(128, 128, 8, 1)
+    assert config(part, 16) == CONFIGS[16]

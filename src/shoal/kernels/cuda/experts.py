@@ -25,8 +25,8 @@ import triton.language as tl
 from shoal.kernels.base import Experts
 from shoal.kernels.cuda.activation import activate, half_scale
 from shoal.kernels.cuda.launch import Tensor, device, launch
-from shoal.kernels.cuda.linear import CONFIGS, TUNED, Config, add_up, bucket, pieces, scaled, tile_constants
-from shoal.kernels.cuda.pack import PackedMatrix, PackedPart
+from shoal.kernels.cuda.linear import add_up, config, pieces, scaled, tile_constants
+from shoal.kernels.cuda.pack import PackedMatrix
 
 _CHUNK = 1024  # slots that are sorted at a time, and values of a row that are gated or combined at a time
 
@@ -124,12 +124,6 @@ def _tables(matrices: Sequence[PackedMatrix]) -> tuple[Tensor, ...]:
     )
 
 
-def expert_config(part: PackedPart, rows: int, used: int, experts: int) -> Config:
-    """How an expert's part is multiplied: for as many rows as an expert has if all have the same number."""
-    size = bucket(triton.cdiv(rows * used, experts))
-    return TUNED.get((part.layout.name, part.rows, part.columns, size), CONFIGS[size])
-
-
 def _products(
     choices: _Choices,
     half: Tensor,
@@ -142,7 +136,7 @@ def _products(
     """out[slot] = x[slot // slots_per_row] @ the matrix of the slot's expert, transposed."""
     space, slots = choices.space, choices.rows * choices.used
     for part, table in zip(matrix.parts, tables, strict=True):
-        shape = expert_config(part, choices.rows, choices.used, choices.experts)
+        shape = config(part, triton.cdiv(slots, choices.experts))  # as if all experts had the same number of slots
         tiles = choices.experts * triton.cdiv(
             choices.rows, shape.block_n
         )  # no expert has more slots than there are rows

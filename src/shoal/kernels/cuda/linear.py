@@ -11,16 +11,18 @@ Both give the same bits, and so does every shape of tile, as long as the matrix 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
+import torch
 import triton
 import triton.language as tl
 
 from shoal.kernels.base import Activation
 from shoal.kernels.cuda.activation import activate
-from shoal.kernels.cuda.launch import Tensor, launch
-from shoal.kernels.cuda.pack import PackedMatrix, PackedPart
+from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
+from shoal.kernels.cuda.pack import Layout, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
 
 FEW = 64  # rows up to which pieces of K go to different programs
@@ -58,9 +60,26 @@ def bucket(rows: int) -> int:
 
 
 def config(part: PackedPart, rows: int) -> Config:
-    """How a part is multiplied by this number of rows."""
+    """How a part is multiplied by this number of rows: what the tables say, with as few stages as its shared memory allows."""
     size = bucket(rows)
-    return TUNED.get((part.layout.name, part.rows, part.columns, size), CONFIGS[size])
+    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), CONFIGS[size])
+    while shape.stages > 1 and shared_bytes(part.layout, shape) > shared_limit():
+        shape = replace(shape, stages=shape.stages - 1)
+    return shape
+
+
+def shared_bytes(layout: Layout, shape: Config) -> int:
+    """Shared memory of a program, more than one stage: activations of each, weights of all but one, a tile of float16 weights."""
+    activations, weights = 2 * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
+    return shape.stages * activations + (shape.stages - 1) * weights + 64 * shape.block_m
+
+
+@cache
+def shared_limit() -> int:
+    """Bytes of shared memory that a program can have on this device."""
+    if INTERPRETED:
+        return 1 << 30
+    return int(torch.cuda.get_device_properties(device()).shared_memory_per_block_optin)
 
 
 def pieces(part: PackedPart) -> tuple[int, int]:
