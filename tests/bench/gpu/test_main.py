@@ -61,7 +61,7 @@ def test_a_whole_run_imports_nothing_else(tmp_path: Path) -> None:
     checked = found["results"]["check"]
     assert {"model Q4_K_M", "linear Q4_K", "linear Q5_1", "experts", "attention window"} <= checked.keys()
     speeds = found["results"]["tiny Q4_K_M"]
-    assert list(speeds) == ["load", "decode 1", "decode 3", "prefill 24", "same bits", "unload"]
+    assert list(speeds) == ["load", "tune", "bind", "decode 1", "decode 3", "prefill 24", "same bits", "unload"]
     assert speeds["decode 3"]["tokens_per_second"] > 0
     assert f"{len(checked)} checks passed" in done.stdout
     assert "| tiny Q4_K_M | decode 3 |" in done.stdout

@@ -115,6 +115,7 @@ class Network:
     def __init__(
         self, backend: Backend, model: Model, sequences: int, context: int, rows: int, kv_dtype: str = "f16"
     ) -> None:
+        self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
         pages = -(-context // PAGE_SIZE)
         self._pages = np.arange(sequences * pages, dtype=np.int32).reshape(sequences, pages)
         self._backend = backend
