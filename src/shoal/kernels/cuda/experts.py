@@ -199,7 +199,7 @@ def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride,
         here = place < last
         slot = tl.load(order + place, mask=here, other=0)
         source = slot // SLOTS_PER_ROW
-        weights = tl.multiple_of(tl.load(table + expert), 16).to(tl.pointer_type(tl.uint8))
+        weights = tl.multiple_of(tl.load(table + expert).to(tl.pointer_type(tl.uint8)), 16)
         row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         sums = add_up(weights, R, row, half + source.to(tl.int64) * x_stride, here, K, blocks, each,
                       PIECES, BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip

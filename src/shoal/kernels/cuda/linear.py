@@ -48,10 +48,32 @@ CONFIGS: dict[int, Config] = {
     64: Config(64, 64, 4, 3),
     128: Config(128, 128, 8, 2),
 }
-"""Bucket (the most rows; the last is for all above) -> configuration."""
+"""Bucket (the most rows; the last is for all above) -> configuration, of GPUs with wgmma."""
+
+SMALL_CONFIGS: dict[int, Config] = {**CONFIGS, 128: Config(128, 64, 8, 2)}
+"""The same of others, whose matrix instructions take both operands from registers."""
 
 TUNED: dict[tuple[str, int, int, int], Config] = {}
 """(type, weight rows, columns, bucket) -> what is taken instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chip:
+    """What configurations depend on: bytes of shared memory that a program can have, and the table of configurations."""
+
+    shared: int
+    configs: dict[int, Config]
+
+
+@cache
+def chip() -> Chip:
+    """The GPU that is used."""
+    if INTERPRETED:
+        return Chip(1 << 30, CONFIGS)
+    properties = torch.cuda.get_device_properties(device())
+    wgmma = torch.version.hip is None and properties.major >= 9
+    shared = getattr(properties, "shared_memory_per_block_optin", 1 << 16)
+    return Chip(shared, CONFIGS if wgmma else SMALL_CONFIGS)
 
 
 def bucket(rows: int) -> int:
@@ -60,10 +82,10 @@ def bucket(rows: int) -> int:
 
 
 def config(part: PackedPart, rows: int) -> Config:
-    """How a part is multiplied by this number of rows: what the tables say, with as few stages as its shared memory allows."""
-    size = bucket(rows)
-    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), CONFIGS[size])
-    while shape.stages > 1 and shared_bytes(part.layout, shape) > shared_limit():
+    """How a part is multiplied by this number of rows: what the tables say, with no more stages than shared memory allows."""
+    size, limits = bucket(rows), chip()
+    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), limits.configs[size])
+    while shape.stages > 1 and shared_bytes(part.layout, shape) > limits.shared:
         shape = replace(shape, stages=shape.stages - 1)
     return shape
 
@@ -72,14 +94,6 @@ def shared_bytes(layout: Layout, shape: Config) -> int:
     """Shared memory of a program, more than one stage: activations of each, weights of all but one, a tile of float16 weights."""
     activations, weights = 2 * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
     return shape.stages * activations + (shape.stages - 1) * weights + 64 * shape.block_m
-
-
-@cache
-def shared_limit() -> int:
-    """Bytes of shared memory that a program can have on this device."""
-    if INTERPRETED:
-        return 1 << 30
-    return int(torch.cuda.get_device_properties(device()).shared_memory_per_block_optin)
 
 
 def pieces(part: PackedPart) -> tuple[int, int]:
