@@ -21,8 +21,10 @@ from shoal.kernels.base import (
     Array,
     AttentionShape,
     Experts,
+    Head,
     Heads,
     KVGroup,
+    Layers,
     Linear,
     Norm,
     Ops,
@@ -172,12 +174,15 @@ def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
         _run(backend, (layers, head), shape, kv_dtype, rows)
 
 
-def _run(backend: CudaBackend, network: tuple, shape: AttentionShape, kv_dtype: str, rows: Sequence[int]) -> None:  # type: ignore[type-arg]
+def _run(
+    backend: CudaBackend, network: tuple[Layers, Head], shape: AttentionShape, kv_dtype: str, rows: Sequence[int]
+) -> None:
     """Each number of rows as one sequence each, and as one prompt; then the head, with every way to choose."""
     pages = _CONTEXT // PAGE_SIZE
     cache = backend.kv_cache([KVGroup((0,), pages)], shape, kv_dtype)
     most = max(rows)
-    bound = backend.bind(*network, cache, StepLimits(most, max(_BUCKETS), pages))
+    layers, head = network
+    bound = backend.bind(layers, head, cache, StepLimits(most, max(_BUCKETS), pages))
     for count in rows:
         if count <= max(_BUCKETS):
             bound.layers(_step([1] * count, pages))

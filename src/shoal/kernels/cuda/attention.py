@@ -57,7 +57,7 @@ def record_count(limits: StepLimits, heads: int, head_dim: int) -> int:
     """How many records there is room for, for layers of up to so many heads of such a size: what all sequences at once can need,
     or what fits the memory set aside."""
     pieces = -(-limits.max_pages_per_seq * PAGE_SIZE // reference.PIECE)
-    fitting = _SPACE_BYTES // (4 * heads * (head_dim + 2))
+    fitting = _SPACE_BYTES // (4 * max(heads, 1) * (head_dim + 2))
     return min(limits.max_seqs * pieces, max(pieces, fitting))
 
 

@@ -30,10 +30,10 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cuda import cache
+from shoal.kernels.cuda import cache, tune
 from shoal.kernels.cuda.cache import PagedCache
 from shoal.kernels.cuda.graphs import Graphs, buckets_up_to
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device
+from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, on_gpu
 from shoal.kernels.cuda.ops import CudaOps, StepMemory
 from shoal.kernels.cuda.pack import SUPPORTED, PackedMatrix, pack_matrix
 from shoal.kernels.cuda.recording import Rows
@@ -50,6 +50,8 @@ class CudaBackend:
 
     def __init__(self, gpu_memory_utilization: float = 0.9) -> None:
         self._device, self._utilization = device(), gpu_memory_utilization
+        if on_gpu():
+            tune.load(tune.table_path())
 
     def describe(self) -> str:
         """Which GPU, and by what."""
@@ -99,7 +101,7 @@ class CudaBackend:
 
     def memory_room(self) -> MemoryRoom | None:
         """The share of the device's memory that may be used, less what is taken, by whomever. Under the interpreter there is none."""
-        if INTERPRETED:
+        if not on_gpu():
             return None
         free, total = torch.cuda.mem_get_info(self._device)
         reusable = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
@@ -191,9 +193,7 @@ class _Tail:
     def __init__(self, ops: CudaOps, head: Head, hidden: Rows) -> None:
         self._ops, self._rows = ops, head(ops, hidden)
         ops.finish()
-        self._index = torch.zeros(
-            LOGIT_ROWS, dtype=torch.int32, pin_memory=not INTERPRETED
-        )  # may be copied without a wait
+        self._index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, pin_memory=on_gpu())  # may be copied without a wait
         self.out: Tensor = self._rows.data
         self._graphs = Graphs(self._run, buckets_up_to(LOGIT_ROWS), lambda bucket: None)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from shoal.kernels.cuda.launch import INTERPRETED
+from shoal.kernels.cuda.launch import on_gpu
 
 Program = Callable[[int], None]  # of a number of rows
 LARGEST_BUCKET = 256
@@ -28,7 +28,7 @@ class Graphs:
     def __init__(self, program: Program, buckets: Sequence[int], prepare: Callable[[int], object]) -> None:
         self._program, self._buckets = program, tuple(buckets)
         self._captured: dict[int, Callable[[], None]] = {}
-        if not INTERPRETED:
+        if on_gpu():
             for bucket in reversed(self._buckets):  # the largest first: the others fit into its memory
                 prepare(bucket)
                 self._captured[bucket] = _capture(program, bucket)
@@ -39,10 +39,10 @@ class Graphs:
 
     def run(self, bucket: int) -> None:
         """Replay it."""
-        if INTERPRETED:
-            self._program(bucket)
-        else:
+        if self._captured:
             self._captured[bucket]()
+        else:
+            self._program(bucket)
 
 
 def _capture(program: Program, bucket: int) -> Callable[[], None]:

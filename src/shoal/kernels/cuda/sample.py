@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from shoal.kernels.base import IntArray, SampleRows
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
+from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
 from shoal.kernels.cuda.sample_draw import (
     GREEDY,
     PLAIN,
@@ -154,7 +154,7 @@ class Sampler:
 
 
 def _wait() -> None:
-    if not INTERPRETED:
+    if on_gpu():
         torch.cuda.current_stream().synchronize()
 
 

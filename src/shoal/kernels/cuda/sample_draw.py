@@ -63,22 +63,22 @@ def ban_ids(rows, ids, scratch, size, WIDTH: tl.constexpr, COUNT: tl.constexpr):
 
 @triton.jit
 def weigh_chunk(  # type: ignore[no-untyped-def]
-    params, logits, scratch, stride, bests, firsts, sums, counts, masses,
+    asked, logits, scratch, stride, bests, firsts, sums, counts, masses,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
     """The mass of each chunk of the rows that draw, to ``sums``, and where a row ranks the bins of its keys."""
     row, chunk = tl.program_id(0), tl.program_id(1)
-    temperature = real_param(params, row, TEMPERATURE)
+    temperature = real_param(asked, row, TEMPERATURE)
     best, _ = best_of(bests, firsts, row, CHUNKS)
     if (temperature > 0) & is_finite(best):
-        base = row_base(params, row, logits, scratch, stride, WIDTH)
-        least = tl.maximum(real_param(params, row, MIN_P), LEAST)
+        base = row_base(asked, row, logits, scratch, stride, WIDTH)
+        least = tl.maximum(real_param(asked, row, MIN_P), LEAST)
         x = load_scores(base, chunk * CHUNK + tl.arange(0, CHUNK), VOCAB)
         keys, weights = keys_of(x, best, temperature, least, BY_WEIGHT)
         tl.store(sums + row * CHUNKS + chunk, tl.sum(weights))
         if MODE == RANKED:
             bins, own = keys >> BIN_SHIFT, row * 2 * BINS
-            if (param(params, row, TOP_K) > 0) | (real_param(params, row, TOP_P) < 1):
+            if (param(asked, row, TOP_K) > 0) | (real_param(asked, row, TOP_P) < 1):
                 count_keys(counts + own, masses + own, bins, weights, bins < BINS - 1)
 
 
@@ -178,7 +178,7 @@ def _draw_ranked(of, counts, masses, lists, tops, u, BLOCK: tl.constexpr):  # ty
 
 @triton.jit
 def choose(  # type: ignore[no-untyped-def]
-    tokens, params, logits, scratch, stride, bests, firsts, sums, counts, masses, found, ids,
+    tokens, asked, logits, scratch, stride, bests, firsts, sums, counts, masses, found, ids,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
     MODE: tl.constexpr,
 ):  # fmt: skip
@@ -186,13 +186,13 @@ def choose(  # type: ignore[no-untyped-def]
     row = tl.program_id(0)
     best, token = best_of(bests, firsts, row, CHUNKS)
     if MODE != GREEDY:
-        temperature = real_param(params, row, TEMPERATURE)
+        temperature = real_param(asked, row, TEMPERATURE)
         if (temperature > 0) & is_finite(best):
-            base = row_base(params, row, logits, scratch, stride, WIDTH)
-            least = tl.maximum(real_param(params, row, MIN_P), LEAST)
+            base = row_base(asked, row, logits, scratch, stride, WIDTH)
+            least = tl.maximum(real_param(asked, row, MIN_P), LEAST)
             of = (base, VOCAB, best, temperature, least)
-            u = random(params, row, DRAW)
-            top_k, top_p = param(params, row, TOP_K), real_param(params, row, TOP_P)
+            u = random(asked, row, DRAW)
+            top_k, top_p = param(asked, row, TOP_K), real_param(asked, row, TOP_P)
             ranks = (top_k > 0) | (top_p < 1)
             if MODE == RANKED:
                 bins, lists = row * 2 * BINS, (found + row * GATHERED, ids + row * GATHERED)

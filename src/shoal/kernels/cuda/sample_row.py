@@ -37,24 +37,24 @@ DRAW, COIN = tl.constexpr(0), tl.constexpr(1)  # the third counter words of a ro
 
 
 @triton.jit
-def param(params, row, FIELD: tl.constexpr):  # type: ignore[no-untyped-def]
+def param(asked, row, FIELD: tl.constexpr):  # type: ignore[no-untyped-def]
     """An int32 parameter of a row."""
-    return tl.load(params + row * PARAMS + FIELD)
+    return tl.load(asked + row * PARAMS + FIELD)
 
 
 @triton.jit
-def real_param(params, row, FIELD: tl.constexpr):  # type: ignore[no-untyped-def]
+def real_param(asked, row, FIELD: tl.constexpr):  # type: ignore[no-untyped-def]
     """A float32 parameter of a row."""
-    return param(params, row, FIELD).to(tl.float32, bitcast=True)
+    return param(asked, row, FIELD).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def random(params, row, STREAM: tl.constexpr):  # type: ignore[no-untyped-def]
+def random(asked, row, STREAM: tl.constexpr):  # type: ignore[no-untyped-def]
     """A float64 in [0, 1) from a row's seed, sample and position: Philox4x32-10."""
-    low = param(params, row, SEED_LOW).to(tl.uint32, bitcast=True).to(tl.uint64)
-    high = param(params, row, SEED_HIGH).to(tl.uint32, bitcast=True).to(tl.uint64)
-    position = param(params, row, POSITION).to(tl.uint32, bitcast=True)
-    sample = param(params, row, SAMPLE).to(tl.uint32, bitcast=True)
+    low = param(asked, row, SEED_LOW).to(tl.uint32, bitcast=True).to(tl.uint64)
+    high = param(asked, row, SEED_HIGH).to(tl.uint32, bitcast=True).to(tl.uint64)
+    position = param(asked, row, POSITION).to(tl.uint32, bitcast=True)
+    sample = param(asked, row, SAMPLE).to(tl.uint32, bitcast=True)
     stream, zero = tl.full([], STREAM, tl.uint32), tl.full([], 0, tl.uint32)
     c0, c1, _, _ = tl.philox(low | (high << 32), position, sample, stream, zero)
     bits = ((c0.to(tl.uint64) << 32) | c1.to(tl.uint64)) >> 11
@@ -62,9 +62,9 @@ def random(params, row, STREAM: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def row_base(params, row, logits, scratch, stride, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+def row_base(asked, row, logits, scratch, stride, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
     """Where a row's scores lie: its logits, or the copy that something has changed."""
-    return tl.where(param(params, row, CHANGED) != 0, scratch + row * WIDTH, logits + row * stride)
+    return tl.where(param(asked, row, CHANGED) != 0, scratch + row * WIDTH, logits + row * stride)
 
 
 @triton.jit
@@ -185,12 +185,12 @@ def cut(of, counts, masses, goal, ORDER: tl.constexpr, BLOCK: tl.constexpr):  # 
 
 @triton.jit
 def best_of_chunk(  # type: ignore[no-untyped-def]
-    rows, params, logits, scratch, stride, bests, firsts, counts, masses,
+    rows, asked, logits, scratch, stride, bests, firsts, counts, masses,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
 ):  # fmt: skip
     """The best score of each chunk and the lowest id that has it. Clears the row's bins where they are to be used."""
     row, chunk = tl.load(rows + tl.program_id(0)), tl.program_id(1)
-    base = row_base(params, row, logits, scratch, stride, WIDTH)
+    base = row_base(asked, row, logits, scratch, stride, WIDTH)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
     x = load_scores(base, at, VOCAB)
     broken = tl.max((x != x).to(tl.int32))

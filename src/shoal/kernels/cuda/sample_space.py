@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
+from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
 from shoal.kernels.cuda.sample_draw import GATHERED
 from shoal.kernels.cuda.sample_row import BINS, CHUNK, CHUNK_WARPS, LARGEST_VOCAB, PARAMS, best_of_chunk
 from shoal.kernels.cuda.sample_steps import sum_chunk
@@ -19,7 +19,7 @@ _ALIGNMENT = 16  # bytes
 
 def pinned(size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
     """Memory of the host that is copied from and to without waiting."""
-    return torch.zeros(size, dtype=dtype, pin_memory=not INTERPRETED)
+    return torch.zeros(size, dtype=dtype, pin_memory=on_gpu())
 
 
 class Staging:

@@ -237,7 +237,7 @@ def keep_first(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def drop_top(  # type: ignore[no-untyped-def]
-    rows, numbers, params, scratch, bests, firsts, candidates, sums,
+    rows, numbers, asked, scratch, bests, firsts, candidates, sums,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """XTC: probability, threshold, nothing, how many to leave at least."""
@@ -245,7 +245,7 @@ def drop_top(  # type: ignore[no-untyped-def]
     numbers += 4 * tl.program_id(0)
     threshold, base = tl.load(numbers + 1), scratch + row * WIDTH
     best, _ = best_of(bests, firsts, row, CHUNKS)
-    if is_finite(best) & (random(params, row, COIN) < tl.load(numbers)) & (threshold <= 0.5):
+    if is_finite(best) & (random(asked, row, COIN) < tl.load(numbers)) & (threshold <= 0.5):
         least = tl.maximum((threshold * _real_mass(sums, row, CHUNKS)).to(tl.float32), LEAST)
         # Of the top: how many, and as one number the lowest score and of its ids the highest.
         number, worst = 0, tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)

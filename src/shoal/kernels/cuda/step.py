@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from shoal.kernels.base import PAGE_SIZE, StepInput, StepLimits
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device
+from shoal.kernels.cuda.launch import Tensor, device, on_gpu
 from shoal.kernels.reference import PIECE
 
 CHUNK_ROWS = 64  # most rows of a chunk
@@ -91,10 +91,10 @@ class _Host:
     """A buffer on the host, by its fields; pinned, so that the device can read it while the host goes on."""
 
     def __init__(self, layout: dict[str, int]) -> None:
-        self.pinned = torch.zeros(sum(layout.values()), dtype=torch.int32, pin_memory=not INTERPRETED)
+        self.pinned = torch.zeros(sum(layout.values()), dtype=torch.int32, pin_memory=on_gpu())
         ends = list(accumulate(layout.values()))
         self.of: dict[str, Ints] = dict(zip(layout, np.split(self.pinned.numpy(), ends[:-1]), strict=True))
-        self._read = None if INTERPRETED else torch.cuda.Event()
+        self._read = torch.cuda.Event() if on_gpu() else None
 
     def wait(self) -> None:
         """Until the device has read what was put here last."""
