@@ -46,6 +46,7 @@ from shoal.kernels.cuda.compile_ahead import (
     mixed_instructions,
     recorded,
 )
+from shoal.kernels.cuda.linear import CHIPS, as_on
 from shoal.system.machine_limits import usable_cores
 
 _VOCAB = 16384
@@ -82,9 +83,9 @@ ALL = Plan(tuple(NETWORKS), ("Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_K", "IQ4_XS"))
 SHORT = Plan(("llama-1b",), ("Q4_K", "Q6_K"), rows=(1, 64, _CHUNK))
 
 
-def record(plan: Plan) -> Recorder:
-    """Bind every network of the plan and run every kind of step, while nothing is computed."""
-    with recorded() as recorder:
+def record(plan: Plan, target: str) -> Recorder:
+    """Bind every network of the plan and run every kind of step, with the tiles of a target, while nothing is computed."""
+    with recorded() as recorder, as_on(CHIPS[target]):
         recorder.subject_of = matrix_of
         backend = CudaBackend()
         for network in (NETWORKS[name] for name in plan.models):
@@ -239,11 +240,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--processes", type=int, default=usable_cores(), help="that compile side by side")
     found = parser.parse_args(arguments)
     started = time.monotonic()
-    recorder = record(ALL if found.all else SHORT)
-    print(f"{len(recorder.launches)} kernels x configurations, recorded in {time.monotonic() - started:.0f} s")
     faults = []
     for target in found.target or TARGETS:
-        results = []
+        recorder, results = record(ALL if found.all else SHORT, target), list[Compiled]()
+        print(f"{target}: {len(recorder.launches)} kernels x configurations", flush=True)
         for result in compile_all(target, recorder.launches, found.processes):
             results.append(result)
             print(_line(result), flush=True)

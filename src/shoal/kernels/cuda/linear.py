@@ -11,6 +11,8 @@ Both give the same bits, and so does every shape of tile, as long as the matrix 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -21,7 +23,7 @@ import triton.language as tl
 
 from shoal.kernels.base import Activation
 from shoal.kernels.cuda.activation import activate
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
+from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
 from shoal.kernels.cuda.pack import Layout, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
 
@@ -65,11 +67,32 @@ class Chip:
     configs: dict[int, Config]
 
 
-@cache
+CHIPS = {
+    "sm_80": Chip(163 << 10, SMALL_CONFIGS),
+    "sm_90": Chip(227 << 10, CONFIGS),
+    "gfx942": Chip(64 << 10, SMALL_CONFIGS),
+}
+_absent = Chip(1 << 30, CONFIGS)
+
+
+@contextmanager
+def as_on(chip: Chip) -> Iterator[None]:
+    """Configurations are those of this one, where there is no GPU."""
+    global _absent
+    before, _absent = _absent, chip
+    try:
+        yield
+    finally:
+        _absent = before
+
+
 def chip() -> Chip:
     """The GPU that is used."""
-    if INTERPRETED:
-        return Chip(1 << 30, CONFIGS)
+    return _this_chip() if on_gpu() else _absent
+
+
+@cache
+def _this_chip() -> Chip:
     properties = torch.cuda.get_device_properties(device())
     wgmma = torch.version.hip is None and properties.major >= 9
     shared = getattr(properties, "shared_memory_per_block_optin", 1 << 16)
