@@ -20,5 +20,9 @@ def row_tiles(rows: int) -> tuple[int, dict[str, int]]:
 @triton.jit
 def rows_of_program(rows, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The rows to read, int64 [ROWS, 1], and which of them to write: past the end the last row is read again."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
-    return tl.minimum(row, rows - 1).to(tl.int64), row < rows
+    if ROWS == 1:  # no end to look for
+        row, there = tl.full([1, 1], tl.program_id(0), tl.int64), tl.full([1, 1], True, tl.int1)
+    else:
+        at = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+        row, there = tl.minimum(at, rows - 1).to(tl.int64), at < rows
+    return row, there
