@@ -13,6 +13,7 @@ import torch
 from shoal.kernels import reference
 from shoal.kernels.base import Activation, Heads, Norm
 from shoal.kernels.cuda import elementwise
+from shoal.kernels.cuda import rows as row_tiles
 from shoal.kernels.cuda.launch import Tensor, device
 from tests.kernels.cuda.rows import F32, NAN, ROWS, around, blank, halves, nmse, random, selections, view
 
@@ -118,6 +119,22 @@ def test_a_row_has_the_same_bits_among_any_others(name: str) -> None:
         run(view(x[some]), out, len(some), parts)
         assert torch.equal(out[: len(some)], whole[some])
         assert all(torch.equal(a[: len(some)], b[some]) for a, b in zip(parts, half, strict=True))
+
+
+@pytest.mark.parametrize("width", [1, 100, 1000])
+@pytest.mark.parametrize("name", MAKERS)
+def test_rows_of_a_program_change_no_bit_of_rows_made(name: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _, columns = maker(name, width)
+    x = random(7, columns, spread=3)
+    results = []
+    for most in (64, 4, 1):
+        monkeypatch.setattr(row_tiles, "MOST_ROWS", most)
+        out, half = blank(7, width), halves(7, width)
+        run(view(x), out, 7, half)
+        assert torch.isnan(out[7:]).all()
+        results.append((out[:7], half[0][:7], half[1][:7]))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinities in the interpreter
@@ -281,6 +298,25 @@ def test_changes_of_rows_that_are_not_finite(bad: float) -> None:
         got = changed(run, x)
         assert np.isfinite(got[others]).all()
         assert np.isfinite(got[2]).all() == finite
+
+
+@pytest.mark.parametrize("width", [100, 1])
+def test_rows_of_a_program_change_no_bit_of_rows_in_place(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, other, gate = random(7, width), view(random(7, width, seed=1)), view(random(7, 1, seed=2))
+    one, _ = norms(width, centred=True, biased=True)
+    cases: list[Callable[[Tensor], None]] = [
+        lambda t: elementwise.add(t, other, 7),
+        lambda t: elementwise.add_norm(t, other, None, 7, one, halves(7, width)),
+        lambda t: elementwise.soft_cap(t, 2.0, 7),
+        lambda t: elementwise.gate_rows(t, gate, 7),
+        lambda t: elementwise.norm_heads(t, Heads(0, 1, width), one, 7),
+    ]
+    for run in cases:
+        results = []
+        for most in (64, 4, 1):
+            monkeypatch.setattr(row_tiles, "MOST_ROWS", most)
+            results.append(changed(run, x))
+        assert all(np.array_equal(result, results[0]) for result in results[1:])
 
 
 # --- copies ----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from shoal.kernels import reference
 from shoal.kernels.base import Activation, Experts, Linear, RawTensor, Routing
 from shoal.kernels.cuda import experts as mixtures
+from shoal.kernels.cuda import rows as row_tiles
 from shoal.kernels.cuda.experts import expert_tables, experts, experts_space
 from shoal.kernels.cuda.launch import Tensor
 from shoal.kernels.cuda.linear import CONFIGS, Config
@@ -138,6 +139,14 @@ def test_tiles_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = mixed(layer, step)
     for shape in (Config(128, 64, 4, 2), Config(64, 32, 4, 2)):
         monkeypatch.setitem(CONFIGS, 16, shape)
+        assert torch.equal(mixed(layer, step), whole)
+
+
+def test_rows_of_a_program_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, step = Mixture().packed(), random_step(5, 96)
+    whole = mixed(layer, step)
+    for most in (4, 1):
+        monkeypatch.setattr(row_tiles, "MOST_ROWS", most)
         assert torch.equal(mixed(layer, step), whole)
 
 

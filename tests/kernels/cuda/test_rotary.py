@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, KVGroup
+from shoal.kernels.cuda import rows as row_tiles
 from shoal.kernels.cuda.cache import PagedCache, copy_pages, kv_cache, token_bytes
 from tests.kernels.cuda.paged import PagedRun
 from tests.kernels.ragged import Case, make_case
@@ -74,6 +75,13 @@ def test_part_of_a_head_turns(neox: bool) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_without_rope_nothing_turns(dtype: str) -> None:
     check(replace(make_case(4, 2, 20, [19, 3]), rope=None), dtype)
+
+
+@pytest.mark.parametrize("most", [1, 4])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_number_of_rows_of_a_program(dtype: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_tiles, "MOST_ROWS", most)
+    check(make_case(9, 3, 80, [1, 17, 3]), dtype)
 
 
 def test_rows_that_pad_store_in_the_scratch_page_alone() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from shoal.kernels import reference
 from shoal.kernels.base import Routing
+from shoal.kernels.cuda import rows as row_tiles
 from shoal.kernels.cuda.launch import device
 from shoal.kernels.cuda.routing import choose
 from tests.kernels.cuda.rows import F32, NAN, ROWS, nmse, random, selections, view
@@ -75,6 +76,18 @@ def test_a_row_has_the_same_bits_among_any_others(name: str) -> None:
     whole = chosen_of(logits, routing, None)
     for some in selections(17):
         assert all(torch.equal(a, b[some]) for a, b in zip(chosen_of(logits[some], routing, None), whole, strict=True))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek 3", "odd groups"])
+def test_rows_of_a_program_change_no_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    routing, experts, _ = ROUTINGS[name]
+    logits = random(7, experts)
+    results = []
+    for most in (64, 4, 1):
+        monkeypatch.setattr(row_tiles, "MOST_ROWS", most)
+        results.append(chosen_of(logits, routing, None))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of NaN and infinities in the interpreter

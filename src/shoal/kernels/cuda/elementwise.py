@@ -2,8 +2,8 @@
 
 ``x``, ``out`` and other operands are float32 [at least rows, width], rows any stride apart. The half form is what products take:
 float16 [.., width], below 1 in magnitude, and a power of two for each row, float32 [..]; x ~ half * power
-(``reference.round_half``). What reads a whole row is one program for each, its sums in an order that the width alone decides; all
-else is one program for some columns of a row.
+(``reference.round_half``). What needs a whole row has one program for it, its sums in an order that the width alone decides; all
+else has one program for some columns of it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from shoal.kernels.base import Activation, Heads, Norm
 from shoal.kernels.cuda.activation import activate as _activate
 from shoal.kernels.cuda.activation import half_scale
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
+from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
 Half = tuple[Tensor, Tensor]
 
@@ -41,9 +42,9 @@ def add_norm(residual: Tensor, x: Tensor, out: Tensor | None, rows: int, norm: N
 
 
 def _norm_rows(x: Tensor, y: Tensor | None, out: Tensor | None, rows: int, norm: Norm, half: Half | None) -> None:
-    width = x.shape[1]
-    args = (*_rows_of(x), *_rows_of(y), *_rows_of(out), *_half_of(half), norm.weight, norm.bias, norm.eps)
-    launch(_norm, (rows,), *args, WIDTH=width, CENTRED=norm.centred, **_whole_row(width))
+    width, (programs, together) = x.shape[1], row_tiles(rows)
+    args = (*_rows_of(x), *_rows_of(y), *_rows_of(out), *_half_of(half), norm.weight, norm.bias, norm.eps, rows)
+    launch(_norm, (programs,), *args, WIDTH=width, CENTRED=norm.centred, **_whole_row(width), **together)
 
 
 def to_half(x: Tensor, half: Half, rows: int) -> None:
@@ -64,23 +65,25 @@ def activate(x: Tensor, out: Tensor | None, activation: Activation, rows: int, h
 def _make_rows(x: Tensor, out: Tensor | None, rows: int, width: int, half: Half | None, **form: Any) -> None:
     if half is None:
         grid, block = _column_grid(rows, width)
-        launch(_make, grid, *_rows_of(x), *_rows_of(out), WIDTH=width, **block, **form)
+        launch(_make, grid, *_rows_of(x), *_rows_of(out), rows, WIDTH=width, **block, **form)
     else:
-        args = (*_rows_of(x), *_rows_of(out), *_half_of(half))
-        launch(_make_half, (rows,), *args, WIDTH=width, **_whole_row(width), **form)
+        programs, together = row_tiles(rows)
+        args = (*_rows_of(x), *_rows_of(out), *_half_of(half), rows)
+        launch(_make_half, (programs,), *args, WIDTH=width, **_whole_row(width), **together, **form)
 
 
 def norm_heads(x: Tensor, heads: Heads, norm: Norm, rows: int) -> None:
     """Each of some heads normalised by itself, in place; weight and bias [heads.count * heads.width] hold all heads' in turn."""
     width = triton.next_power_of_2(heads.width)
-    together = min(triton.next_power_of_2(heads.count), max(1, _MAX_BLOCK // 2 // width))
-    grid = (rows, triton.cdiv(heads.count, together))
-    args = (x[:, heads.first :], x.stride(0), norm.weight, norm.bias, norm.eps)
-    sizes = {"COUNT": heads.count, "WIDTH": heads.width, "HEADS": together, "BLOCK": width, "CENTRED": norm.centred}
-    launch(_norm_heads, grid, *args, **sizes, warps=_warps(together * width))
+    block = min(triton.next_power_of_2(heads.count), max(1, _MAX_BLOCK // 2 // width))
+    programs, together = row_tiles(rows)
+    grid = (programs, triton.cdiv(heads.count, block))
+    args = (x[:, heads.first :], x.stride(0), norm.weight, norm.bias, norm.eps, rows)
+    sizes = {"COUNT": heads.count, "WIDTH": heads.width, "HEADS": block, "BLOCK": width, "CENTRED": norm.centred}
+    launch(_norm_heads, grid, *args, **sizes, **together, warps=_warps(block * width))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm(  # type: ignore[no-untyped-def]
     x,
     x_stride,
@@ -94,59 +97,62 @@ def _norm(  # type: ignore[no-untyped-def]
     weight,
     bias,
     eps,
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     CENTRED: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row, there = rows_of_program(rows, ROWS)
     x += row * x_stride
     if y is not None:
         y += row * y_stride
     mean, rest = 0.0, 0.0
     if CENTRED:  # the mean of what the rounded mean leaves is its error
-        mean = _mean_of_rest(x, y, 0.0, WIDTH, BLOCK)
-        rest = _mean_of_rest(x, y, mean, WIDTH, BLOCK)
-    squares = 0.0
+        mean = _mean_of_rest(x, y, 0.0, WIDTH, BLOCK, ROWS)
+        rest = _mean_of_rest(x, y, mean, WIDTH, BLOCK, ROWS)
+    squares = tl.zeros([ROWS, 1], tl.float32)
     for first in range(0, WIDTH, BLOCK):
         columns, inside = _columns(first, WIDTH, BLOCK)
         value = tl.where(inside, _sum(x, y, columns, inside) - mean - rest, 0.0)
-        squares += tl.sum(value * value, 0)
+        squares += tl.sum(value * value, 1, keep_dims=True)
     factor = 1.0 / tl.sqrt_rn(squares / WIDTH + eps)
 
     # Nothing is stored before all is read: of a row in one block every load but the first is dropped.
     power, inverse = 1.0, 1.0
     if half is not None:
-        largest = 0.0
+        largest = tl.zeros([ROWS, 1], tl.float32)
         for first in range(0, WIDTH, BLOCK):
             columns, inside = _columns(first, WIDTH, BLOCK)
             value = (_sum(x, y, columns, inside) - mean - rest) * factor
-            largest = tl.maximum(largest, tl.max(tl.abs(_weighted(value, weight, bias, columns, inside)), 0))
+            value = _weighted(value, weight, bias, columns, inside)
+            largest = tl.maximum(largest, tl.max(tl.abs(value), 1, keep_dims=True))
         power, inverse = half_scale(largest)
     for first in range(0, WIDTH, BLOCK):
         columns, inside = _columns(first, WIDTH, BLOCK)
         value = _sum(x, y, columns, inside)
         if y is not None:
-            tl.store(x + columns, value, mask=inside)
+            tl.store(x + columns, value, mask=inside & there)
         normed = _weighted((value - mean - rest) * factor, weight, bias, columns, inside)
         if out is not None:
-            tl.store(out + row * out_stride + columns, normed, mask=inside)
+            tl.store(out + row * out_stride + columns, normed, mask=inside & there)
         if half is not None:
-            tl.store(half + row * half_stride + columns, (normed * inverse).to(tl.float16), mask=inside)
+            tl.store(half + row * half_stride + columns, (normed * inverse).to(tl.float16), mask=inside & there)
     if half is not None:
-        tl.store(scale + row, power)
+        tl.store(scale + row, power, mask=there)
 
 
 @triton.jit
-def _mean_of_rest(x, y, mean, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _mean_of_rest(x, y, mean, WIDTH: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The mean of x + y - mean."""
-    total = 0.0
+    total = tl.zeros([ROWS, 1], tl.float32)
     for first in range(0, WIDTH, BLOCK):
         columns, inside = _columns(first, WIDTH, BLOCK)
-        total += tl.sum(tl.where(inside, _sum(x, y, columns, inside) - mean, 0.0), 0)
+        total += tl.sum(tl.where(inside, _sum(x, y, columns, inside) - mean, 0.0), 1, keep_dims=True)
     return total / WIDTH
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _make_half(  # type: ignore[no-untyped-def]
     x,
     x_stride,
@@ -155,51 +161,58 @@ def _make_half(  # type: ignore[no-untyped-def]
     half,
     half_stride,
     scale,
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     FORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row, there = rows_of_program(rows, ROWS)
     x += row * x_stride
-    largest = 0.0
+    largest = tl.zeros([ROWS, 1], tl.float32)
     for first in range(0, WIDTH, BLOCK):
         columns, inside = _columns(first, WIDTH, BLOCK)
-        largest = tl.maximum(largest, tl.max(tl.abs(_made(x, columns, inside, WIDTH, FORM, ACTIVATION)), 0))
+        value = _made(x, columns, inside, WIDTH, FORM, ACTIVATION)
+        largest = tl.maximum(largest, tl.max(tl.abs(value), 1, keep_dims=True))
     power, inverse = half_scale(largest)
     for first in range(0, WIDTH, BLOCK):
         columns, inside = _columns(first, WIDTH, BLOCK)
         value = _made(x, columns, inside, WIDTH, FORM, ACTIVATION)
         if out is not None:
-            tl.store(out + row * out_stride + columns, value, mask=inside)
-        tl.store(half + row * half_stride + columns, (value * inverse).to(tl.float16), mask=inside)
-    tl.store(scale + row, power)
+            tl.store(out + row * out_stride + columns, value, mask=inside & there)
+        tl.store(half + row * half_stride + columns, (value * inverse).to(tl.float16), mask=inside & there)
+    tl.store(scale + row, power, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _norm_heads(  # type: ignore[no-untyped-def]
     x,
     x_stride,
     weight,
     bias,
     eps,
+    rows,
     COUNT: tl.constexpr,
     WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
     CENTRED: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
-    column = tl.arange(0, BLOCK)[None, :]
+    """Values as [rows, heads, columns]."""
+    row, there = rows_of_program(rows, ROWS)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
+    column = tl.arange(0, BLOCK)[None, None, :]
     inside = (head < COUNT) & (column < WIDTH)
     places = head * WIDTH + column
-    x += tl.program_id(0).to(tl.int64) * x_stride
+    x += row[:, :, None] * x_stride
     value = tl.load(x + places, mask=inside, other=0.0)
     if CENTRED:  # twice: the second time it is the error of the first mean
-        value = tl.where(inside, value - tl.sum(value, 1)[:, None] / WIDTH, 0.0)
-        value = tl.where(inside, value - tl.sum(value, 1)[:, None] / WIDTH, 0.0)
-    factor = 1.0 / tl.sqrt_rn(tl.sum(value * value, 1) / WIDTH + eps)
-    tl.store(x + places, _weighted(value * factor[:, None], weight, bias, places, inside), mask=inside)
+        value = tl.where(inside, value - tl.sum(value, 2, keep_dims=True) / WIDTH, 0.0)
+        value = tl.where(inside, value - tl.sum(value, 2, keep_dims=True) / WIDTH, 0.0)
+    factor = 1.0 / tl.sqrt_rn(tl.sum(value * value, 2, keep_dims=True) / WIDTH + eps)
+    tl.store(x + places, _weighted(value * factor, weight, bias, places, inside), mask=inside & there[:, :, None])
 
 
 # --- columns of a row ------------------------------------------------------------------------------------------------
@@ -268,21 +281,30 @@ def side_by_side(arrays: Sequence[Tensor]) -> Parts:
 def concat(parts: Parts, out: Tensor, rows: int) -> None:
     """Rows of all parts side by side, in one launch."""
     grid, block = _column_grid(rows, parts.widest)
-    launch(_concat, (*grid, len(parts.arrays)), parts.table, *_rows_of(out), **block)
+    launch(_concat, (*grid, len(parts.arrays)), parts.table, *_rows_of(out), rows, **block)
 
 
 def _change_rows(
     x: Tensor, rows: int, op: str, other: Tensor | None = None, stride: int = 0, number: float = 0.0
 ) -> None:
     grid, block = _column_grid(rows, x.shape[1])
-    launch(_change, grid, *_rows_of(x), other, stride, float(number), WIDTH=x.shape[1], OP=op, **block)
+    launch(_change, grid, *_rows_of(x), other, stride, float(number), rows, WIDTH=x.shape[1], OP=op, **block)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _change(  # type: ignore[no-untyped-def]
-    x, x_stride, other, other_stride, number, WIDTH: tl.constexpr, BLOCK: tl.constexpr, OP: tl.constexpr
+    x,
+    x_stride,
+    other,
+    other_stride,
+    number,
+    rows,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    OP: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row, there = rows_of_program(rows, ROWS)
     columns, inside = _columns(tl.program_id(1) * BLOCK, WIDTH, BLOCK)
     x += row * x_stride + columns
     value = tl.load(x, mask=inside, other=0.0)
@@ -298,35 +320,37 @@ def _change(  # type: ignore[no-untyped-def]
         value = tl.where(value > number, number, tl.where(value < -number, -number, value))
     elif OP == "gate":
         value *= sigmoid(tl.load(other + row * other_stride))
-    tl.store(x, value, mask=inside)
+    tl.store(x, value, mask=inside & there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _make(  # type: ignore[no-untyped-def]
     x,
     x_stride,
     out,
     out_stride,
+    rows,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
     FORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
+    row, there = rows_of_program(rows, ROWS)
     columns, inside = _columns(tl.program_id(1) * BLOCK, WIDTH, BLOCK)
     value = _made(x + row * x_stride, columns, inside, WIDTH, FORM, ACTIVATION)
-    tl.store(out + row * out_stride + columns, value, mask=inside)
+    tl.store(out + row * out_stride + columns, value, mask=inside & there)
 
 
-@triton.jit
-def _concat(table, out, out_stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    row = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["rows"])
+def _concat(table, out, out_stride, rows, BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    row, there = rows_of_program(rows, ROWS)
     table += tl.program_id(2) * 4
     x = tl.load(table).to(tl.pointer_type(tl.float32)) + row * tl.load(table + 1)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     inside = columns < tl.load(table + 3)
-    value = tl.load(x + columns, mask=inside)
-    tl.store(out + row * out_stride + tl.load(table + 2) + columns, value, mask=inside)
+    value = tl.load(x + columns, mask=inside, other=0.0)
+    tl.store(out + row * out_stride + tl.load(table + 2) + columns, value, mask=inside & there)
 
 
 # --- what kernels share ----------------------------------------------------------------------------------------------
@@ -334,8 +358,8 @@ def _concat(table, out, out_stride, BLOCK: tl.constexpr):  # type: ignore[no-unt
 
 @triton.jit
 def _columns(first, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The columns from ``first`` on, and which of them there are."""
-    columns = first + tl.arange(0, BLOCK)
+    """The columns from ``first`` on, [1, BLOCK], and which of them there are."""
+    columns = first + tl.arange(0, BLOCK)[None, :]
     return columns, columns < WIDTH
 
 
@@ -403,7 +427,8 @@ def _whole_row(width: int) -> dict[str, int]:
 
 def _column_grid(rows: int, width: int) -> tuple[tuple[int, int], dict[str, int]]:
     block = min(triton.next_power_of_2(width), _COLUMNS)
-    return (rows, triton.cdiv(width, block)), {"BLOCK": block, "warps": _warps(block)}
+    programs, together = row_tiles(rows)
+    return (programs, triton.cdiv(width, block)), {"BLOCK": block, "warps": _warps(block), **together}
 
 
 def _warps(values: int) -> int:

@@ -27,6 +27,7 @@ from shoal.kernels.cuda.activation import activate, half_scale
 from shoal.kernels.cuda.launch import Tensor, device, launch
 from shoal.kernels.cuda.linear import add_up, config, pieces, scaled, tile_constants
 from shoal.kernels.cuda.pack import PackedMatrix
+from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
 _CHUNK = 1024  # slots that are sorted at a time, and values of a row that are gated or combined at a time
 
@@ -98,11 +99,14 @@ def experts(
     choices = _Choices(space, rows, used, count)
     _products(choices, half, scale, used, layer.gate_up[0], tables.gate_up, space.gate_up)
     n_ff = layer.down[0].columns
-    launch(_gate, (slots,), space.gate_up, space.half, space.scale, n_ff, ACTIVATION=layer.activation, CHUNK=_CHUNK)
+    programs, together = row_tiles(slots)
+    launch(_gate, (programs,), space.gate_up, space.half, space.scale, n_ff, slots,
+           ACTIVATION=layer.activation, CHUNK=_CHUNK, **together)  # fmt: skip
     _products(choices, space.half, space.scale, 1, layer.down[0], tables.down, space.down)
     width = layer.down[0].rows
-    launch(_combine, (triton.cdiv(width, _CHUNK), rows), space.down, weights, residual, residual.stride(0), width,
-           USED=used, CHUNK=_CHUNK)  # fmt: skip
+    programs, together = row_tiles(rows)
+    launch(_combine, (programs, triton.cdiv(width, _CHUNK)), space.down, weights, residual, residual.stride(0), width, rows,
+           USED=used, CHUNK=_CHUNK, **together)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,38 +212,40 @@ def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride,
         tl.store(at, y, mask=here[None, :] & (row[:, None] < N))
 
 
-@triton.jit
-def _gate(gate_up, half, scale, width, ACTIVATION: tl.constexpr, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """activation(gate) * up of one slot, as float16 and the power of two that it was divided by."""
-    slot = tl.program_id(0).to(tl.int64)
+@triton.jit(do_not_specialize=["slots"])
+def _gate(gate_up, half, scale, width, slots,  # type: ignore[no-untyped-def]
+          ACTIVATION: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """activation(gate) * up of slots, as float16 and the power of two that each was divided by."""
+    slot, there = rows_of_program(slots, ROWS)
     gate = gate_up + slot * 2 * width
-    largest = tl.zeros((CHUNK,), tl.float32)
+    largest = tl.zeros((ROWS, CHUNK), tl.float32)
     for first in range(0, width, CHUNK):
         largest = tl.maximum(largest, tl.abs(_gated(gate, width, first, ACTIVATION, CHUNK)))
-    power, inverse = half_scale(tl.max(largest, 0))
-    tl.store(scale + slot, power)
+    power, inverse = half_scale(tl.max(largest, 1, keep_dims=True))
+    tl.store(scale + slot, power, mask=there)
     for first in range(0, width, CHUNK):
-        column = first + tl.arange(0, CHUNK)
+        column = first + tl.arange(0, CHUNK)[None, :]
         y = _gated(gate, width, first, ACTIVATION, CHUNK) * inverse
-        tl.store(half + slot * width + column, y.to(tl.float16), mask=column < width)
+        tl.store(half + slot * width + column, y.to(tl.float16), mask=(column < width) & there)
 
 
 @triton.jit
 def _gated(gate, width, first, ACTIVATION: tl.constexpr, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    column = first + tl.arange(0, CHUNK)
+    column = first + tl.arange(0, CHUNK)[None, :]
     mask = column < width
     up = tl.load(gate + width + column, mask=mask, other=0.0)
     return activate(tl.load(gate + column, mask=mask, other=0.0), ACTIVATION) * up
 
 
-@triton.jit
-def _combine(down, weights, residual, stride, width, USED: tl.constexpr, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Some columns of one row."""
-    column = tl.program_id(0) * CHUNK + tl.arange(0, CHUNK)
-    row = tl.program_id(1).to(tl.int64)
+@triton.jit(do_not_specialize=["rows"])
+def _combine(down, weights, residual, stride, width, rows,  # type: ignore[no-untyped-def]
+             USED: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """Some columns of rows."""
+    row, there = rows_of_program(rows, ROWS)
+    column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)[None, :]
     mask = column < width
     total = tl.load(residual + row * stride + column, mask=mask, other=0.0)
     for place in tl.static_range(USED):
         slot = row * USED + place
         total += tl.load(weights + slot) * tl.load(down + slot * width + column, mask=mask, other=0.0)
-    tl.store(residual + row * stride + column, total, mask=mask)
+    tl.store(residual + row * stride + column, total, mask=mask & there)

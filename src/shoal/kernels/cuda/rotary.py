@@ -1,6 +1,6 @@
 """Rotary positions, and k and v into the pages of the cache: one launch.
 
-A program has one row and some of its heads. Those of q are turned in place: a pair's two values are read and written by the same
+A program has some heads of a row. Those of q are turned in place: a pair's two values are read and written by the same
 thread. Those of k are turned on their way into the cache, where each value is stored by itself and reads its partner.
 """
 
@@ -16,6 +16,7 @@ import triton.language as tl
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, Rope
 from shoal.kernels.cuda.cache import PagedCache, scale_count
 from shoal.kernels.cuda.launch import Tensor, device, launch
+from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 from shoal.kernels.cuda.step import StepArrays
 from shoal.kernels.reference import KV_GROUP, TINY
 
@@ -53,9 +54,10 @@ def rope_store(
     pages = cache.layers[layer]
     q_block, kv_block = (min(_HEAD_BLOCK, triton.next_power_of_2(n)) for n in (shape.heads, shape.kv_heads))
     q_blocks = 0 if table is None else -(-shape.heads // q_block)
+    programs, together = row_tiles(step.rows)
     launch(
         _rope_store,
-        (step.rows, q_blocks + -(-shape.kv_heads // kv_block)),
+        (programs, q_blocks + -(-shape.kv_heads // kv_block)),
         qkv,
         qkv.stride(0),
         qkv if table is None else table.cos,
@@ -68,6 +70,7 @@ def rope_store(
         step.row_seq,
         step.table_stride,
         step.page_table,
+        step.rows,
         HEADS=shape.heads,
         KV_HEADS=shape.kv_heads,
         D=shape.head_dim,
@@ -83,6 +86,7 @@ def rope_store(
         SCALE_BLOCK=triton.next_power_of_2(scale_count(shape.head_dim)),
         SCALED=KV_GROUP,
         PAGE=PAGE_SIZE,
+        **together,
         warps=4,
     )
 
@@ -93,25 +97,26 @@ def _turn_queries(  # type: ignore[no-untyped-def]
     cos,
     sin,
     heads,
+    there,
     HEADS: tl.constexpr,
     D: tl.constexpr,
     PAIRS: tl.constexpr,
     NEOX: tl.constexpr,
     PAIR_BLOCK: tl.constexpr,
 ):
-    """Heads of a row at x, in place; cos and sin of its position."""
-    i = tl.arange(0, PAIR_BLOCK)
-    mask = (heads < HEADS)[:, None] & (i < PAIRS)[None, :]
-    c, s = tl.load(cos + i, mask=i < PAIRS)[None, :], tl.load(sin + i, mask=i < PAIRS)[None, :]
+    """Heads of rows at x, in place; cos and sin of their positions. All are [rows, heads, pairs]."""
+    i = tl.arange(0, PAIR_BLOCK)[None, None, :]
+    mask = (heads < HEADS) & (i < PAIRS)
+    c, s = tl.load(cos + i, mask=i < PAIRS), tl.load(sin + i, mask=i < PAIRS)
     if NEOX:
         first, second = i, i + PAIRS
     else:
         first, second = 2 * i, 2 * i + 1
-    a_at = x + heads[:, None] * D + first[None, :]
-    b_at = x + heads[:, None] * D + second[None, :]
+    a_at = x + (heads * D + first)
+    b_at = x + (heads * D + second)
     a, b = tl.load(a_at, mask=mask), tl.load(b_at, mask=mask)
-    tl.store(a_at, a * c - b * s, mask=mask)
-    tl.store(b_at, a * s + b * c, mask=mask)
+    tl.store(a_at, a * c - b * s, mask=mask & there)
+    tl.store(b_at, a * s + b * c, mask=mask & there)
 
 
 @triton.jit
@@ -131,21 +136,23 @@ def _turned(x_at, x, cos, sin, d, mask, PAIRS: tl.constexpr, NEOX: tl.constexpr)
 
 @triton.jit
 def _store(x, values, scales, group, mask, SCALES: tl.constexpr):  # type: ignore[no-untyped-def]
-    """x [heads, scales, 32] to ``values`` of that shape; with int8 values, the scale of each 32 to ``scales`` [heads, scales]."""
+    """x [rows, heads, groups, 32] to ``values`` of that shape; with int8 values, the scale of each 32 to ``scales`` [.., groups, 1]."""
     if SCALES == 0:
         tl.store(values, x.to(values.dtype.element_ty), mask=mask)
     else:
-        largest = tl.max(tl.abs(x), axis=2)
+        largest = tl.max(tl.abs(x), axis=3, keep_dims=True)
         inverse = tl.where(largest > _TINY, tl.div_rn(127.0, tl.maximum(largest, _TINY)), 0.0)
-        codes = (x * inverse[:, :, None] + _ROUND) - _ROUND
+        codes = (x * inverse + _ROUND) - _ROUND
         codes = tl.where(codes == codes, codes, 0.0)  # NaN is no integer: the scale says it
         tl.store(values, codes.to(tl.int8), mask=mask)
-        spoilt = tl.sum(x * 0.0, axis=2)  # NaN where a value is no number: a largest value may pass over it
+        spoilt = tl.sum(
+            x * 0.0, axis=3, keep_dims=True
+        )  # NaN where a value is no number: a largest value may pass over it
         scale = largest * (1 / 127) + spoilt
         tl.store(scales, scale.to(tl.float16), mask=group)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rope_store(  # type: ignore[no-untyped-def]
     qkv,
     stride,
@@ -159,6 +166,7 @@ def _rope_store(  # type: ignore[no-untyped-def]
     row_seq,
     table_stride,
     page_table,
+    rows,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -174,30 +182,33 @@ def _rope_store(  # type: ignore[no-untyped-def]
     SCALE_BLOCK: tl.constexpr,
     SCALED: tl.constexpr,
     PAGE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    row, block = tl.program_id(0), tl.program_id(1)
+    row, there = rows_of_program(rows, ROWS)
+    row, there, block = row[:, :, None], there[:, :, None], tl.program_id(1)
     position = tl.load(positions + row)
-    x = qkv + row.to(tl.int64) * stride
+    x = qkv + row * stride
     cos += position.to(tl.int64) * PAIRS
     sin += position.to(tl.int64) * PAIRS
     if block < Q_BLOCKS:
-        heads = block * Q_BLOCK + tl.arange(0, Q_BLOCK)
-        _turn_queries(x, cos, sin, heads, HEADS, D, PAIRS, NEOX, PAIR_BLOCK)
-    else:
-        head = (block - Q_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
+        heads = block * Q_BLOCK + tl.arange(0, Q_BLOCK)[None, :, None]
+        _turn_queries(x, cos, sin, heads, there, HEADS, D, PAIRS, NEOX, PAIR_BLOCK)
+    else:  # [rows, heads, groups of dims, dims of a group]
+        head = (block - Q_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)[None, :, None, None]
         pages = page_table + (tl.load(row_seq + row) * GROUPS + GROUP) * tl.load(table_stride)
-        page = tl.load(pages + position // PAGE).to(tl.int64)
-        place = (page * KV_HEADS + head) * PAGE + position % PAGE
-        group = tl.arange(0, SCALE_BLOCK)
-        d = group[:, None] * SCALED + tl.arange(0, SCALED)[None, :]
-        mask = (head < KV_HEADS)[:, None, None] & (d < D)[None, :, :]
-        k_at = x + (HEADS + head)[:, None, None] * D + d[None, :, :]
+        page = tl.load(pages + position // PAGE).to(tl.int64)[:, :, :, None]
+        place = (page * KV_HEADS + head) * PAGE + (position % PAGE)[:, :, :, None]
+        group = tl.arange(0, SCALE_BLOCK)[None, None, :, None]
+        d = group * SCALED + tl.arange(0, SCALED)[None, None, None, :]
+        mask = (head < KV_HEADS) & (d < D)
+        k_at = x[:, :, :, None] + ((HEADS + head) * D + d)
         k = tl.load(k_at, mask=mask, other=0.0)
         if PAIRS > 0:
-            k = _turned(k_at, k, cos, sin, d[None, :, :], mask, PAIRS, NEOX)
+            k = _turned(k_at, k, cos[:, :, :, None], sin[:, :, :, None], d, mask, PAIRS, NEOX)
         v = tl.load(k_at + KV_HEADS * D, mask=mask, other=0.0)
-        at = place[:, None, None] * D + d[None, :, :]
-        scale_at = place[:, None] * SCALES + group[None, :]
-        scaled = (head < KV_HEADS)[:, None] & (group < SCALES)[None, :]
+        at = place * D + d
+        scale_at = place * SCALES + group
+        mask = mask & there[:, :, :, None]
+        scaled = (head < KV_HEADS) & (group < SCALES) & there[:, :, :, None]
         _store(k, k_pages + at, k_scales + scale_at, scaled, mask, SCALES)
         _store(v, v_pages + at, v_scales + scale_at, scaled, mask, SCALES)
