@@ -55,7 +55,8 @@ def check(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prompts_equal_the_twin(shape: tuple[int, int, int], dtype: str) -> None:
-    check(make_case(*shape, [1, 3, 5, 17, 70]), dtype)
+    small = shape[2] <= 128 and shape[0] < 20
+    check(make_case(*shape, [1, 3, 5, 17, 70] if small else [1, 19]), dtype)
 
 
 @pytest.mark.parametrize("changes", BENT, ids=named)

@@ -35,7 +35,7 @@ from shoal.kernels.cuda.step import CHUNK_ROWS, StepArrays
 _SPACE_BYTES = 64 << 20  # for records, or more where one sequence of greatest length needs it
 _PROGRAMS = 2048  # as many as keep a device busy
 _SLICE = 128  # most dims of V that a program adds up
-_WIDE, _WIDE_BLOCK = 256, 64  # heads of more dims are multiplied so many at a time
+_WIDE_BLOCK = 64  # wide heads are multiplied so many dims at a time
 
 PIECE: tl.constexpr = tl.constexpr(reference.PIECE)
 TILE: tl.constexpr = tl.constexpr(reference.TILE)
@@ -117,7 +117,7 @@ def _launch_merge(out: Tensor, shape: AttentionShape, step: StepArrays, space: A
         WINDOW=shape.window,
         CAUSAL=shape.causal,
         BLOCK=triton.next_power_of_2(shape.head_dim),
-        warps=1 if shape.head_dim <= _WIDE else 4,
+        warps=1 if shape.head_dim <= 2 * _SLICE else 4,
     )
 
 
@@ -128,20 +128,24 @@ def _single_tile(dtype: str, group: int, head_dim: int) -> int:
 
 def _chunk_tile(dtype: str, head_dim: int) -> int:
     """Queries of a program that has several rows: as many as registers hold."""
-    return 32 if dtype == "f16" and head_dim <= _WIDE else 16
+    return 32 if dtype == "f16" and head_dim <= _SLICE else 16
+
+
+def _is_wide(dtype: str, head_dim: int) -> bool:
+    """Whether queries are not kept in registers."""
+    return head_dim > (_SLICE if dtype == "q8_0" else 2 * _SLICE)
 
 
 def _options(dtype: str, head_dim: int) -> dict[str, int]:
     """Warps, and how many tiles are under way: what needs no more registers than there are."""
-    if dtype == "f32":
-        return {"warps": 4 if head_dim <= _SLICE else 8, "stages": 2 if head_dim <= _WIDE else 1}
-    return {"warps": 4, "stages": 2 if dtype == "f16" and head_dim <= _WIDE else 1}
+    stages = 1 if dtype == "q8_0" or _is_wide(dtype, head_dim) else 2
+    return {"warps": 8 if dtype == "f32" and head_dim > _SLICE else 4, "stages": stages}
 
 
 def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:
     d = shape.head_dim
     padded = max(reference.KV_GROUP, triton.next_power_of_2(d))
-    block, width = padded if d <= _WIDE else _WIDE_BLOCK, min(_SLICE, padded)
+    block, width = _WIDE_BLOCK if _is_wide(cache.dtype, d) else padded, min(_SLICE, padded)
     return {
         "HEADS": shape.heads,
         "KV_HEADS": shape.kv_heads,
@@ -212,7 +216,8 @@ def _power_above(largest, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+    t = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x < 0.0, t - 1.0, 1.0 - t) / (1.0 + t)
 
 
 @triton.jit
