@@ -55,7 +55,8 @@ def check(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prompts_equal_the_twin(shape: tuple[int, int, int], dtype: str) -> None:
-    check(make_case(*shape, [1, 3, 5, 17, 70]), dtype)
+    small = shape[2] <= 128 and shape[0] < 20
+    check(make_case(*shape, [1, 3, 5, 17, 70] if small else [1, 19]), dtype)
 
 
 @pytest.mark.parametrize("changes", BENT, ids=named)
@@ -87,12 +88,15 @@ def test_q8_0_keeps_what_float16_has_no_room_for() -> None:
 # --- more than one piece ---------------------------------------------------------------------------------------------
 
 LENGTHS = [2 * PIECE + 40, PIECE + 1, 30]
-EDGES = [0, 63, 64, PIECE - 1, PIECE, 2 * PIECE - 1, 2 * PIECE, 2 * PIECE + 39]
+EDGES = [0, 64, PIECE - 1, PIECE, 2 * PIECE, 2 * PIECE + 39]
 LONG: list[dict[str, Any]] = [{}, {"window": 100}, {"window": 300, "soft_cap": 2.0, "slopes": slopes}]
 
 
-@pytest.mark.parametrize("changes", LONG, ids=named)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [("f16", LONG[0]), ("f16", LONG[1]), ("f16", LONG[2]), ("f32", LONG[1]), ("q8_0", LONG[2])],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
 def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: dict[str, Any]) -> None:
     """A row alone, with records and without room for them, in chunks of any size, by itself and among others; and the twin's values."""
     case = bend(make_case(3, 1, 32, LENGTHS), changes)
@@ -109,7 +113,7 @@ def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: d
     roomless = PagedRun(case, dtype, sum(LENGTHS), records=0)
     roomless.cache = run.cache
     assert torch.equal(roomless.run(*last), at_once[ends - 1])
-    for count in (2, 5, 17):
+    for count in (2, 17):
         step = case.step([(2, 29, 30), (0, LENGTHS[0] - count, LENGTHS[0]), (1, PIECE + 1 - count, PIECE + 1)])
         want = [at_once[-1:], at_once[ends[0] - count : ends[0]], at_once[ends[1] - count : ends[1]]]
         assert torch.equal(run.run(*step), torch.cat(want))
@@ -118,7 +122,7 @@ def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: d
 def test_prompts_in_chunks_have_the_same_bits() -> None:
     case = make_case(2, 1, 32, [PIECE + 44, 33])
     at_once = PagedRun(case, "f16", 400).run(*case.whole())
-    for chunk in (100, 64, 33):
+    for chunk in (100, 64):
         run, done = PagedRun(case, "f16", 400), 0
         while done < case.lengths[0]:
             spans = [(s, done, min(done + chunk, n)) for s, n in enumerate(case.lengths) if done < n]

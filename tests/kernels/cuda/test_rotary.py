@@ -13,7 +13,7 @@ from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, KVGroup
 from shoal.kernels.cuda import rows as row_tiles
 from shoal.kernels.cuda.cache import PagedCache, copy_pages, kv_cache, token_bytes
-from tests.kernels.cuda.paged import PagedRun
+from tests.kernels.cuda.paged import PagedRun, nmse, split_heads, twin
 from tests.kernels.ragged import Case, make_case
 
 F32 = NDArray[np.float32]
@@ -34,22 +34,13 @@ def stored(cache: PagedCache, layer: int, case: Case, s: int) -> list[F32]:
     return out
 
 
-def turned(case: Case, s: int) -> list[F32]:
-    """q, k, v of a sequence by the twin."""
-    shape, n = case.shape, case.lengths[s]
-    heads = case.qkv[s].reshape(n, -1, shape.head_dim)
-    q, k, v = np.split(heads, [shape.heads, shape.heads + shape.kv_heads], axis=1)
-    if case.rope is not None:
-        q, k = (reference.rotate(x, np.arange(n, dtype=np.int32), case.rope) for x in (q, k))
-    return [q, k, v]
-
-
 def check(case: Case, dtype: str, bucket: int | None = None) -> None:
     run = PagedRun(case, dtype)
     rows = run.store(*case.whole(), bucket).numpy()
     start = 0
     for s, n in enumerate(case.lengths):
-        q, k, v = turned(case, s)
+        positions = np.arange(n, dtype=np.int32)
+        q, k, v = split_heads(case.qkv[s], case.shape, positions, case.rope)
         assert np.array_equal(rows[start : start + n, : q[0].size], q.reshape(n, -1))
         want = [reference.store_as(x, dtype) for x in (k, v)]
         for ours, theirs in zip(stored(run.cache, run.layer, case, s), want, strict=True):
@@ -138,3 +129,13 @@ def test_memory_of_a_position_is_what_the_cache_takes() -> None:
         assert size == (2 * 6 + 4) * PAGE_SIZE * token_bytes(2, 80, dtype)
     assert token_bytes(3, 64, "f16") == 2 * 3 * 64 * 2
     assert token_bytes(2, 80, "q8_0") == 2 * 2 * (80 + 3 * 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_finds_what_was_stored(dtype: str) -> None:
+    case = make_case(4, 2, 48, [1, 19, 4])
+    run = PagedRun(case, dtype)
+    out = run.attend(run.store(*case.whole(), bucket=32))
+    expected = np.concatenate([twin(case, s, dtype) for s in range(3)])
+    assert nmse(out[:24].numpy(), expected) < 1e-8
+    assert not out[24:].any()

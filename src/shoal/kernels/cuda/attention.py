@@ -34,8 +34,7 @@ from shoal.kernels.cuda.step import CHUNK_ROWS, StepArrays
 
 _SPACE_BYTES = 64 << 20  # for records, or more where one sequence of greatest length needs it
 _PROGRAMS = 2048  # as many as keep a device busy
-_SLICE = 128  # most dims of V that a program adds up
-_WIDE, _WIDE_BLOCK = 256, 64  # heads of more dims are multiplied so many at a time
+_WIDE_BLOCK = 64  # wide heads are multiplied so many dims at a time
 
 PIECE: tl.constexpr = tl.constexpr(reference.PIECE)
 TILE: tl.constexpr = tl.constexpr(reference.TILE)
@@ -117,7 +116,7 @@ def _launch_merge(out: Tensor, shape: AttentionShape, step: StepArrays, space: A
         WINDOW=shape.window,
         CAUSAL=shape.causal,
         BLOCK=triton.next_power_of_2(shape.head_dim),
-        warps=1 if shape.head_dim <= _WIDE else 4,
+        warps=1 if shape.head_dim <= 256 else 4,
     )
 
 
@@ -128,20 +127,31 @@ def _single_tile(dtype: str, group: int, head_dim: int) -> int:
 
 def _chunk_tile(dtype: str, head_dim: int) -> int:
     """Queries of a program that has several rows: as many as registers hold."""
-    return 32 if dtype == "f16" and head_dim <= _WIDE else 16
+    return 32 if dtype == "f16" and head_dim in (32, 64, 128) else 16
+
+
+def _is_wide(dtype: str, head_dim: int) -> bool:
+    """Whether queries are not kept in registers."""
+    return head_dim > {"f16": 256, "q8_0": 128, "f32": 64}[dtype]
+
+
+def _slice(dtype: str, head_dim: int) -> int:
+    """Dims of V that a program adds up; scores are computed for each slice again."""
+    return 64 if dtype == "f32" or head_dim > 256 else 128
 
 
 def _options(dtype: str, head_dim: int) -> dict[str, int]:
-    """Warps, and how many tiles are under way: what needs no more registers than there are."""
-    if dtype == "f32":
-        return {"warps": 4 if head_dim <= _SLICE else 8, "stages": 2 if head_dim <= _WIDE else 1}
-    return {"warps": 4, "stages": 2 if dtype == "f16" and head_dim <= _WIDE else 1}
+    """Warps, how many tiles are under way, and on NVIDIA the registers of a thread: left to itself, ptxas moves some to memory so that
+    more programs fit a processor."""
+    registers = {} if torch.version.hip else {"maxnreg": 255}
+    return {"warps": 8 if dtype == "f32" else 4, "stages": 2 if dtype == "f16" and head_dim <= 128 else 1, **registers}
 
 
 def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:
     d = shape.head_dim
     padded = max(reference.KV_GROUP, triton.next_power_of_2(d))
-    block, width = padded if d <= _WIDE else _WIDE_BLOCK, min(_SLICE, padded)
+    block = _WIDE_BLOCK if _is_wide(cache.dtype, d) else padded
+    width = min(_slice(cache.dtype, d), padded)
     return {
         "HEADS": shape.heads,
         "KV_HEADS": shape.kv_heads,
@@ -212,7 +222,8 @@ def _power_above(largest, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+    t = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x < 0.0, t - 1.0, 1.0 - t) / (1.0 + t)
 
 
 @triton.jit
