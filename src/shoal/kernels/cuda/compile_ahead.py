@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import MockTensor
 
-from shoal.kernels.cuda.launch import Tensor, launches_go_to
+from shoal.kernels.cuda.launch import Tensor, launches_go_to, options_of
 
 _ALIGNED = 16  # bytes of a pointer, or size: what the JIT asks of them
 _INT32 = 2**31
@@ -211,7 +211,7 @@ class _NoDevice:
 
 def _compile(gpu: GPUTarget, launch: Launch) -> Any:
     args = [_stand_in(value) for value in launch.args]
-    options = {name: _stand_in(value) for name, value in launch.options}
+    options = {name: _stand_in(value) for name, value in launch.options} | options_of(gpu.backend)
     triton.runtime.driver.set_active(_NoDevice(gpu))
     return launch.kernel.load().warmup(*args, grid=(1,), **options)
 
@@ -255,7 +255,21 @@ def _read_nvidia(found: Compiled, ptx: str, cubin: bytes) -> Compiled:
     assert match is not None, text
     registers, stack, local = map(int, match.groups())
     instructions = _distinct(_NVIDIA_MATRIX, ptx)
-    return replace(found, registers=registers, spilled=max(stack, local), instructions=instructions)
+    spilled = local + _spilled(ptx, found.target) if stack else local
+    return replace(found, registers=registers, spilled=spilled, instructions=instructions)
+
+
+def _spilled(ptx: str, target: str) -> int:
+    """Bytes of registers that ptxas stores to the stack: a stack has other uses too."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    architecture = re.search(r"\.target (\w+)", ptx)
+    assert architecture is not None, target
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [tool, "-v", f"--gpu-name={architecture[1]}", file.name, "-o", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
 
 
 def _read_amd(found: Compiled, assembly: str) -> Compiled:

@@ -185,7 +185,7 @@ def _order(chosen, order, owners, starts, slots, CHUNK: tl.constexpr):  # type: 
 @triton.jit(do_not_specialize=["experts"])
 def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride, N,  # type: ignore[no-untyped-def]
               order, owners, starts, experts, PIECES: tl.constexpr, BY_SLOT: tl.constexpr, SLOTS_PER_ROW: tl.constexpr,
-              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr,
+              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
               FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """Up to BLOCK_N slots of one expert. BY_SLOT: those from place ``program_id(1)`` on, if a tile begins there."""
     if BY_SLOT:
@@ -206,7 +206,7 @@ def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride,
         weights = tl.multiple_of(tl.load(table + expert).to(tl.pointer_type(tl.uint8)), 16)
         row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
         sums = add_up(weights, R, row, half + source.to(tl.int64) * x_stride, here, K, blocks, each,
-                      PIECES, BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                      PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
         y = scaled(sums, weights, tl.load(scale + source, mask=here, other=1.0)[None, :])
         at = out + slot.to(tl.int64)[None, :] * out_stride + row[:, None]
         tl.store(at, y, mask=here[None, :] & (row[:, None] < N))

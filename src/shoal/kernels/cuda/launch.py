@@ -38,8 +38,16 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def options_of(backend: str) -> dict[str, int]:
+    """What kernels are compiled with for GPUs of one kind, cuda or hip: on AMD's one matrix instruction for tiles of all sizes."""
+    return {"matrix_instr_nonkdim": 16} if backend == "hip" else {}
+
+
+_OPTIONS = options_of("hip" if torch.version.hip else "cuda")
+
+
 def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    kernel[grid](*args, **options)
+    kernel[grid](*args, **options, **_OPTIONS)
 
 
 _launcher: Launcher = _run

@@ -1,7 +1,8 @@
 """Products of activations and packed weights: out[row, n] = sum over k of x[row, k] * weight[n, k].
 
 Weight rows are on the M side of the matrix instruction, tokens on its N side: a few tokens fill it, and each weight is read and
-decoded once for all tokens of a tile. K is walked in blocks of 256 columns, each as 8 products of 32 (the groups of pack.py).
+decoded once for all tokens of a tile. K is walked in blocks of 256 columns, each as 8 products of 32 (the groups of pack.py), or as
+fewer where K is shorter than a block.
 
 An output's bits depend on its row of x and its row of weights alone. K is cut into pieces by type, rows and columns of the weights,
 never by the number of tokens; each piece is summed by itself, and pieces are added in their order. Few tokens: pieces are the work
@@ -24,7 +25,7 @@ import triton.language as tl
 from shoal.kernels.base import Activation
 from shoal.kernels.cuda.activation import activate
 from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
-from shoal.kernels.cuda.pack import Layout, PackedMatrix, PackedPart
+from shoal.kernels.cuda.pack import GROUP, Layout, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
 
 FEW = 64  # rows up to which pieces of K go to different programs
@@ -259,7 +260,13 @@ def _add_pieces(product: _Product, epilogue: _Epilogue) -> None:
 
 def tile_constants(part: PackedPart, shape: Config) -> dict[str, Any]:
     """What ``multiply`` is compiled for, but for the weight rows of a tile."""
-    return {"BLOCK_N": shape.block_n, "WHOLE_K": part.columns % BLOCK_K == 0, **part.layout.constants}
+    groups = triton.cdiv(min(part.columns, BLOCK_K), GROUP)  # of a block: those behind a short row would add zeros
+    return {
+        "BLOCK_N": shape.block_n,
+        "WHOLE_K": part.columns % BLOCK_K == 0,
+        "GROUPS": groups,
+        **part.layout.constants,
+    }
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
@@ -267,14 +274,14 @@ def tile_constants(part: PackedPart, shape: Config) -> dict[str, Any]:
 
 @triton.jit
 def multiply(weights, R, row, x, x_mask, K, first, last,  # type: ignore[no-untyped-def]
-             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, FORMAT: tl.constexpr,
+             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr, FORMAT: tl.constexpr,
              BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """Sums over blocks ``first`` ... ``last`` - 1 of weight rows ``row`` [BLOCK_M] and of the rows of x at ``x`` (float16 pointers
     [BLOCK_N]; 0 where not ``x_mask``): float32 [BLOCK_M, BLOCK_N]. Of weights divided by the scale of the part."""
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     factor = tl.load(weights.to(tl.pointer_type(tl.float32)) + 1)
     for block in range(first, last):
-        for group in tl.static_range(8):
+        for group in tl.static_range(GROUPS):
             weight = decode(weights, R, block, row, factor, group, FORMAT, BITS, ROW_BYTES).to(tl.float16)
             k = block * 256 + group * 32 + tl.arange(0, 32)
             mask = x_mask[None, :] if WHOLE_K else x_mask[None, :] & (k[:, None] < K)
@@ -284,26 +291,26 @@ def multiply(weights, R, row, x, x_mask, K, first, last,  # type: ignore[no-unty
 
 @triton.jit
 def add_up(weights, R, row, x, x_mask, K, blocks, each,  # type: ignore[no-untyped-def]
-           PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr,
+           PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
            FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """``multiply`` over all pieces of K, which are added in their order."""
     if PIECES == 1:
         total = multiply(weights, R, row, x, x_mask, K, 0, blocks,
-                         BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                         BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for piece in range(PIECES):
             first = piece * each
             last = tl.minimum(first + each, blocks)
             total += multiply(weights, R, row, x, x_mask, K, first, last,
-                              BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                              BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     return total
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _whole(half, x_stride, K, weights, R, blocks, each, scale, out, out_stride, rows,  # type: ignore[no-untyped-def]
            factor, bias, width, PIECES: tl.constexpr, ADD: tl.constexpr, ACTIVATION: tl.constexpr,
-           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr,
+           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
            FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """A tile of ``out``, whose columns are the first ``width`` rows of the weights; gated, up are those behind them."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -311,12 +318,12 @@ def _whole(half, x_stride, K, weights, R, blocks, each, scale, out, out_stride, 
     here = token < rows
     x = half + token.to(tl.int64) * x_stride
     sums = add_up(weights, R, row, x, here, K, blocks, each,
-                  PIECES, BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                  PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     scales = tl.load(scale + token, mask=here, other=1.0)[None, :]
     y = scaled(sums, weights, scales)
     if ACTIVATION != "":
         up = add_up(weights, R, row + width, x, here, K, blocks, each,
-                    PIECES, BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                    PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
         y = activate(y, ACTIVATION) * scaled(up, weights, scales)
     column = row[:, None]
     at = out + token.to(tl.int64)[None, :] * out_stride + column
@@ -343,7 +350,7 @@ def _write(at, y, mask, factor, bias, column, width, ADD: tl.constexpr):  # type
 
 @triton.jit(do_not_specialize=["rows"])
 def _sum_pieces(half, x_stride, K, weights, R, blocks, each, scratch, rows, N,  # type: ignore[no-untyped-def]
-                BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr,
+                BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
                 FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """Sums of one piece of K, to scratch [pieces, rows, N]."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -354,7 +361,7 @@ def _sum_pieces(half, x_stride, K, weights, R, blocks, each, scratch, rows, N,  
     last = tl.minimum(first + each, blocks)
     x = half + token.to(tl.int64) * x_stride
     sums = multiply(weights, R, row, x, here, K, first, last,
-                    BLOCK_M, BLOCK_N, WHOLE_K, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+                    BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     at = scratch + (piece * rows + token[None, :]).to(tl.int64) * N + row[:, None]
     tl.store(at, sums, mask=here[None, :] & (row[:, None] < N))
 
