@@ -267,7 +267,7 @@ def _spilled(ptx: str, target: str) -> int:
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [tool, "-v", f"--gpu-name={architecture[1]}", file.name, "-o", "/dev/null"]
+        command = [str(tool), "-v", f"--gpu-name={architecture[1]}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
 
