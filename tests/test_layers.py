@@ -36,6 +36,7 @@ RANKS = {
     "server": 10,
     "bench": 10,
     "cli": 11,
+    "__main__": 12,
 }
 
 # Modules of one rank of which the first may import the second.

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from shoal import hub
 from shoal.engine.engine import Engine, EngineStats
 from shoal.engine.memory_plan import max_model_len
+from shoal.engine.placement import open_backend
 from shoal.errors import ParameterError, RequestError
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.load import load_backend
 from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.models.weights import load_model
@@ -119,28 +119,33 @@ class LLM:
     ) -> None:
         config = _config(config, flags)
         self.path = hub.resolve(model)
-        self._backend = load_backend(config.device, config.threads, on_compile or _say_compiled)
-        try:
-            with GGUFFile.open(self.path) as file:
-                model_config = ModelConfig.from_gguf(file)
-                longest = max_model_len(model_config, config)
-                # What an encoder takes follows from the size of a step, which may change.
-                most = model_config.context_length if model_config.arch.encoder else longest
-                self._prompts = PromptEncoder.from_gguf(file, config, most)
-                self.chat_defaults = sampling_defaults(file)
-                loaded = load_model(file, self._backend, max_model_len=longest)
-            self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, config)
-        except BaseException:
-            self._backend.close()
-            raise
+        with GGUFFile.open(self.path) as file:
+            self._backend, decided = open_backend(file, config, on_compile or _say_compiled)
+            try:
+                if decided is not config:  # a GPU is there: what was made of it is news
+                    say(self._backend.describe())
+                self._load(file, decided)
+            except BaseException:
+                self._backend.close()
+                raise
         self.tokenizer, self.chat_template = self._prompts.tokenizer, self._prompts.chat_template
         self._dispatcher = Dispatcher(self.engine)
         self._submitter = Submitter(self._prompts, self._dispatcher, self.engine, self.vocab_size)
         self._beams = BeamSearches(self._submitter)
-        self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, loaded.config)
+        self._embedder = Embedder(self._prompts, self._dispatcher, self.engine, self._model_config)
         self._answers = Answers(self._submitter, self._dispatcher, self.engine)
         self._own = self.session()
+
+    def _load(self, file: GGUFFile, config: EngineConfig) -> None:
+        model_config = ModelConfig.from_gguf(file)
+        longest = max_model_len(model_config, config)
+        # What an encoder takes follows from the size of a step, which may change.
+        most = model_config.context_length if model_config.arch.encoder else longest
+        self._prompts = PromptEncoder.from_gguf(file, config, most)
+        self.chat_defaults = sampling_defaults(file)
+        loaded = load_model(file, self._backend, max_model_len=longest)
+        self._model_config, self.vocab_size = loaded.config, loaded.config.vocab_size
+        self.engine = Engine(loaded, self._backend, config)
 
     def __enter__(self) -> LLM:
         return self

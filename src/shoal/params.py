@@ -20,6 +20,8 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_SECONDS = 1e9
 
+DEVICES = ("auto", "cpu", "cuda", "reference")
+
 # How replies are read; vLLM's names where it has them. "none": not at all.
 TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
 REASONING_PARSERS = ("think", "harmony", "mistral", "cohere", "seed_oss", "granite", "none")
@@ -357,9 +359,12 @@ class EngineConfig:
     largest prefill chunk. ``kv_cache_memory``: bytes of KV pages (default: what max_num_seqs sequences of max_model_len
     need, at most 40 % of the memory available and 1 GiB, or one sequence if that needs more). ``kv_cache_dtype``: f16,
     f32 or q8_0 (int8 with a scale for 32 values: half the memory of f16). ``threads``: default one for each
-    usable core, no more than a container's quota of CPU time. ``device``: auto, cpu or reference. ``seed``: where seeds of requests
-    without one come from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once;
-    it changes no result. ``pooling_type``: none, mean, cls, last or rank, in place of what the model file says (for embeddings).
+    usable core, no more than a container's quota of CPU time. ``device``: auto (a GPU that is there, else the CPU), cpu, cuda or
+    reference. ``gpu_layers``: what of the model the GPU computes, as llama.cpp counts: the head, then layers from the last on; "all",
+    or "auto" for as many as fit. ``gpu_memory_utilization``: the share of the GPU's memory that may be in use, by weights, KV pages,
+    buffers and by other processes. ``seed``: where seeds of requests without one come
+    from. ``enable_prefix_caching``: what prompts have in common at their beginning, in full pages, is computed once; it changes no
+    result. ``pooling_type``: none, mean, cls, last or rank, in place of what the model file says (for embeddings).
     ``chat_template_kwargs`` are for the chat template where a request gives no others. ``tool_call_parser`` and
     ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
@@ -374,6 +379,8 @@ class EngineConfig:
     kv_cache_dtype: str = "f16"
     threads: int | None = None
     device: str = "auto"
+    gpu_layers: int | str = "auto"
+    gpu_memory_utilization: float = 0.9
     seed: int = 0
     enable_prefix_caching: bool = True
     skip_tokenizer_init: bool = False
@@ -394,7 +401,9 @@ class EngineConfig:
             _integer("kv_cache_memory", size, 1, 2**50)
             object.__setattr__(self, "kv_cache_memory", size)
         _choice("kv_cache_dtype", self.kv_cache_dtype, ("f16", "f32", "q8_0"))
-        _choice("device", self.device, ("auto", "cpu", "reference"))
+        _choice("device", self.device, DEVICES)
+        object.__setattr__(self, "gpu_layers", _gpu_layers(self.gpu_layers, self.device))
+        _number("gpu_memory_utilization", self.gpu_memory_utilization, 0.0, 1.0, low_open=True)
         _whole(self, "threads", 1, 1024, optional=True)
         _whole(self, "seed", -(2**63), 2**64 - 1)
         if self.pooling_type is not None:
@@ -479,6 +488,21 @@ def _number(field: str, value: Any, low: float, high: float, *, low_open: bool =
 def _choice(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ParameterError(field, value, "one of " + ", ".join(allowed))
+
+
+def _gpu_layers(value: Any, device: str) -> int | str:
+    """A number, which may be given as text, or "auto" or "all". Without a GPU there is nothing to choose."""
+    if value in ("auto", "all"):
+        layers: int | str = value
+    else:
+        digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10
+        try:
+            layers = _integer("gpu_layers", int(value) if digits else value, 0, 2**31 - 1)
+        except ParameterError:
+            raise ParameterError("gpu_layers", value, "auto, all or a whole number from 0 on") from None
+    if device in ("cpu", "reference") and layers not in ("auto", 0):
+        raise ParameterError("gpu_layers", value, f"auto or 0 with device {device}")
+    return layers
 
 
 def _parser(field: str, value: Any, known: tuple[str, ...]) -> str | None:

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.engine import memory_plan
-from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedPages, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig
@@ -91,7 +91,7 @@ def test_what_is_owned_already_counts_as_far_as_it_is_filled_and_can_always_be_h
     room: SimpleNamespace,
 ) -> None:
     room.available = 100 * PAGE_BYTES
-    owned = OwnedMemory(total=200 * PAGE_BYTES, filled=20 * PAGE_BYTES)
+    owned = OwnedPages(total=(200,), filled=(20,))
 
     def pages(count: int) -> int:
         config = EngineConfig(max_num_seqs=2, kv_cache_memory=count * PAGE_BYTES)

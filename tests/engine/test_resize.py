@@ -168,7 +168,7 @@ def test_more_than_there_is_is_refused_with_both_numbers_and_nothing_has_changed
     assert tokens(results) == solo([greedy("r", range(20), 12)])
 
 
-@dataclass
+@dataclass(eq=False)
 class Exhausted(ToyBackend):
     """Has no memory for pages the next ``failures`` times, though it seemed so."""
 

@@ -35,6 +35,7 @@ from shoal.models.archs import ARCHS
 from shoal.models.config import ModelConfig, RopeScaling
 from shoal.models.weights import Model
 from shoal.params import EngineConfig, SamplingParams
+from shoal.system.machine_limits import MemoryRoom
 
 VOCAB = 61
 NAN_TOKEN = 60  # in a prompt: the logits of its row are NaN
@@ -54,13 +55,14 @@ MIXED_TOKENS = mix(np.arange(VOCAB, dtype=np.uint64))
 MIXED_POSITIONS = mix(np.arange(1 << 14, dtype=np.uint64))
 
 
-@dataclass
+@dataclass(eq=False)
 class ToyBackend:
-    """Remembers what it was asked. ``windows``: of each layer. ``before_step`` may raise."""
+    """Remembers what it was asked. ``windows``: of each layer. ``before_step`` may raise. ``room``: memory of its own."""
 
     name: str = "toy"
     windows: tuple[int, ...] = (0,)
     before_step: Callable[[StepInput], None] = lambda step: None
+    room: MemoryRoom | None = None
     steps: list[StepInput] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
 
@@ -95,6 +97,15 @@ class ToyBackend:
         self, layers: Layers, head: Head, cache: list[ToyCache], limits: StepLimits, states: Head | None = None
     ) -> ToyNetwork:
         return ToyNetwork(self, cache, limits)
+
+    def bind_layers(self, layers: Layers, cache: list[ToyCache], limits: StepLimits) -> ToyNetwork:
+        return ToyNetwork(self, cache, limits)
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        return (self,)
+
+    def memory_room(self) -> MemoryRoom | None:
+        return self.room
 
     def close(self) -> None:
         return None
@@ -151,6 +162,13 @@ class ToyNetwork:
         for cache, table in zip(self._caches, step.page_table[:, s], strict=True):
             states = states * np.uint64(0x9E3779B97F4A7C15) + cache.states(table, tokens, positions)
         return states
+
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        raise AssertionError("the engine reads logits and states")
+
+    def receive(self, rows: NDArray[np.float32]) -> None:
+        raise AssertionError("nothing comes from elsewhere")
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         assert 0 < len(rows) <= LOGIT_ROWS

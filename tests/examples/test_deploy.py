@@ -28,7 +28,7 @@ from shoal.server.settings import ServerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ROOT / "examples" / "deploy"
-PAGES = [ROOT / "README.md", ROOT / "docs" / "deploy.md", ROOT / "docs" / "server.md"]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("deploy.md", "gpu.md", "server.md"))]
 
 # Files in which every flag is one of `shoal serve`: other programs of theirs have none.
 OURS_ALONE = ["shoal.service", "nginx.conf", "Caddyfile", "prometheus.yml", "alerts.yml"]

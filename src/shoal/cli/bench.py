@@ -10,6 +10,7 @@ import click
 
 from shoal.cli.bench_constraints import constraints
 from shoal.cli.bench_files import quantize, random_model
+from shoal.cli.bench_gpu import gpu
 from shoal.cli.bench_jobs import jobs
 from shoal.cli.bench_kernels import kernels
 from shoal.cli.bench_mixed import mixed
@@ -33,7 +34,21 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sampling, sweep, startup, mixed, jobs, constraints, serve, soak, peers, quantize, random_model):
+for _verb in (
+    kernels,
+    gpu,
+    sampling,
+    sweep,
+    startup,
+    mixed,
+    jobs,
+    constraints,
+    serve,
+    soak,
+    peers,
+    quantize,
+    random_model,
+):
     bench.add_command(_verb)
 
 

@@ -32,14 +32,15 @@ def quantize(model: str, type_name: str, out: Path, peer_python: str, threads: i
 
 @click.command()
 @click.argument("out", type=_new_file)
-@click.option("--shape", default="llama-1b", show_default=True, help="Or smollm2-135m.")
+@click.option("--shape", default="llama-1b", show_default=True, help="Or llama-3b, llama-8b, smollm2-135m.")
 @click.option("--type", "type_name", default="Q4_K_M", show_default=True, help="Or Q5_K_M, or any one tensor type.")
 @click.option("--tokenizer-from", default="smollm2:135m", show_default=True, help="Model whose tokenizer it gets.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the weights.")
 def random_model(out: Path, shape: str, type_name: str, tokenizer_from: str, seed: int) -> None:
     """Write a model with random weights, to measure speed with."""
     from shoal import hub
-    from shoal.bench.models.random_model import SHAPES, mix_of, write_random_model
+    from shoal.bench.models.networks import SHAPES, mix_of
+    from shoal.bench.models.random_model import write_random_model
     from shoal.errors import ParameterError
 
     if shape not in SHAPES:

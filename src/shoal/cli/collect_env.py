@@ -15,6 +15,8 @@ _PACKAGES = (
     "numpy",
     "numba",
     "llvmlite",
+    "torch",
+    "triton",
     "tokenizers",
     "jinja2",
     "huggingface_hub",
@@ -72,6 +74,7 @@ def environment() -> dict[str, Any]:
         "memory": psutil.virtual_memory().total,
         **limits_in_force(),
         **_cpu_backend(),
+        **_gpu_backend(),
         "models_folder": _folder(cache_folder("SHOAL_CACHE", "models")),
         "packages": _versions(),
     }
@@ -91,6 +94,20 @@ def _cpu_backend() -> dict[str, Any]:
         "kernel_cache_folder": _folder(STORE.folder),
         "numba_settings": {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")},
     }
+
+
+def _gpu_backend() -> dict[str, Any]:
+    """What --device auto takes, and the GPU if it is that."""
+    from shoal.kernels.load import find_device, load_backend
+
+    device = find_device("auto")
+    if device != "cuda":
+        return {"device_auto": device, "gpu": None}
+    backend = load_backend(device)
+    try:
+        return {"device_auto": device, "gpu": backend.describe()}
+    finally:
+        backend.close()
 
 
 def _folder(path: Path | None) -> str:

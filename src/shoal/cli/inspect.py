@@ -16,6 +16,7 @@ from shoal.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
     from shoal.gguf.reader import GGUFFile
+    from shoal.kernels.base import Backend
 
 _TEMPLATE_LINES = 3
 _LENGTHS = (512, 2048, 8192, 32768)
@@ -46,32 +47,32 @@ def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: Engin
 
 def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
+    from shoal.engine.placement import open_backend
     from shoal.models.sampling_defaults import sampling_defaults
 
-    return {
-        "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
-        "architecture": file.label("general.architecture"),
-        "name": file.label("general.name"),
-        **_support(file, config),
-        "hyper_parameters": _hyper_parameters(file),
-        "tensors": _tensors(file),
-        "tokenizer": _tokenizer(file),
-        "chat_template": _template(file, config),
-        "sampling_defaults": sampling_defaults(file),
-        "batching": _batching(file, config),
-    }
-
-
-def _batching(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
-    """How much faster sequences are together than alone, as last measured here, or how to measure it."""
-    from shoal.bench.factor import last_measured, sweep_command
-    from shoal.kernels.load import load_backend
-
-    backend = load_backend(config.device, config.threads)
+    backend, config = open_backend(file, config)
     try:
-        found = last_measured(file.path, backend.describe())
+        return {
+            "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
+            "architecture": file.label("general.architecture"),
+            "name": file.label("general.name"),
+            **_support(file, config, backend),
+            "hyper_parameters": _hyper_parameters(file),
+            "tensors": _tensors(file),
+            "tokenizer": _tokenizer(file),
+            "chat_template": _template(file, config),
+            "sampling_defaults": sampling_defaults(file),
+            "batching": _batching(file, backend),
+        }
     finally:
         backend.close()
+
+
+def _batching(file: GGUFFile, backend: Backend) -> dict[str, Any]:
+    """How much faster sequences are together than alone, as last measured here, or how to measure it."""
+    from shoal.bench.factor import last_measured, sweep_command
+
+    found = last_measured(file.path, backend.describe())
     return {
         "measured": found.date if found else None,
         "throughput_factors": found.factors if found else {},
@@ -79,25 +80,23 @@ def _batching(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     }
 
 
-def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
+def _support(file: GGUFFile, config: EngineConfig, backend: Backend) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
-    from shoal.engine.memory_plan import plan_memory
-    from shoal.kernels.load import load_backend
-    from shoal.models.weights import check_supported
-    from shoal.system.machine_limits import limits_in_force, memory_room
+    from dataclasses import asdict
 
-    backend = load_backend(config.device, config.threads)
+    from shoal.engine.memory_plan import plan_memory
+    from shoal.engine.placement import parts
+    from shoal.models.weights import check_supported, require_memory, weights_by_owner
+    from shoal.system.machine_limits import limits_in_force
+
+    facts: dict[str, Any] = {"backend": backend.describe(), "machine": limits_in_force()}
     try:
-        facts: dict[str, Any] = {"backend": backend.describe(), "machine": limits_in_force()}
-        try:
-            model = check_supported(file, backend)
-            weights = sum(info.nbytes for info in file.tensors.values())
-            memory_room().require("the weights", weights)
-            plan = plan_memory(model, weights, config, backend)
-        except (UnsupportedError, GGUFError, MemoryLimitError) as error:
-            return {"supported": False, "reason": str(error), **facts}
-    finally:
-        backend.close()
+        model = check_supported(file, backend)
+        weights = sum(info.nbytes for info in file.tensors.values())
+        require_memory(file, backend)
+        plan = plan_memory(model, weights, config, backend, unloaded=weights_by_owner(file, backend))
+    except (UnsupportedError, GGUFError, MemoryLimitError) as error:
+        return {"supported": False, "reason": str(error), **facts}
     lengths = [length for length in _LENGTHS if length < plan.max_model_len] + [plan.max_model_len]
     facts["memory"] = {
         "weights": plan.weights_bytes,
@@ -112,6 +111,7 @@ def _support(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
             }
             for group in plan.groups
         ],
+        "parts": [asdict(part) for part in parts(file, backend, model, config, plan)],
         "tokens": plan.num_tokens,
         "sequences_that_fit": {str(length): plan.num_seqs(length) for length in lengths},
     }
@@ -291,6 +291,11 @@ def _memory_lines(memory: Mapping[str, Any], *, encoder: bool) -> Iterator[str]:
     for group in memory["groups"]:
         name = f"  window {group['window']}" if group["window"] else "  whole context"
         rows[name] = f"{group['layers']} layers: {group['pages']} pages, {_size(group['pages'] * group['page'])}"
+    for part in memory["parts"] if len(memory["parts"]) > 1 else ():
+        held = f"{part['layers']} layers{' and the head' if part['head'] else ''}"
+        rows[f"  on {part['backend']}"] = (
+            f"{held}: weights {_size(part['weights'])}, KV cache {_size(part['kv_cache'])}"
+        )
     for length, count in memory["sequences_that_fit"].items():
         rows[f"of {length} tokens"] = f"{count} sequences fit"
     yield from _group("memory", rows)

@@ -13,7 +13,7 @@ import click
 
 from shoal.errors import ParameterError
 from shoal.hub import DEFAULT_MODEL
-from shoal.params import POOLINGS, REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig, parse_size
+from shoal.params import DEVICES, POOLINGS, REASONING_PARSERS, TOOL_CALL_PARSERS, EngineConfig, parse_size
 
 Command = Callable[..., Any]
 
@@ -64,7 +64,17 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         "no target",
     ),
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
-    "device": (click.Choice(["auto", "cpu", "reference"]), "What computes; reference is plain NumPy, slow.", None),
+    "device": (
+        click.Choice(DEVICES),
+        "What computes; auto takes a GPU that is there, else the CPU; reference is plain NumPy, slow.",
+        None,
+    ),
+    "gpu_layers": (
+        str,
+        "What of the model the GPU computes: the head, then layers from the last on; auto (as many as fit), all, or a number.",
+        None,
+    ),
+    "gpu_memory_utilization": (float, "Share of the GPU's memory that may be in use.", None),
     "seed": (int, "Where the seeds of requests without one come from.", None),
     "pooling_type": (click.Choice(POOLINGS), "How embeddings are pooled.", "as the model file says"),
     "chat_template": (

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
-from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, kv_dtype, plan_memory
+from shoal.engine.memory_plan import MemoryPlan, OwnedPages, kv_dtype, plan_memory
 from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
@@ -252,7 +252,7 @@ class Engine:
             raise EngineError("the engine is closed")
         if config == self.config:
             return
-        plan = plan_memory(self._model.config, self._model.nbytes, config, self._backend, self._owned_memory())
+        plan = plan_memory(self._model.config, self._model.nbytes, config, self._backend, self._owned_pages())
         self._scheduler.preempt_all()
         self._compute = None  # the old pages go before the new ones come
         try:
@@ -280,12 +280,8 @@ class Engine:
         self._outputs += self._scheduler.resize(_page_groups(plan), limits, self._clock())
         self._check()
 
-    def _owned_memory(self) -> OwnedMemory:
-        filled = sum(
-            group.pool.num_filled * planned.page_bytes
-            for group, planned in zip(self._scheduler.groups, self.memory_plan.groups, strict=True)
-        )
-        return OwnedMemory(self.memory_plan.kv_bytes, filled)
+    def _owned_pages(self) -> OwnedPages:
+        return OwnedPages(self.num_pages, tuple(group.pool.num_filled for group in self._scheduler.groups))
 
     def stats(self) -> EngineStats:
         """Where the engine stands now."""

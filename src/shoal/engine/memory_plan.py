@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 
@@ -11,7 +12,7 @@ from shoal.errors import MemoryLimitError, ParameterError
 from shoal.kernels.base import PAGE_SIZE, Backend
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
-from shoal.system.machine_limits import memory_room
+from shoal.system.machine_limits import MemoryRoom, memory_room
 
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_KV_MEMORY = 1 << 30
@@ -67,38 +68,52 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class OwnedMemory:
-    """KV pages that give way to the new ones, in bytes; ``filled`` of them take memory now, as far as is known."""
+class OwnedPages:
+    """KV pages of each group that give way to the new ones; ``filled`` of them have been written to, as far as is known."""
 
-    total: int = 0
-    filled: int = 0
+    total: tuple[int, ...] = ()
+    filled: tuple[int, ...] = ()
 
 
-_NOTHING = OwnedMemory()
+_NOTHING = OwnedPages()
 
 
 def plan_memory(
-    model: ModelConfig, weights_bytes: int, config: EngineConfig, backend: Backend, owned: OwnedMemory = _NOTHING
+    model: ModelConfig,
+    weights_bytes: int,
+    config: EngineConfig,
+    backend: Backend,
+    owned: OwnedPages = _NOTHING,
+    *,
+    unloaded: Mapping[Backend, int] | None = None,
 ) -> MemoryPlan:
     """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now and what is
-    ``owned`` already.
+    ``owned`` already. ``unloaded``: bytes of weights that each backend is still to get.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
-    sequence, if that is more) and 40 % of the memory available, to a container if it has less. Raises MemoryLimitError with
-    needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
+    sequence, if that is more) and 40 % of the memory available, to a container if it has less; in a GPU's own memory, all that is left.
+    Where layers lie on two backends, there are as many pages as the tighter has room for.
+
+    Raises MemoryLimitError with needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = max_model_len(model, config)
     if model.arch.encoder:
         return MemoryPlan(weights_bytes, longest, (_encoder_group(model, config, backend),))
-    layer_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, config.kv_cache_dtype)
-    groups = [
-        GroupPlan(layers, PageUse(PAGE_SIZE, config.max_num_batched_tokens, window), len(layers) * layer_bytes, 0)
+    uses = {
+        layers: PageUse(PAGE_SIZE, config.max_num_batched_tokens, window)
         for window, layers in _layers_by_window(model.windows, longest).items()
+    }
+    homes = [
+        _Home(owner, _sizes(uses, page_bytes, longest, config.max_num_seqs), owned, (unloaded or {}).get(owner, 0))
+        for owner, page_bytes in _page_bytes(model, config, backend).items()
     ]
-    sizes = _Sizes(groups, longest, config.max_num_seqs)
-    pages = sizes.pages_within(_kv_budget(config, sizes, owned))
+    # In all homes together a page of a group takes what it takes in each.
+    everywhere = _together([home.sizes for home in homes])
+    pages = everywhere.pages(_level(config, everywhere, homes))
     return MemoryPlan(
-        weights_bytes, longest, tuple(replace(g, num_pages=n) for g, n in zip(groups, pages, strict=True))
+        weights_bytes,
+        longest,
+        tuple(replace(g, num_pages=n) for g, n in zip(everywhere.groups, pages, strict=True)),
     )
 
 
@@ -171,10 +186,10 @@ class _Sizes:
         """Bytes of all of them."""
         return sum(g.page_bytes * n for g, n in zip(self.groups, self.pages(level), strict=True))
 
-    def pages_within(self, budget: int) -> list[int]:
-        """The most pages of each group that ``budget`` bytes hold."""
+    def level_within(self, budget: int) -> int:
+        """The highest that ``budget`` bytes hold, as far as it is of use."""
         levels = range(1, self.seq_level * self.max_seqs + 1)
-        return self.pages(bisect_right(levels, budget, key=self.num_bytes))
+        return bisect_right(levels, budget, key=self.num_bytes)
 
     def _of_use(self, group: GroupPlan, beyond: int) -> int:
         first, more = group.use.most_pages(self.longest), group.use.settled_pages(self.longest)
@@ -182,23 +197,87 @@ class _Sizes:
         return first + min(ceil(max(0, beyond) * share), (self.max_seqs - 1) * more)
 
 
-def _kv_budget(config: EngineConfig, sizes: _Sizes, owned: OwnedMemory) -> int:
-    """Bytes for KV pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
-    room = memory_room()
-    room = replace(room, available=room.available + owned.filled)
-    seq_bytes, of_use = sizes.num_bytes(sizes.seq_level), sizes.num_bytes(sizes.seq_level * config.max_num_seqs)
-    if config.kv_cache_memory is None:
-        budget = min(of_use, max(DEFAULT_KV_MEMORY, seq_bytes), int(room.available * DEFAULT_KV_SHARE))
+def _page_bytes(model: ModelConfig, config: EngineConfig, backend: Backend) -> dict[Backend, dict[int, int]]:
+    """For each of the backends that hold the model, of each of its layers what a page takes."""
+    found: dict[Backend, dict[int, int]] = {}
+    for owner in backend.owners("output.weight"):  # may hold no layer at all
+        found[owner] = {}
+    for layer in range(model.n_layers):
+        (owner,) = backend.owners(f"blk.{layer}.")
+        token_bytes = owner.kv_token_bytes(model.n_kv_heads, model.head_dim, kv_dtype(model, config))
+        found.setdefault(owner, {})[layer] = PAGE_SIZE * token_bytes
+    return found
+
+
+def _sizes(
+    uses: Mapping[tuple[int, ...], PageUse], page_bytes: Mapping[int, int], longest: int, max_seqs: int
+) -> _Sizes:
+    """All groups, of which only layers with ``page_bytes`` take memory."""
+    groups = [
+        GroupPlan(layers, use, sum(page_bytes.get(layer, 0) for layer in layers), 0) for layers, use in uses.items()
+    ]
+    return _Sizes(groups, longest, max_seqs)
+
+
+def _together(parts: list[_Sizes]) -> _Sizes:
+    columns = zip(*(part.groups for part in parts), strict=True)
+    groups = [replace(column[0], page_bytes=sum(group.page_bytes for group in column)) for column in columns]
+    return replace(parts[0], groups=groups)
+
+
+@dataclass(frozen=True, slots=True)
+class _Home:
+    """A backend with what pages take in its memory, those that give way, and bytes of weights that it is still to get."""
+
+    backend: Backend
+    sizes: _Sizes
+    owned: OwnedPages
+    unloaded: int
+
+    def room(self) -> MemoryRoom:
+        """Where there are no pages but the old ones. The machine's memory is taken when pages are first written, a GPU's at once."""
+        own = self.backend.memory_room()
+        if own is None:
+            room = memory_room()
+            return replace(room, available=room.available + self._bytes(self.owned.filled))
+        return replace(own, available=own.available + self._bytes(self.owned.total) - self.unloaded)
+
+    def require(self, level: int) -> None:
+        """Raise MemoryLimitError without the memory for pages up to ``level``; what is owned can always be had again."""
+        needed, room = self.sizes.num_bytes(level), self.room()
+        if needed > max(room.available, self._bytes(self.owned.total)):
+            raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed{self._place}, {room}")
+
+    def default_level(self) -> int:
+        """Where the user gives no size. Raises MemoryLimitError where it is less than a sequence needs."""
+        sizes, room = self.sizes, self.room()
+        seq_bytes = sizes.num_bytes(sizes.seq_level)
+        budget = room.available
+        if self.backend.memory_room() is None:
+            budget = min(max(DEFAULT_KV_MEMORY, seq_bytes), int(room.available * DEFAULT_KV_SHARE))
         if budget < seq_bytes:
             raise MemoryLimitError(
-                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes, {room}, of which {budget} may be"
+                f"KV pages for one sequence of max_model_len need {seq_bytes} bytes{self._place}, {room}, of which {budget} may be"
                 " used: lower max_model_len or set kv_cache_memory"
             )
-        return budget
-    budget, page_bytes = parse_size("kv_cache_memory", config.kv_cache_memory), sizes.num_bytes(1)
+        return sizes.level_within(budget)
+
+    @property
+    def _place(self) -> str:
+        return "" if self.backend.memory_room() is None else f" on {self.backend.name}"
+
+    def _bytes(self, pages: tuple[int, ...]) -> int:
+        return sum(n * group.page_bytes for n, group in zip(pages, self.sizes.groups, strict=False))
+
+
+def _level(config: EngineConfig, everywhere: _Sizes, homes: list[_Home]) -> int:
+    """How many pages, no more than are of use. What the user gives may hold less than one full-length sequence."""
+    if config.kv_cache_memory is None:
+        return min(home.default_level() for home in homes)
+    budget, page_bytes = parse_size("kv_cache_memory", config.kv_cache_memory), everywhere.num_bytes(1)
     if budget < page_bytes:
         raise MemoryLimitError(f"kv_cache_memory: one page needs {page_bytes} bytes, {budget} bytes are given")
-    needed = min(budget, of_use)
-    if needed > max(room.available, owned.total):
-        raise MemoryLimitError(f"kv_cache_memory: {needed} bytes are needed, {room}")
-    return needed
+    level = everywhere.level_within(budget)
+    for home in homes:
+        home.require(level)
+    return level

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shoal.gguf.quants import QuantFormat, dequantise
 from shoal.kernels.samplers import Sampler
+from shoal.system.machine_limits import MemoryRoom
 
 PAGE_SIZE = 16  # KV positions in a page
 LOGIT_ROWS = 64  # most rows that go through the head at once
@@ -206,6 +207,10 @@ class Ops(Protocol):
         """The step's positions as rows of ``table``: [rows, n_embd]."""
         ...
 
+    def received(self, width: int) -> Array:
+        """Rows that were computed elsewhere: what ``BoundLayers.receive`` was given before the step, [rows, width]."""
+        ...
+
     def norm(self, x: Array, norm: Norm) -> Array:
         """Every row of x normalised, as an activation for ``linear``."""
         ...
@@ -284,12 +289,25 @@ Layers = Callable[[Ops], Array]  # embed and all layers -> hidden state
 Head = Callable[[Ops, Array], Array]  # hidden state -> logits, or whatever else is read from it
 
 
-class BoundNetwork(Protocol):
-    """A network bound to its weights, its KV cache and a workspace of fixed size."""
+class BoundLayers(Protocol):
+    """Layers bound to their weights, their KV cache and a workspace of fixed size."""
+
+    def receive(self, rows: NDArray[np.float32]) -> None:
+        """What ``Ops.received`` is in the next step; it is copied. [rows of that step, width]."""
+        ...
 
     def layers(self, step: StepInput) -> None:
         """Run every layer over the step's rows; KV is stored, the hidden state stays in the workspace."""
         ...
+
+    @property
+    def hidden(self) -> NDArray[np.float32]:
+        """The hidden state that the last step left, [rows, width]; valid until the next."""
+        ...
+
+
+class BoundNetwork(BoundLayers, Protocol):
+    """The same with what is read from the hidden state."""
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         """Logits [len(rows), vocab] of some rows (at most LOGIT_ROWS) of the last step; valid until the next call."""
@@ -348,6 +366,20 @@ class Backend(Protocol):
         self, layers: Layers, head: Head, cache: KVCache, limits: StepLimits, states: Head | None = None
     ) -> BoundNetwork:
         """Fix the network, its cache and the size of its workspace. ``states`` is what embeddings are made of, if they are wanted."""
+        ...
+
+    def bind_layers(self, layers: Layers, cache: KVCache, limits: StepLimits) -> BoundLayers:
+        """As ``bind``, where another backend goes on with the hidden state."""
+        ...
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        """In whose memory a tensor of the file lies, by its name: in its own. A backend that is made of others names one of them, or
+        more where several compute with it. KV pages lie where the tensors of their layer ("blk.7.") do."""
+        ...
+
+    def memory_room(self) -> MemoryRoom | None:
+        """What is left for weights and KV pages in memory of its own, which pages take as soon as they are made, what steps need beside
+        them taken off. None if it computes in the machine's memory."""
         ...
 
     def close(self) -> None:

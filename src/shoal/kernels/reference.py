@@ -21,6 +21,8 @@ from shoal.kernels.base import (
     PAGE_SIZE,
     Activation,
     AttentionShape,
+    Backend,
+    BoundLayers,
     BoundNetwork,
     Experts,
     Head,
@@ -30,6 +32,7 @@ from shoal.kernels.base import (
     Layers,
     Linear,
     Norm,
+    Ops,
     RawTensor,
     Rope,
     Routing,
@@ -43,6 +46,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 GROUP = 16  # values that share an activation scale
 KV_GROUP = 32  # dims of a head that share a scale in a q8_0 cache
+PIECE, TILE = 256, 64  # positions that attention on a GPU makes a record of, and that it takes together
 TINY = np.float32(1e-30)  # a group whose largest value is no more than this is all zeros
 WEIGHT_BITS = 26  # of a fixed-point weight, beside its sign
 _DOUBLE_BITS = 53  # integers up to 2^53 are exact in float64
@@ -204,17 +208,78 @@ def _attend_row(q: F32, k: F32, v: F32, shape: AttentionShape, own: int) -> F32:
 
     Nothing else has a part in it, so its sums have the same order whatever else the step computes.
     """
+    scores = _scores(q, k, shape, np.arange(len(k), dtype=np.float32) - np.float32(own))
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    return _weighted(weights, v)
+
+
+def _scores(q: F32, k: F32, shape: AttentionShape, distance: F32) -> F32:
+    """Scores [heads, n] of q [heads, d] and keys [n, kv_heads, d], which are ``distance`` [n] away."""
     grouped = q.reshape(k.shape[1], -1, q.shape[1])
-    scores = np.einsum("kgd,pkd->kgp", grouped, k).reshape(len(q), -1) * np.float32(shape.scale)
+    scores: F32 = np.einsum("kgd,pkd->kgp", grouped, k).reshape(len(q), -1) * np.float32(shape.scale)
     if shape.soft_cap:
         scores = soft_cap(scores, shape.soft_cap)
     if shape.slopes is not None:
-        distance = np.abs(np.arange(len(k), dtype=np.float32) - np.float32(own))
-        scores = scores - np.array(shape.slopes, np.float32)[:, None] * distance
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    weights /= weights.sum(axis=1, keepdims=True)
-    out: F32 = np.einsum("kgp,pkd->kgd", weights.reshape(*grouped.shape[:2], -1), v).reshape(q.shape)
+        scores = scores - np.array(shape.slopes, np.float32)[:, None] * np.abs(distance)
+    return scores
+
+
+def _weighted(weights: F32, v: F32) -> F32:
+    """The sum of values [n, kv_heads, d] by weights [heads, n]: [heads, d]."""
+    grouped = weights.reshape(v.shape[1], -1, len(v))
+    out: F32 = np.einsum("kgp,pkd->kgd", grouped, v).reshape(len(weights), -1)
     return out
+
+
+def attend_half(q: F32, k: F32, v: F32, positions: IntArray, shape: AttentionShape, first: int = 0) -> F32:
+    """What the kernels of a GPU compute for ``attend``: q and every k and v rounded by ``round_half``; PIECE positions give a record,
+    made tile by tile with weights rounded to float16; records are folded in order."""
+    q, k, v = (round_half(x.reshape(-1, x.shape[-1]), each_row=True).reshape(x.shape) for x in (q, k, v))
+    out = np.empty_like(q)
+    for row, position in enumerate(positions.tolist()):
+        begin = max(0, position - shape.window + 1 if shape.window else 0)
+        end = position + 1 if shape.causal else first + len(k)
+        folded = _Record.empty(q.shape[1:])
+        for start in range(begin // PIECE * PIECE, end, PIECE):
+            record = _Record.empty(q.shape[1:])
+            for tile in range(start, start + PIECE, TILE):
+                at = np.arange(max(begin, tile), min(end, tile + TILE))
+                if len(at):
+                    scores = _scores(q[row], k[at - first], shape, (at - position).astype(np.float32))
+                    record = record.with_tile(scores, v[at - first])
+            folded = folded.fold(record)
+        out[row] = folded.sums / folded.total
+    return out
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What some positions give each query head: the largest score and the sum of exp(score - largest), [heads, 1], and the values
+    weighted so, [heads, d]."""
+
+    top: F32
+    total: F32
+    sums: F32
+
+    @staticmethod
+    def empty(shape: tuple[int, ...]) -> _Record:
+        top = np.full((shape[0], 1), -1e30, np.float32)
+        return _Record(top, np.zeros_like(top), np.zeros(shape, np.float32))
+
+    def with_tile(self, scores: F32, v: F32) -> _Record:
+        """This and some more positions."""
+        top = np.maximum(self.top, scores.max(axis=1, keepdims=True))
+        weights, shrink = np.exp(scores - top), np.exp(self.top - top)
+        total = self.total * shrink + weights.sum(axis=1, keepdims=True)
+        halves = weights.astype(np.float16).astype(np.float32)
+        return _Record(top, total, self.sums * shrink + _weighted(halves, v))
+
+    def fold(self, later: _Record) -> _Record:
+        """This and the record of a later piece."""
+        top = np.maximum(self.top, later.top)
+        a, b = np.exp(self.top - top), np.exp(later.top - top)
+        return _Record(top, self.total * a + later.total * b, self.sums * a + later.sums * b)
 
 
 def soft_cap(x: F32, cap: float) -> F32:
@@ -331,8 +396,23 @@ class ReferenceBackend:
         """Run the network anew each step."""
         return _Bound(layers, head, states or head, cache)
 
+    def bind_layers(self, layers: Layers, cache: _Cache, limits: StepLimits) -> BoundLayers:
+        """The same; the hidden state is all there is to read."""
+        return _Bound(layers, _nothing_more, _nothing_more, cache)
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        """All of it."""
+        return (self,)
+
+    def memory_room(self) -> None:
+        """The machine's."""
+
     def close(self) -> None:
         """Nothing to stop."""
+
+
+def _nothing_more(ops: Ops, hidden: F32) -> F32:
+    return hidden
 
 
 class _Bound:
@@ -340,23 +420,27 @@ class _Bound:
 
     def __init__(self, layers: Layers, head: Head, states: Head, cache: _Cache) -> None:
         self._layers, self._head, self._states, self._cache = layers, head, states, cache
-        self._hidden: F32 = np.zeros((0, 0), np.float32)
+        self.hidden: F32 = np.zeros((0, 0), np.float32)
+        self._received: F32 = np.zeros((0, 0), np.float32)
         self._rows: IntArray = np.zeros(0, np.int32)
         self.last_logits: F32 = np.zeros((0, 0), np.float32)
 
     def layers(self, step: StepInput) -> None:
         self._step = step
         self._slots = [_slots(pages, step.kv_len) for pages in step.page_table]
-        self._hidden = self._layers(self)
+        self.hidden = self._layers(self)
+
+    def receive(self, rows: F32) -> None:
+        self._received = rows.copy()  # layers add to it in place
 
     def logits(self, rows: IntArray) -> F32:
         self._rows = rows
-        self.last_logits = self._head(self, self._hidden)
+        self.last_logits = self._head(self, self.hidden)
         return self.last_logits
 
     def states(self, rows: IntArray) -> F32:
         self._rows = rows
-        states: F32 = self._states(self, self._hidden)
+        states: F32 = self._states(self, self.hidden)
         return states
 
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
@@ -368,6 +452,9 @@ class _Bound:
 
     def positions(self, table: F64) -> F32:
         return table[self._step.positions].astype(np.float32)
+
+    def received(self, width: int) -> F32:
+        return self._received
 
     def norm(self, x: F32, norm: Norm) -> F32:
         return normalise(x, norm)

@@ -90,9 +90,9 @@ class Tensors:
         packed = self._vector(name + ".weight", weight)
         return Norm(packed, eps, centred, self._vector(name + ".bias", bias))
 
-    def weightless_norm(self, width: int, eps: float, *, centred: bool) -> Norm:
-        """A norm that only normalises; nothing in the file belongs to it."""
-        return Norm(self._vector("ones", np.ones(width, np.float32)), eps, centred)
+    def weightless_norm(self, name: str, width: int, eps: float, *, centred: bool) -> Norm:
+        """A norm that only normalises: nothing in the file belongs to it, and its name says only whose it is."""
+        return Norm(self._vector(name + ".weight", np.ones(width, np.float32)), eps, centred)
 
     def first_row(self, name: str, columns: int) -> Array:
         """Of a matrix with any number of rows, as a vector."""
@@ -154,10 +154,9 @@ class Tensors:
             raise self.file.error(name, "tensor is missing")
         if _without_ones(info.shape) != _without_ones(shape):
             raise self.file.error(name, f"shape {info.shape} should be {shape} by the metadata")
-        if len(shape) > 1 and not self.backend.supports(info.format):
-            raise UnsupportedError(
-                f"tensor {name}: type {info.format.name} is not supported yet on {self.backend.name}"
-            )
+        for owner in self.backend.owners(name) if len(shape) > 1 else ():
+            if not owner.supports(info.format):
+                raise UnsupportedError(f"tensor {name}: type {info.format.name} is not supported yet on {owner.name}")
         self._used.add(name)
         data = self.file.tensor(name)
         return RawTensor(name, info.format, shape, data.reshape(*shape[:-1], data.shape[-1]), self.file.scale(name))

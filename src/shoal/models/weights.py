@@ -145,10 +145,33 @@ def load_model(
     Raises GGUFError for missing tensors and shapes that disagree with the metadata, UnsupportedError for types, tensors and
     architectures that shoal does not run, MemoryLimitError where there is less memory than the weights take in the file.
     """
-    config = check_supported(file, backend)
+    check_supported(file, backend)
+    require_memory(file, backend)
+    return pack_model(file, backend, progress, max_model_len=max_model_len)
+
+
+def pack_model(
+    file: GGUFFile, backend: Backend, progress: Progress | None = None, *, max_model_len: int | None = None
+) -> Model | Encoder:
+    """The same without looking at tensors that are left over, or at how much memory there is."""
+    config = ModelConfig.from_gguf(file)
     tensors = Tensors(file, backend, pack=True, progress=progress)
-    memory_room().require("the weights", tensors.total)
     return _loaded(tensors, config, max_model_len or config.context_length)
+
+
+def require_memory(file: GGUFFile, backend: Backend) -> None:
+    """Raise MemoryLimitError where there is less memory than the weights take in the file."""
+    for owner, nbytes in weights_by_owner(file, backend).items():
+        (owner.memory_room() or memory_room()).require("the weights", nbytes)
+
+
+def weights_by_owner(file: GGUFFile, backend: Backend) -> dict[Backend, int]:
+    """Bytes of the weights, as the file has them, that each of the backends holds that ``backend`` is made of."""
+    found: dict[Backend, int] = {}
+    for name, info in file.tensors.items():
+        for owner in backend.owners(name):
+            found[owner] = found.get(owner, 0) + info.nbytes
+    return found
 
 
 def _loaded(tensors: Tensors, config: ModelConfig, max_model_len: int) -> Model | Encoder:
@@ -371,7 +394,7 @@ class _Loader:
     def _norm(self, name: str, width: int = 0, *, repeat: int = 1) -> Norm:
         c, centred = self.config, self.config.arch.norm == "layer"
         if c.arch.weightless:
-            return self.tensors.weightless_norm(width or c.n_embd, c.norm_eps, centred=centred)
+            return self.tensors.weightless_norm(name, width or c.n_embd, c.norm_eps, centred=centred)
         return self.tensors.norm(name, width or c.n_embd, c.norm_eps, centred=centred, repeat=repeat)
 
     def _shape(self, index: int) -> AttentionShape:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 
 def cache_folder(variable: str, name: str) -> Path | None:
@@ -12,24 +12,22 @@ def cache_folder(variable: str, name: str) -> Path | None:
 
     None where that user has no home: HOME is not set, and no account has this uid. The folder need not exist.
     """
-    from platformdirs import user_cache_dir
-
-    return _folder(variable, name, user_cache_dir)
+    return _folder(variable, name, "cache")
 
 
 def data_folder(variable: str, name: str) -> Path | None:
     """As ``cache_folder``, for what cannot be made again."""
-    from platformdirs import user_data_dir
-
-    return _folder(variable, name, user_data_dir)
+    return _folder(variable, name, "data")
 
 
-def _folder(variable: str, name: str, of_user: Callable[[str], str]) -> Path | None:
+def _folder(variable: str, name: str, kind: Literal["cache", "data"]) -> Path | None:
     chosen = os.environ.get(variable)
     if chosen:
         return Path(os.path.expanduser(chosen)).absolute()
+    import platformdirs
+
     try:
-        folder = Path(of_user("shoal"))
+        folder = Path((platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_data_dir)("shoal"))
     except RuntimeError:
         return None
     return folder / name if folder.is_absolute() else None  # older versions leave the ~ as it is

@@ -2,6 +2,7 @@
 
 The kernel enforces the limits of a process's own cgroup and of every cgroup above it, so the tightest counts. A file that is missing,
 unreadable or nonsense sets no limit. ``root`` is where /proc and /sys are looked for: tests build trees of their own.
+psutil is imported when memory is asked about: ``python -m shoal bench gpu`` does without it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
-
-import psutil
 
 from shoal.errors import MemoryLimitError
 
@@ -92,6 +91,8 @@ def cpu_quota(root: Path = ROOT) -> CpuQuota | None:
 
 def memory_room(root: Path = ROOT) -> MemoryRoom:
     """The memory that can be taken before something refuses it, or the kernel kills for it: the least room that any limit leaves."""
+    import psutil
+
     machine = psutil.virtual_memory()
     cgroups = [room for group in _cgroups(root, "memory") if (room := _room(group)) is not None]
     return min(
@@ -239,6 +240,8 @@ def _rlimit_rooms() -> Iterator[MemoryRoom]:
 
 
 def _mapped() -> Mapping[str, int]:
+    import psutil
+
     try:
         memory: dict[str, int] = psutil.Process().memory_info()._asdict()
     except (OSError, psutil.Error):

@@ -9,16 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shoal.bench.models.random_model import (
-    SHAPES,
-    TYPES,
-    Mix,
-    Shape,
-    mix_of,
-    tensors_of,
-    uses_more_bits,
-    write_random_model,
-)
+from shoal.bench.models.networks import SHAPES, TYPES, Mix, Shape, mix_of, tensors_of, uses_more_bits
+from shoal.bench.models.random_model import write_random_model
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile, StringArray
 from shoal.llm import LLM
@@ -61,6 +53,12 @@ def test_a_mix_has_more_bits_for_values_and_down_projections(type_name: str, bas
     matrices = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
     assert [found[f"blk.0.{name}"] for name in matrices] == [base, base, "Q6_K", base, base, base, "Q6_K"]
     assert {found[f"blk.2.{name}"] for name in matrices} == {base}
+
+
+def test_a_head_of_its_own_has_more_bits_than_the_embedding() -> None:
+    found = formats("Q4_K_M", SHAPES["llama-8b"])
+    assert (found["token_embd"], found["output"]) == ("Q4_K", "Q6_K")
+    assert "output" not in formats("Q4_K_M", SHAPES["llama-3b"])
 
 
 def test_other_types_are_one_format_and_a_good_head() -> None:

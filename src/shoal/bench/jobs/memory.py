@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from shoal import jobs
 from shoal.bench.jobs.batch_files import write_batch
 from shoal.bench.markdown import table
-from shoal.bench.models.random_model import Shape, write_random_model
+from shoal.bench.models.networks import Shape
+from shoal.bench.models.random_model import write_random_model
 from shoal.errors import EngineError
 
 _SMALLEST = Shape(

@@ -12,6 +12,7 @@ from typing import Any
 
 from shoal import hub
 from shoal.engine.memory_plan import max_model_len
+from shoal.engine.placement import settled
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile
 from shoal.jobs.durable.fingerprint import file_fingerprint, model_fingerprint, printable
@@ -19,6 +20,7 @@ from shoal.jobs.durable.manifest import Identity
 from shoal.jobs.input.rows import ChatSettings, RowReader
 from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
+from shoal.kernels.load import find_device
 from shoal.models.config import ModelConfig
 from shoal.models.sampling_defaults import sampling_defaults
 from shoal.params import EngineConfig, SamplingParams
@@ -86,8 +88,10 @@ class Task:
 
     @classmethod
     def of(cls, model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig) -> Task:
-        """Resolves ``model``, downloading it if need be. The job is begun now."""
+        """Resolves ``model``, downloading it if need be, and what of it a GPU computes. The job is begun now."""
         path = hub.resolve(model)
+        with GGUFFile.open(path) as file:
+            config = settled(file, config)
         served = options.served or names_of(model, path)
         return cls(path, served, files, options, config, datetime.now().astimezone())
 
@@ -127,10 +131,11 @@ class Task:
                 **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={
-                "device": "cpu" if config.device == "auto" else config.device,
+                "device": find_device(config.device),
                 "kv_cache_dtype": config.kv_cache_dtype,
                 "kv_cache_memory": config.kv_cache_memory,  # bounds answers without a limit
                 "max_model_len": _longest(self.path, config),
+                **({"gpu_layers": config.gpu_layers} if find_device(config.device) == "cuda" else {}),
             },
             shoal=__version__,
         )

@@ -18,6 +18,8 @@ from shoal.kernels.base import (
     LOGIT_ROWS,
     PAGE_SIZE,
     AttentionShape,
+    Backend,
+    BoundLayers,
     BoundNetwork,
     Head,
     IntArray,
@@ -97,13 +99,59 @@ class CPUBackend:
         """Record the programs and compile what they use."""
         return _Bound(self, layers, (head, states), cache, limits)
 
+    def bind_layers(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> BoundLayers:
+        """The same without a head."""
+        return _Body(self, layers, cache, limits)
+
+    def owners(self, tensor: str) -> tuple[Backend, ...]:
+        """All of it."""
+        return (self,)
+
+    def memory_room(self) -> None:
+        """The machine's."""
+
     def close(self) -> None:
         """Stop the workers."""
         self.pool.close()
 
 
-class _Bound:
-    """A recorded network: the step header, the programs of the layers, of the head and of the states."""
+class _Body:
+    """Recorded layers: the step header, their program, the rows they begin with if those come from elsewhere, the rows they leave."""
+
+    def __init__(self, backend: CPUBackend, layers: Layers, cache: PagedCache, limits: StepLimits) -> None:
+        self._pool, self._threads = backend.pool, backend.threads
+        self._step = np.zeros(attention.STEP_FIELDS, np.int64)
+        body = CPUOps(backend.threads, cache, self._step, address_of(self._step), limits)
+        self._last = layers(body)
+        self._body, self._layers = body, body.program()
+        self._hidden = _view(self._last, body)
+        self._inbox = None if body.inbox is None else _view(body.inbox, body)
+        self.hidden: NDArray[np.float32] = self._hidden[:0]
+
+    def receive(self, rows: NDArray[np.float32]) -> None:
+        assert self._inbox is not None, "these layers begin with an embedding"
+        self._inbox[: len(rows)] = rows
+
+    def layers(self, step: StepInput) -> None:
+        header, rows = self._step, len(step.token_ids)
+        self._set_rows(header, rows)
+        self.hidden = self._hidden[:rows]
+        header[attention.SEQS // 8] = len(step.kv_len)
+        header[attention.TOKENS // 8] = address_of(step.token_ids)
+        header[attention.POSITIONS // 8] = address_of(step.positions)
+        header[attention.ROW_START // 8] = address_of(step.row_start)
+        header[attention.KV_LEN // 8] = address_of(step.kv_len)
+        header[attention.PAGE_TABLE // 8] = address_of(step.page_table)
+        header[attention.GROUP_STRIDE // 8], header[attention.SEQUENCE_STRIDE // 8] = step.page_table.strides[:2]
+        self._pool.run(self._layers)
+
+    def _set_rows(self, space: NDArray[np.int64], rows: int) -> None:
+        per_chunk = max(1, rows // (self._threads * CHUNKS_PER_THREAD))
+        space[:3] = rows, per_chunk, -(-rows // per_chunk)
+
+
+class _Bound(_Body):
+    """A recorded network: also the programs of the head and of the states."""
 
     def __init__(
         self,
@@ -113,35 +161,19 @@ class _Bound:
         cache: PagedCache,
         limits: StepLimits,
     ) -> None:
-        self._pool, self._threads = backend.pool, backend.threads
-        self._step = np.zeros(attention.STEP_FIELDS, np.int64)
+        super().__init__(backend, layers, cache, limits)
         self._logit_space = np.zeros(3, np.int64)
-        body = CPUOps(backend.threads, cache, self._step, address_of(self._step), limits)
-        hidden = layers(body)
-        self._body, self._layers = body, body.program()
         head, states = heads
 
         def recorder() -> CPUOps:
             space, few = address_of(self._logit_space), replace(limits, max_rows=LOGIT_ROWS)
             return CPUOps(backend.threads, cache, self._step, space, few)
 
-        self._logits = _Tail(recorder(), head, hidden)
-        self._states = self._logits if states is None else _Tail(recorder(), states, hidden)
+        self._logits = _Tail(recorder(), head, self._last)
+        self._states = self._logits if states is None else _Tail(recorder(), states, self._last)
         self._sampler = _Sampler(backend, self._logits.rows, address_of(self._logit_space))
         self._head_and_sample = np.concatenate([self._logits.program, self._sampler.program()])
         self.last_logits: NDArray[np.float32] = self._logits.rows[:0]
-
-    def layers(self, step: StepInput) -> None:
-        header, rows = self._step, len(step.token_ids)
-        self._set_rows(header, rows)
-        header[attention.SEQS // 8] = len(step.kv_len)
-        header[attention.TOKENS // 8] = address_of(step.token_ids)
-        header[attention.POSITIONS // 8] = address_of(step.positions)
-        header[attention.ROW_START // 8] = address_of(step.row_start)
-        header[attention.KV_LEN // 8] = address_of(step.kv_len)
-        header[attention.PAGE_TABLE // 8] = address_of(step.page_table)
-        header[attention.GROUP_STRIDE // 8], header[attention.SEQUENCE_STRIDE // 8] = step.page_table.strides[:2]
-        self._pool.run(self._layers)
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         self.last_logits = self._choose(self._logits, rows)
@@ -166,10 +198,6 @@ class _Bound:
         self._set_rows(self._logit_space, len(rows))
         return tail.rows[: len(rows)]
 
-    def _set_rows(self, space: NDArray[np.int64], rows: int) -> None:
-        per_chunk = max(1, rows // (self._threads * CHUNKS_PER_THREAD))
-        space[:3] = rows, per_chunk, -(-rows // per_chunk)
-
 
 class _Tail:
     """What is read from the hidden state: its program, the row numbers it is for, and the rows it leaves."""
@@ -181,9 +209,9 @@ class _Tail:
 
 
 def _view(rows: Rows, recorder: CPUOps) -> NDArray[np.float32]:
-    """The recorder's buffer that ``rows`` lie in, as [LOGIT_ROWS, width]."""
-    memory = next(array for array in recorder.keep if address_of(array) == rows.address)
-    whole: NDArray[np.float32] = memory[: LOGIT_ROWS * rows.stride].view(np.float32).reshape(LOGIT_ROWS, -1)
+    """The recorder's buffer that ``rows`` lie in, as [max_rows, width]."""
+    memory, count = next(array for array in recorder.keep if address_of(array) == rows.address), recorder.max_rows
+    whole: NDArray[np.float32] = memory[: count * rows.stride].view(np.float32).reshape(count, -1)
     return whole[:, : rows.width]
 
 

@@ -26,6 +26,7 @@ class CPUOps(Recording):
         super().__init__(threads, space, limits.max_rows)
         self.paged = PagedOps(cache, address_of(step), limits, threads)
         self._step = address_of(step)
+        self.inbox: Rows | None = None
         self._choices: dict[tuple[int, int], Choices] = {}
 
     def embed(self, table: PackedMatrix) -> Rows:
@@ -33,6 +34,10 @@ class CPUOps(Recording):
 
     def positions(self, table: PackedMatrix) -> Rows:
         return self._table_rows(table, attention.POSITIONS)
+
+    def received(self, width: int) -> Rows:
+        self.inbox = self.new_rows(width)  # kept: nothing else is ever written there
+        return self.inbox
 
     def norm(self, x: Rows, norm: Norm) -> Rows:
         out = self.new_rows(x.width)

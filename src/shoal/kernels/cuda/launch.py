@@ -6,7 +6,8 @@ With TRITON_INTERPRET=1 kernels run on tensors in the memory of the CPU, one pro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # A product and a sum become one instruction only where the source says so: kernels that share an expression share its bits.
@@ -23,20 +24,44 @@ Tensor = torch.Tensor
 Launcher = Callable[..., None]
 
 
+def on_gpu() -> bool:
+    """Whether kernels run on a GPU: they do not under the interpreter, nor where launches are only looked at."""
+    return not INTERPRETED and _launcher is _run
+
+
 def device() -> torch.device:
-    """Where tensors lie. Raises UnsupportedError where there is no GPU."""
-    if INTERPRETED:
+    """Where tensors lie: in the memory of the CPU unless ``on_gpu``. Raises UnsupportedError where there is no GPU."""
+    if not on_gpu():
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UnsupportedError("device cuda: no GPU found (torch.cuda.is_available() is false)")
     return torch.device("cuda", torch.cuda.current_device())
 
 
+def options_of(backend: str) -> dict[str, int]:
+    """What kernels are compiled with for GPUs of one kind, cuda or hip: on AMD's one matrix instruction for tiles of all sizes."""
+    return {"matrix_instr_nonkdim": 16} if backend == "hip" else {}
+
+
+_OPTIONS = options_of("hip" if torch.version.hip else "cuda")
+
+
 def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    kernel[grid](*args, **options)
+    kernel[grid](*args, **options, **_OPTIONS)
 
 
 _launcher: Launcher = _run
+
+
+@contextmanager
+def launches_go_to(launcher: Launcher) -> Iterator[None]:
+    """Nothing runs for a while: ``launcher`` is told of each launch instead, as (kernel, grid, args, options)."""
+    global _launcher
+    before, _launcher = _launcher, launcher
+    try:
+        yield
+    finally:
+        _launcher = before
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, warps: int = 4, stages: int = 2, **constexprs: Any) -> None:

@@ -1,0 +1,35 @@
+"""What kernels do to single numbers: activations, and the power of two that a row is divided by before it is rounded to float16."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """silu, gelu (tanh form: 1 + tanh(u) is 2 * sigmoid(2u)) or squared relu of float32 x."""
+    if ACTIVATION == "relu2":
+        positive = tl.where(x < 0, 0.0, x)  # NaN stays NaN
+        y = positive * positive
+    elif ACTIVATION == "gelu":
+        y = x * _sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+    else:
+        tl.static_assert(ACTIVATION == "silu")
+        y = x * _sigmoid(x)
+    return y
+
+
+@triton.jit
+def _sigmoid(x):  # type: ignore[no-untyped-def]
+    small = tl.exp(-tl.abs(x))  # never infinite
+    return tl.where(x >= 0, 1.0, small) / (1 + small)
+
+
+@triton.jit
+def half_scale(largest):  # type: ignore[no-untyped-def]
+    """Of the largest magnitude of a row (float32): the smallest power of two above it, and 1 / that, both exact. 1 for a row of zeros
+    and for one with inf or NaN. Next to the ends of float32 the power stays within 2^-125 ... 2^126: its inverse is a normal number."""
+    field = largest.to(tl.int32, bitcast=True) >> 23
+    field = tl.where((largest > 0) & (field < 255), tl.minimum(tl.maximum(field, 1), 252), 126)
+    return ((field + 1) << 23).to(tl.float32, bitcast=True), ((253 - field) << 23).to(tl.float32, bitcast=True)

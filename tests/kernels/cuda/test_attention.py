@@ -1,0 +1,213 @@
+"""Attention over the pages against the twins, over ragged steps; the bits of a row do not depend on what shares its step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.kernels.base import PAGE_SIZE, StepLimits
+from shoal.kernels.cuda import attention as kernels
+from shoal.kernels.cuda.attention import record_count
+from shoal.kernels.reference import PIECE
+from tests.kernels.cuda.paged import PagedRun, nmse, twin
+from tests.kernels.ragged import Case, make_case
+
+TO_TWIN, TO_FLOAT = 1e-8, 5e-5
+DTYPES = ("f16", "f32", "q8_0")
+# heads, KV heads, head size: 1, 2, 3, 8 and 20 queries share a KV head.
+SHAPES = [(2, 2, 32), (4, 2, 64), (3, 1, 80), (6, 2, 96), (8, 1, 128), (2, 1, 256), (2, 1, 576), (20, 1, 14)]
+
+
+def slopes(heads: int) -> tuple[float, ...]:
+    return tuple(2.0 ** (-0.5 * h) for h in range(heads))
+
+
+BENT: list[dict[str, Any]] = [
+    {"window": 1},
+    {"window": 40},
+    {"soft_cap": 1.5},
+    {"slopes": slopes},
+    {"window": 24, "soft_cap": 0.7, "slopes": slopes},
+    {"causal": False},
+    {"causal": False, "slopes": slopes},
+]
+
+
+def named(changes: dict[str, Any]) -> str:
+    return " ".join(name if callable(value) else f"{name} {value}" for name, value in changes.items()) or "plain"
+
+
+def bend(case: Case, changes: dict[str, Any]) -> Case:
+    return case.bent(**{name: f(case.shape.heads) if callable(f) else f for name, f in changes.items()})
+
+
+def check(case: Case, dtype: str) -> None:
+    out = PagedRun(case, dtype, sum(case.lengths)).run(*case.whole()).numpy()
+    expected = np.concatenate([twin(case, s, dtype) for s in range(len(case.lengths))])
+    assert nmse(out, expected) < TO_TWIN
+    assert nmse(expected, case.all_expected(dtype)) < TO_FLOAT
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prompts_equal_the_twin(shape: tuple[int, int, int], dtype: str) -> None:
+    small = shape[2] <= 128 and shape[0] < 20
+    check(make_case(*shape, [1, 3, 5, 17, 70] if small else [1, 19]), dtype)
+
+
+@pytest.mark.parametrize("changes", BENT, ids=named)
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+def test_windows_caps_slopes_and_encoders_equal_the_twin(dtype: str, changes: dict[str, Any]) -> None:
+    check(bend(make_case(3, 1, 32, [1, 17, 123]), changes), dtype)
+
+
+def test_queries_of_any_size() -> None:
+    """What float16 does not hold is divided first."""
+    case = replace(make_case(2, 1, 32, [40]), rope=None)
+    case.qkv[0][:, :64] *= np.geomspace(1e-12, 1e9, 40, dtype=np.float32)[:, None]
+    case = case.bent(soft_cap=3.0)
+    out = PagedRun(case, "f16").run(*case.whole()).numpy()
+    assert nmse(out, twin(case, 0, "f16")) < TO_TWIN
+
+
+def test_q8_0_keeps_what_float16_has_no_room_for() -> None:
+    """Values as large as scales go, and others so small that they would be float16's last."""
+    case = replace(make_case(2, 1, 64, [40]), rope=None)
+    size = np.geomspace(1e-5, 8e6, 40, dtype=np.float32)[:, None]
+    case.qkv[0][:, 192:] *= size / np.abs(case.qkv[0][:, 192:]).max(axis=1, keepdims=True)
+    out = PagedRun(case, "q8_0").run(*case.whole()).numpy()
+    expected = twin(case, 0, "q8_0")
+    for row in range(0, 40, 7):  # each by itself: later rows are millions of times larger
+        assert nmse(out[row], expected[row]) < TO_TWIN
+
+
+# --- more than one piece ---------------------------------------------------------------------------------------------
+
+LENGTHS = [2 * PIECE + 40, PIECE + 1, 30]
+EDGES = [0, 64, PIECE - 1, PIECE, 2 * PIECE, 2 * PIECE + 39]
+LONG: list[dict[str, Any]] = [{}, {"window": 100}, {"window": 300, "soft_cap": 2.0, "slopes": slopes}]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [("f16", LONG[0]), ("f16", LONG[1]), ("f16", LONG[2]), ("f32", LONG[1]), ("q8_0", LONG[2])],
+    ids=lambda value: value if isinstance(value, str) else named(value),
+)
+def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: dict[str, Any]) -> None:
+    """A row alone, with records and without room for them, in chunks of any size, by itself and among others; and the twin's values."""
+    case = bend(make_case(3, 1, 32, LENGTHS), changes)
+    run = PagedRun(case, dtype, sum(LENGTHS))
+    at_once = run.run(*case.whole())
+    rows = [*range(0, LENGTHS[0], 97), *EDGES]
+    assert nmse(at_once[rows].numpy(), twin(case, 0, dtype, rows)) < TO_TWIN
+
+    for position in EDGES:
+        assert torch.equal(run.run(*case.step([(0, position, position + 1)]))[0], at_once[position])
+    ends = np.cumsum(LENGTHS)
+    last = case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)])
+    assert torch.equal(run.run(*last, bucket=7)[:3], at_once[ends - 1])
+    roomless = PagedRun(case, dtype, sum(LENGTHS), records=0)
+    roomless.cache = run.cache
+    assert torch.equal(roomless.run(*last), at_once[ends - 1])
+    for count in (2, 17):
+        step = case.step([(2, 29, 30), (0, LENGTHS[0] - count, LENGTHS[0]), (1, PIECE + 1 - count, PIECE + 1)])
+        want = [at_once[-1:], at_once[ends[0] - count : ends[0]], at_once[ends[1] - count : ends[1]]]
+        assert torch.equal(run.run(*step), torch.cat(want))
+
+
+def test_prompts_in_chunks_have_the_same_bits() -> None:
+    case = make_case(2, 1, 32, [PIECE + 44, 33])
+    at_once = PagedRun(case, "f16", 400).run(*case.whole())
+    for chunk in (100, 64):
+        run, done = PagedRun(case, "f16", 400), 0
+        while done < case.lengths[0]:
+            spans = [(s, done, min(done + chunk, n)) for s, n in enumerate(case.lengths) if done < n]
+            want = [at_once[s * case.lengths[0] + first : s * case.lengths[0] + last] for s, first, last in spans]
+            assert torch.equal(run.run(*case.step(spans)), torch.cat(want))
+            done += chunk
+
+
+@pytest.mark.parametrize("programs", [1, 6, 1000])
+def test_the_number_of_splits_changes_no_bit(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+    case = make_case(4, 2, 32, LENGTHS)
+    run = PagedRun(case, "f16", sum(LENGTHS))
+    at_once = run.run(*case.whole())
+    monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    last = run.run(*case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)]))
+    assert torch.equal(last, at_once[np.cumsum(LENGTHS) - 1])
+
+
+@pytest.mark.parametrize(("singles", "chunks"), [(16, 16), (32, 64), (64, 32)])
+def test_the_number_of_queries_of_a_program_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, singles: int, chunks: int
+) -> None:
+    case = make_case(20, 1, 32, [90, 1])
+    at_once = PagedRun(case, "f16").run(*case.whole())
+    monkeypatch.setattr(kernels, "_single_tile", lambda *_: singles)
+    monkeypatch.setattr(kernels, "_chunk_tile", lambda *_: chunks)
+    run = PagedRun(case, "f16")
+    assert torch.equal(run.run(*case.whole()), at_once)
+    assert torch.equal(run.run(*case.step([(0, 89, 90)]))[0], at_once[89])
+
+
+def test_other_pages_change_no_bit() -> None:
+    case = make_case(4, 2, 32, [100, 40, 1])
+    at_once = PagedRun(case, "f16").run(*case.whole())
+    order = np.random.default_rng(5).permutation(case.pages).astype(np.int32)
+    moved = replace(case, tables=order[case.tables])
+    assert torch.equal(PagedRun(moved, "f16").run(*moved.whole()), at_once)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pages_before_the_window_are_not_read(dtype: str, rows: int) -> None:
+    case = make_case(2, 1, 32, [PIECE + 50]).bent(window=70)
+    run = PagedRun(case, dtype, 400)
+    stop = case.lengths[0]
+    at_once = run.run(*case.whole())[stop - rows :]
+    before = (stop - rows + 1 - 70) // PAGE_SIZE
+    step, qkv = case.step([(0, stop - rows, stop)])
+    step.page_table[0, 0, :before] = 1 << 20  # far out of the cache
+    assert torch.equal(run.run(step, qkv), at_once)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")  # the interpreter is NumPy
+def test_what_was_in_a_page_before_does_not_matter(dtype: str) -> None:
+    case = make_case(4, 2, 32, [21, 1])
+    clean = PagedRun(case, dtype).run(*case.whole())
+    run = PagedRun(case, dtype)
+    for pages in run.cache.groups[1].tensors:
+        pages.view(torch.uint8).fill_(0xFF)  # NaN as float16 and float32
+    assert torch.equal(run.run(*case.whole()), clean)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("dtype", ["f16", "q8_0"])
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+def test_values_out_of_range_are_seen_in_their_own_sequence_alone(dtype: str, bad: float) -> None:
+    case = make_case(2, 1, 32, [20, 20])
+    clean = PagedRun(case, dtype).run(*case.whole())
+    case.qkv[0][5, -1] = bad  # the last dim of v
+    out = PagedRun(case, dtype).run(*case.whole())
+    assert not out[5:20].isfinite().all(dim=1).any()
+    assert torch.equal(out[20:], clean[20:])
+
+
+def test_rows_that_pad_are_zeros_and_change_no_bit() -> None:
+    case = make_case(4, 2, 32, [1, 1, 40])
+    alone = PagedRun(case, "f16").run(*case.whole())
+    padded = PagedRun(case, "f16").run(*case.whole(), bucket=64)
+    assert torch.equal(padded[:42], alone)
+    assert not padded[42:].any()
+
+
+def test_records_are_as_many_as_can_be_needed_or_fit() -> None:
+    assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 4 * 3
+    many = record_count(StepLimits(256, 256, 8192), heads=32, head_dim=128)
+    assert 1000 * 512 > many > 4000
+    assert record_count(StepLimits(256, 256, 8192), heads=128, head_dim=576) == 512

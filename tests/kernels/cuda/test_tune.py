@@ -1,0 +1,122 @@
+"""Tiles are chosen by a clock that tests set; tables are kept in a file that may be damaged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shoal.bench.models.random_weights import random_rows
+from shoal.gguf.quants import format_named
+from shoal.kernels.base import RawTensor
+from shoal.kernels.cuda import linear, tune
+from shoal.kernels.cuda.launch import device
+from shoal.kernels.cuda.linear import Config
+from shoal.kernels.cuda.pack import PackedMatrix, pack_matrix
+
+
+@pytest.fixture(autouse=True)
+def untuned() -> Iterator[None]:
+    linear.TUNED.clear()
+    yield
+    linear.TUNED.clear()
+
+
+@pytest.fixture
+def matrix() -> PackedMatrix:
+    fmt = format_named("Q8_0")
+    return pack_matrix([RawTensor("w", fmt, (64, 64), random_rows(fmt, (64, 64), np.random.default_rng(0)))])
+
+
+def test_the_fastest_that_runs_is_chosen() -> None:
+    times = {Config(64, 16, 4, stages): seconds for stages, seconds in ((2, 3.0), (3, 1.0), (4, 1.0))}
+
+    def seconds(config: Config) -> float:
+        if config.block_m == 128:
+            raise RuntimeError("out of resource: shared memory")
+        return times[config]
+
+    assert tune.fastest([Config(128, 16, 4, 2), *times], seconds) == Config(64, 16, 4, 3)
+    assert tune.fastest([Config(128, 16, 4, 2)], seconds) is None
+    assert tune.fastest([Config(64, 16, 4, 2)], lambda config: float("nan")) is None
+
+
+def test_each_bucket_gets_what_was_fastest_and_only_that_is_used(matrix: PackedMatrix) -> None:
+    tried: list[Config] = []
+
+    def seconds(run: Callable[[], None]) -> float:
+        (config,) = [config for key, config in linear.TUNED.items() if key[3] == bucket_now(tried)]
+        tried.append(config)
+        return 1.0 if config.stages == 4 else 2.0
+
+    def bucket_now(tried: list[Config]) -> int:
+        return 16 if len(tried) < len(tune.candidates(16)) else 64
+
+    found = tune.tune([matrix], [1, 3, 16, 33], seconds)
+    assert found == linear.TUNED
+    assert list(found) == [("Q8_0", 64, 64, 16), ("Q8_0", 64, 64, 64)]
+    assert {config.stages for config in found.values()} == {4}
+    assert tried == tune.candidates(16) + tune.candidates(64)
+    assert not tune.tune([matrix], [1, 64], seconds), "what is known is not measured again"
+
+
+def test_no_choice_changes_a_bit(matrix: PackedMatrix) -> None:
+    half = torch.randn((5, 64), generator=torch.Generator().manual_seed(0)).half().to(device())
+    scale = torch.ones((5, 1), device=device())
+
+    def product() -> torch.Tensor:
+        out = torch.zeros((5, 64), device=device())
+        linear.linear(half, scale, matrix, out, 5)
+        return out
+
+    usual = product()
+    for config in tune.candidates(16):
+        linear.TUNED["Q8_0", 64, 64, 16] = config
+        assert torch.equal(product(), usual), config
+
+
+def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
+    table = {("Q4_K", 4096, 14336, 64): tune.candidates(64)[-1], ("Q6_K", 576, 1536, 16): tune.candidates(16)[1]}
+    path = tmp_path / "of" / "a device.json"
+    tune.save(path, table)
+    assert tune.load(path) == 2
+    assert table == linear.TUNED
+    assert list(path.parent.iterdir()) == [path]
+    assert tune.load(tmp_path / "another.json") == 0
+    assert tune.load(None) == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "\x00\x01",
+        '{"Q4_K 64x64": [64, 16, 4, 3]}',
+        '{"Q4_K 64x64 16": [64, 16, 4]}',
+        '{"Q4_K 64x64 16": 5}',
+        '{"Q4_K 64x64 16": [48, 16, 4, 3]}',
+        '{"Q4_K 64x64 17": [64, 16, 4, 3]}',
+        '{"Q4_K 64x64 16": [64, 16, 4, 3], "Q6_K 64x64 16": [64, 16, 5, 3]}',
+    ],
+)
+def test_a_damaged_file_is_ignored_as_a_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(text, encoding="utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert tune.load(path) == 0
+    assert linear.TUNED == {}
+    assert "not a table of tuned kernels, ignored" in caplog.text
+
+
+def test_the_file_is_named_after_the_device_and_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_TUNED", str(tmp_path))
+    path = tune.table_path()
+    assert path is not None
+    assert path.parent == tmp_path
+    assert path.name.startswith("interpreter-shoal-0.")
+    assert "-triton-3." in path.name
