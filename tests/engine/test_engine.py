@@ -38,6 +38,7 @@ def params(**fields: object) -> SamplingParams:
 # --- batch equals solo
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("budget", [1, 16, 64, 512])
 @pytest.mark.parametrize("pages", [8, 1000])
 def test_batch_equals_solo(budget: int, pages: int) -> None:
@@ -51,6 +52,7 @@ def test_batch_equals_solo(budget: int, pages: int) -> None:
     assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("windows", [(0, 20), (20, 20), (7, 40, 0)])
 @pytest.mark.parametrize("budget", [5, 64])
 @pytest.mark.parametrize("pages", [8, 300])
@@ -63,6 +65,7 @@ def test_batch_equals_solo_with_windows(windows: tuple[int, ...], budget: int, p
         assert engine.stats().preemptions > 0
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),
@@ -539,6 +542,7 @@ def family(count: int, rng: np.random.Generator) -> list[Request]:
     ]
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=20, deadline=None)
 @given(
     data=st.data(),
