@@ -11,7 +11,9 @@ from heapq import heapify, heappop, heappush, nsmallest
 from traceback import clear_frames
 from typing import NamedTuple
 
-from shoal.engine.draft import Speculation
+from shoal.engine.draft import Drafter, Speculation
+from shoal.engine.draft_ngram import NgramDrafter
+from shoal.engine.draft_pace import DraftPace
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, kv_dtype, plan_memory
@@ -25,7 +27,7 @@ from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequen
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Encoder, Model
-from shoal.params import MAX_N, EngineConfig
+from shoal.params import MAX_N, EngineConfig, SpeculativeConfig
 
 __all__ = [
     "Engine",
@@ -114,6 +116,21 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
     )
 
 
+def _speculation(config: EngineConfig, clock: Callable[[], float]) -> Speculation | None:
+    wanted, target = config.speculative_config, config.target_step_ms
+    if wanted is None:
+        return None
+    assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
+    return Speculation(_drafter(wanted), DraftPace(None if target is None else target / 1000, clock))
+
+
+def _drafter(wanted: SpeculativeConfig) -> Drafter:
+    least, most = wanted.prompt_lookup_min, wanted.prompt_lookup_max
+    assert least is not None
+    assert most is not None
+    return NgramDrafter(wanted.num_speculative_tokens, least, most)
+
+
 def _step_limits(plan: MemoryPlan, config: EngineConfig) -> StepLimits:
     return StepLimits(
         max_rows=config.max_num_batched_tokens,
@@ -127,7 +144,7 @@ class Engine:
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
     ``clock`` gives the seconds of ``Metrics`` and time limits. ``check_every_step`` asserts after each call that pages and sequences
-    fit together. ``speculation`` makes drafts. ``num_pages``: of each KV group. Raises as ``plan_memory``.
+    fit together. ``speculation``: in place of what ``config`` says. ``num_pages``: of each KV group. Raises as ``plan_memory``.
     """
 
     def __init__(
@@ -158,6 +175,7 @@ class Engine:
         encoder = self._encoder is not None
         target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
         self._pacer = None if target is None else StepPacer(target / 1000)
+        speculation = speculation or _speculation(config, clock)
         self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
             _page_groups(plan),
