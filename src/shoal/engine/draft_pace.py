@@ -7,11 +7,14 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from statistics import median
 
-_REMEMBERED = 5  # steps of so many rows: the median does not heed the few that were disturbed
-_KEPT = 512  # steps; what was measured before them may no longer be true
+_REMEMBERED = 7  # steps of so many rows
+_KEPT, _DOUBTFUL = (
+    512,
+    128,
+)  # steps; what was measured before them may no longer be true, less so if it was measured once or twice
 _PLAIN_EVERY = 32  # steps of as many sequences: one of them has no drafts, to see what it takes without
+_FEW = 4  # further rows: the first may cost more than those that come with it
 _SUPPOSED = 1 / 8  # of a row's share of the step: what a further row costs, where nothing is known
 _GAIN = 1.02  # what a draft must promise; less is lost in what nobody measures
 _WEIGHT = 0.25  # of the last guess in a sequence's chance
@@ -29,7 +32,7 @@ class DraftPace:
         self._target, self._clock = target, clock
         self._steps = 0
         self._seconds: dict[int, deque[tuple[int, float]]] = {}  # by rows: number and seconds of the last steps
-        self._typical: dict[int, float] = {}  # the median of these
+        self._typical: dict[int, float] = {}  # what they take if nothing disturbs them
         self._rows: list[int] = []  # the keys, in order
         self._since_plain: dict[int, int] = {}  # by sequences: drafted steps since one without drafts
         self._draft_seconds = 0.0  # what a drafted token costs before the step
@@ -41,9 +44,9 @@ class DraftPace:
             self._seconds[rows] = deque(maxlen=_REMEMBERED)
             self._rows = sorted(self._seconds)
         self._seconds[rows].append((self._steps, seconds))
-        self._typical[rows] = median(spent for _, spent in self._seconds[rows])
+        self._typical[rows] = _undisturbed([spent for _, spent in self._seconds[rows]])
         self._since_plain[sequences] = 0 if rows == sequences else self._since_plain.get(sequences, 0) + 1
-        if self._steps % _KEPT == 0:
+        if self._steps % _DOUBTFUL == 0:
             self._drop_old()
 
     @contextmanager
@@ -78,7 +81,7 @@ class DraftPace:
 
     def _unknown(self, plain: int) -> int:
         """How many further rows may be tried: no more than twice of what was ever seen, and a few."""
-        return max(4, 2 * (self._rows[-1] - plain) + 4)
+        return 2 * max(0, self._rows[-1] - plain) + _FEW
 
     def _best(self, plain: int, values: list[float]) -> int:
         """How many of the best guesses are worth their rows: the number with the most tokens a second."""
@@ -110,16 +113,22 @@ class DraftPace:
 
     def _slope(self, plain: int) -> float:
         """What a row costs beyond all that was seen."""
-        last = self._rows[-1]
+        last, supposed = self._rows[-1], self._typical[plain] / plain * _SUPPOSED
         if last == plain:
-            return self._typical[plain] / plain * _SUPPOSED
-        return max(0.0, self._typical[last] - self._typical[plain]) / (last - plain)
+            return supposed
+        seen = max(0.0, self._typical[last] - self._typical[plain]) / (last - plain)
+        return min(seen, supposed) if last < plain + _FEW else seen
 
     def _drop_old(self) -> None:
         for rows, found in list(self._seconds.items()):
-            if found[-1][0] <= self._steps - _KEPT:
+            if found[-1][0] <= self._steps - (_KEPT if len(found) > 2 else _DOUBTFUL):
                 del self._seconds[rows], self._typical[rows]
         self._rows = sorted(self._seconds)
+
+
+def _undisturbed(seconds: list[float]) -> float:
+    """The lower quartile: what disturbs a step makes it longer."""
+    return sorted(seconds)[len(seconds) // 4]
 
 
 def _values(chances: list[float], most: list[int]) -> Iterator[tuple[float, int]]:
