@@ -65,7 +65,14 @@ def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]
     [
         ([], r"speculative_config: got \[\], must be an object"),
         ({}, "speculative_config: got {}, must be given with a method"),
-        ({"method": "eagle"}, "speculative_config.method: got 'eagle', must be one of ngram"),
+        ({"method": "eagle"}, "speculative_config.method: got 'eagle', must be one of ngram, suffix"),
+        ({"method": "suffix", "prompt_lookup_max": 3}, "prompt_lookup_max: got 3, must be left out for method suffix"),
+        ({"method": "ngram", "suffix_decoding_min_token_prob": 0.5}, "must be left out for method ngram"),
+        (
+            {"method": "suffix", "suffix_decoding_min_token_prob": 1.5},
+            "min_token_prob: got 1.5, must be .* from 0 to 1",
+        ),
+        ({"method": "suffix", "suffix_decoding_max_tree_depth": 0}, "max_tree_depth: got 0, must be an integer from 1"),
         (
             {"method": "ngram", "k": 1},
             "speculative_config: got 'k', must be names among method, num_speculative_tokens",

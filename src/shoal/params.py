@@ -22,8 +22,8 @@ MAX_SECONDS = 1e9
 MAX_DRAFT = 64
 MAX_LOOKUP = 64
 
-SPECULATIVE_METHODS = ("ngram",)
-_METHODS_OF = {"prompt_lookup_max": ("ngram",), "prompt_lookup_min": ("ngram",)}
+SPECULATIVE_METHODS = ("ngram", "suffix")
+_METHOD_OF = {"prompt_lookup": "ngram", "suffix_decoding": "suffix"}  # by how its fields begin
 
 # How replies are read; vLLM's names where it has them. "none": not at all.
 TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "llama3_json", "mistral", "pythonic", "harmony", "generic", "none")
@@ -357,9 +357,12 @@ class PoolingParams:
 class SpeculativeConfig:
     """Whose guesses of what comes next are computed in one step with what they follow. Names are vLLM's.
 
-    ``method``: ngram. ``num_speculative_tokens``: of a guess at most; there are fewer where more would not pay. ngram:
+    ``method``: ngram or suffix. ``num_speculative_tokens``: of a guess at most; there are fewer where more would not pay. ngram:
     what followed the last ``prompt_lookup_max`` tokens of prompt and output when they came before, or fewer tokens down to
-    ``prompt_lookup_min`` (each is the other where only one is given, else 5).
+    ``prompt_lookup_min`` (each is the other where only one is given, else 5). suffix: what followed the longest end of the text,
+    counted up to ``suffix_decoding_max_tree_depth`` tokens, when it came before in it or in the last
+    ``suffix_decoding_max_cached_requests`` answers; ``suffix_decoding_max_spec_factor`` times as many tokens at most, and only as
+    long as ``suffix_decoding_min_token_prob`` of the places where it came go on alike.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -368,6 +371,10 @@ class SpeculativeConfig:
     num_speculative_tokens: int = 8
     prompt_lookup_max: int | None = None
     prompt_lookup_min: int | None = None
+    suffix_decoding_max_tree_depth: int = 24
+    suffix_decoding_max_cached_requests: int = 10_000
+    suffix_decoding_max_spec_factor: float = 1.0
+    suffix_decoding_min_token_prob: float = 0.1
 
     @classmethod
     def of(cls, given: Any) -> SpeculativeConfig:
@@ -388,12 +395,10 @@ class SpeculativeConfig:
         if self.method not in SPECULATIVE_METHODS:
             raise ParameterError("speculative_config.method", self.method, "one of " + ", ".join(SPECULATIVE_METHODS))
         for field in fields(self):
-            if getattr(self, field.name) != field.default and self.method not in _METHODS_OF.get(
-                field.name, SPECULATIVE_METHODS
-            ):
-                raise ParameterError(
-                    f"speculative_config.{field.name}", getattr(self, field.name), f"left out for method {self.method}"
-                )
+            value = getattr(self, field.name)
+            others = [start for start, method in _METHOD_OF.items() if method != self.method]
+            if value != field.default and field.name.startswith(tuple(others)):
+                raise ParameterError(f"speculative_config.{field.name}", value, f"left out for method {self.method}")
         self._set("num_speculative_tokens", 1, MAX_DRAFT)
         if self.method == "ngram":
             most = 5 if self.prompt_lookup_max is None else self.prompt_lookup_max
@@ -404,6 +409,10 @@ class SpeculativeConfig:
             object.__setattr__(self, "prompt_lookup_min", least)
             self._set("prompt_lookup_max", 1, MAX_LOOKUP)
             self._set("prompt_lookup_min", 1, self.prompt_lookup_max or 1)
+        self._set("suffix_decoding_max_tree_depth", 1, 1024)
+        self._set("suffix_decoding_max_cached_requests", 0, 2**31 - 1)
+        for name, high in (("suffix_decoding_max_spec_factor", 1e3), ("suffix_decoding_min_token_prob", 1.0)):
+            _number(f"speculative_config.{name}", getattr(self, name), 0.0, high)
 
     def _set(self, name: str, low: int, high: int) -> None:
         value = _integer(f"speculative_config.{name}", getattr(self, name), low, high)

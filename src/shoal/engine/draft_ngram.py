@@ -39,13 +39,13 @@ class NgramIndex:
         self._sizes = sizes
         self._grams: list[Grams] = [{} for _ in sizes]  # to the place of the token behind the n-gram
         self._known = 0  # so many tokens were there at the last call
-        self._source = 0  # from where its draft was taken; 0: there was none
+        self.source = 0  # from where its draft was taken; 0: there was none
 
     def draft(self, tokens: list[int], most: int) -> list[int]:
         """What may follow ``tokens``, which begin with those of the last call. A text that repeats itself is taken to go on so."""
         place = self._followed(tokens)
         self._take(tokens)
-        self._source = place = place or self._found(tokens)
+        self.source = place = place or self._found(tokens)
         if not place:
             return []
         draft = tokens[place : place + most]
@@ -55,11 +55,11 @@ class NgramIndex:
 
     def _followed(self, tokens: list[int]) -> int:
         """Where the last draft goes on, if it was right so far: that is a longer match than any n-gram's."""
-        if not self._source:
+        if not self.source:
             return 0
         new = len(tokens) - self._known
-        place = self._source + new
-        return place if tokens[self._source : place] == tokens[self._known :] else 0
+        place = self.source + new
+        return place if tokens[self.source : place] == tokens[self._known :] else 0
 
     def _found(self, tokens: list[int]) -> int:
         """Where the longest n-gram that the text ends with came before; 0 if it did not."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from shoal.engine.draft import Drafter, Speculation
 from shoal.engine.draft_ngram import NgramDrafter
 from shoal.engine.draft_pace import DraftPace
+from shoal.engine.draft_suffix import SuffixDrafter
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, OwnedMemory, kv_dtype, plan_memory
@@ -125,6 +126,14 @@ def _speculation(config: EngineConfig, clock: Callable[[], float]) -> Speculatio
 
 
 def _drafter(wanted: SpeculativeConfig) -> Drafter:
+    if wanted.method == "suffix":
+        return SuffixDrafter(
+            wanted.num_speculative_tokens,
+            depth=wanted.suffix_decoding_max_tree_depth,
+            factor=wanted.suffix_decoding_max_spec_factor,
+            least_share=wanted.suffix_decoding_min_token_prob,
+            most_texts=wanted.suffix_decoding_max_cached_requests,
+        )
     least, most = wanted.prompt_lookup_min, wanted.prompt_lookup_max
     assert least is not None
     assert most is not None
