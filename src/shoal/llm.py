@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.engine.draft import Drafter
 from shoal.engine.engine import Engine, EngineStats
 from shoal.engine.memory_plan import max_model_len
 from shoal.errors import ParameterError, RequestError
@@ -88,7 +89,7 @@ class LLM:
 
     ``model`` is a path, a short name or ``hf:ORG/REPO:QUANT`` (see ``shoal.hub.resolve``). The keywords are the fields of
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
-    (default: they are listed on stderr).
+    (default: they are listed on stderr). ``drafter`` guesses in place of the one that ``speculative_config`` names.
 
     A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
     ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
@@ -115,6 +116,7 @@ class LLM:
         *,
         config: EngineConfig | None = None,
         on_compile: Callable[[str], None] | None = None,
+        drafter: Drafter | None = None,
         **flags: Any,
     ) -> None:
         config = _config(config, flags)
@@ -130,7 +132,7 @@ class LLM:
                 self.chat_defaults = sampling_defaults(file)
                 loaded = load_model(file, self._backend, max_model_len=longest)
             self.vocab_size = loaded.config.vocab_size
-            self.engine = Engine(loaded, self._backend, config)
+            self.engine = Engine(loaded, self._backend, config, drafter=drafter)
         except BaseException:
             self._backend.close()
             raise

@@ -18,6 +18,7 @@ from shoal.cli.bench_peers import peers
 from shoal.cli.bench_sampling import sampling
 from shoal.cli.bench_serve import serve
 from shoal.cli.bench_soak import soak
+from shoal.cli.bench_speculative import speculative
 from shoal.cli.bench_startup import startup
 from shoal.cli.bench_sweep import sweep
 from shoal.cli.options import bench_engine_options, model_argument
@@ -33,7 +34,21 @@ def bench() -> None:
     """Measure speed; nothing else should be running."""
 
 
-for _verb in (kernels, sampling, sweep, startup, mixed, jobs, constraints, serve, soak, peers, quantize, random_model):
+for _verb in (
+    kernels,
+    sampling,
+    sweep,
+    startup,
+    mixed,
+    speculative,
+    jobs,
+    constraints,
+    serve,
+    soak,
+    peers,
+    quantize,
+    random_model,
+):
     bench.add_command(_verb)
 
 

@@ -117,12 +117,14 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
     )
 
 
-def _speculation(config: EngineConfig, clock: Callable[[], float]) -> Speculation | None:
+def _speculation(config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float]) -> Speculation | None:
     wanted, target = config.speculative_config, config.target_step_ms
-    if wanted is None:
+    if drafter is None and wanted is not None:
+        assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
+        drafter = _drafter(wanted)
+    if drafter is None:
         return None
-    assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
-    return Speculation(_drafter(wanted), DraftPace(None if target is None else target / 1000, clock))
+    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock))
 
 
 def _drafter(wanted: SpeculativeConfig) -> Drafter:
@@ -153,7 +155,8 @@ class Engine:
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
     ``clock`` gives the seconds of ``Metrics`` and time limits. ``check_every_step`` asserts after each call that pages and sequences
-    fit together. ``speculation``: in place of what ``config`` says. ``num_pages``: of each KV group. Raises as ``plan_memory``.
+    fit together. ``drafter``, or ``speculation`` as a whole: in place of what ``config`` says. ``num_pages``: of each KV group. Raises
+    as ``plan_memory``.
     """
 
     def __init__(
@@ -164,6 +167,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
+        drafter: Drafter | None = None,
         speculation: Speculation | None = None,
     ) -> None:
         plan = plan_memory(model.config, model.nbytes, config, backend)
@@ -184,7 +188,7 @@ class Engine:
         encoder = self._encoder is not None
         target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
         self._pacer = None if target is None else StepPacer(target / 1000)
-        speculation = speculation or _speculation(config, clock)
+        speculation = speculation or _speculation(config, drafter, clock)
         self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
             _page_groups(plan),
