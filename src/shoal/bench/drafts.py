@@ -21,8 +21,8 @@ class Drafts(NamedTuple):
 
     @classmethod
     def since(cls, llm: LLM, before: EngineStats) -> Drafts | None:
-        """Since ``before``; None where nothing is ever drafted."""
-        if llm.config.speculative_config is None:
+        """Since ``before``; None where nothing was ever drafted, nor would be."""
+        if llm.config.speculative_config is None and not llm.engine.stats().spec_decode_num_draft_tokens:
             return None
         now, then = cls.of(llm.engine.stats()), cls.of(before)
         return cls(now.drafted - then.drafted, now.accepted - then.accepted)

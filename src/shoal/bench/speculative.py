@@ -67,6 +67,9 @@ class Replay:
         assert isinstance(wanted.key, Running)
         place = len(wanted.token_ids) - wanted.key.num_prompt
         coming = self.answers.get(wanted.key.request.prompt_token_ids, [])[place : place + wanted.most]
+        return self._said(coming, place)
+
+    def _said(self, coming: list[int], place: int) -> list[int]:
         rng = random.Random(place)
         return [token if rng.random() < self._right else (token + 1) % self._vocab_size for token in coming]
 
