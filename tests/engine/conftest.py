@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.engine import toy
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "drafted"])
-def drafting(request: pytest.FixtureRequest) -> Iterator[bool]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(toy, "DRAFTING", request.param)
-        yield request.param
+@pytest.fixture(scope="session", params=[False, True], ids=["plain", "drafted"])
+def drafting(request: pytest.FixtureRequest) -> bool:
+    drafted: bool = request.param
+    return drafted
+
+
+@pytest.fixture(autouse=True)
+def drafts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For such a test, whatever ran before it."""
+    wanted = "drafting" in request.fixturenames and request.getfixturevalue("drafting")
+    monkeypatch.setattr(toy, "DRAFTING", wanted)

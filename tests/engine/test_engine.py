@@ -38,10 +38,9 @@ def params(**fields: object) -> SamplingParams:
 # --- batch equals solo
 
 
-@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("budget", [1, 16, 64, 512])
 @pytest.mark.parametrize("pages", [8, 1000])
-def test_batch_equals_solo(budget: int, pages: int) -> None:
+def test_batch_equals_solo(budget: int, pages: int, drafting: bool) -> None:
     rng = np.random.default_rng(budget)
     requests = mixed_requests(40, rng)
     requests += [greedy(f"len{n}", range(n)) for n in (7, 17, 33)]
@@ -50,6 +49,7 @@ def test_batch_equals_solo(budget: int, pages: int) -> None:
     engine = toy_engine(pages=pages, budget=budget)
     assert tokens(run(engine, requests)) == alone
     assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
+    assert (engine.stats().spec_decode_num_accepted_tokens > 0) == (drafting and budget > 1)
 
 
 @pytest.mark.usefixtures("drafting")
