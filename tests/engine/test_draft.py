@@ -367,6 +367,19 @@ def test_a_limit_breaks_at_its_token_and_no_guess_before(place: int) -> None:
     assert result.error == "too many items"
 
 
+@pytest.mark.parametrize("least", range(1, 9))
+def test_where_an_output_may_end_is_counted_along_a_draft(least: int) -> None:
+    """Nothing is left but its own tokens or the end, at each place; the end is the likelier half of the time."""
+    free = ten_steps(accepting=frozenset(range(1, 10)))
+    for seed in range(4):
+        request = replace(constrained("r", free, min_tokens=least), seed=seed)
+        text = solo([constrained("r", ten_steps())])["r"]
+        plain = run(toy_engine(), [request])["r"]
+        drafted = run(toy_engine(speculation=saying({"r": [*plain.token_ids, *text]})), [request])["r"]
+        assert whole(drafted) == whole(plain)
+        assert len(plain.token_ids) >= least
+
+
 class SlowAhead(Steps):
     """Masks from the third on are ready once nothing waits for them as a guess."""
 
