@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shoal.errors import ParameterError
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, SpeculativeConfig
 
 INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs", "prompt_logprobs")
 
@@ -42,3 +42,50 @@ def test_the_range_of_top_p() -> None:
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(ParameterError, match="top_p"):
             SamplingParams(top_p=value)
+
+
+@pytest.mark.parametrize(
+    ("given", "sizes"),
+    [
+        ({}, (5, 5)),
+        ({"prompt_lookup_max": 4}, (4, 4)),
+        ({"prompt_lookup_min": 3}, (3, 3)),
+        ({"prompt_lookup_max": 4, "prompt_lookup_min": 2}, (2, 4)),
+    ],
+)
+def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]) -> None:
+    config = EngineConfig(speculative_config={"method": "ngram", **given}).speculative_config
+    assert isinstance(config, SpeculativeConfig)
+    assert (config.prompt_lookup_min, config.prompt_lookup_max) == sizes
+    assert EngineConfig(speculative_config=config) == EngineConfig(speculative_config={"method": "ngram", **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], r"speculative_config: got \[\], must be an object"),
+        ({}, "speculative_config: got {}, must be given with a method"),
+        ({"method": "eagle"}, "speculative_config.method: got 'eagle', must be one of ngram, suffix"),
+        ({"method": "suffix", "prompt_lookup_max": 3}, "prompt_lookup_max: got 3, must be left out for method suffix"),
+        ({"method": "ngram", "suffix_decoding_min_token_prob": 0.5}, "must be left out for method ngram"),
+        (
+            {"method": "suffix", "suffix_decoding_min_token_prob": 1.5},
+            "min_token_prob: got 1.5, must be .* from 0 to 1",
+        ),
+        ({"method": "suffix", "suffix_decoding_max_tree_depth": 0}, "max_tree_depth: got 0, must be an integer from 1"),
+        (
+            {"method": "ngram", "k": 1},
+            "speculative_config: got 'k', must be names among method, num_speculative_tokens",
+        ),
+        (
+            {"method": "ngram", "num_speculative_tokens": 0},
+            "num_speculative_tokens: got 0, must be an integer from 1 to",
+        ),
+        ({"method": "ngram", "num_speculative_tokens": "6"}, "num_speculative_tokens: got '6', must be an integer"),
+        ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max: got 0, must be an integer from 1 to 64"),
+        ({"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 4}, "lookup_min: got 4, must be .* 1 to 3"),
+    ],
+)
+def test_what_is_wrong_with_a_speculative_config_is_named(given: Any, message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        EngineConfig(speculative_config=given)

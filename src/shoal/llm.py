@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal import hub
+from shoal.engine.draft import Drafter
 from shoal.engine.engine import Engine, EngineStats
 from shoal.engine.memory_plan import max_model_len
 from shoal.engine.placement import open_backend
@@ -88,7 +89,7 @@ class LLM:
 
     ``model`` is a path, a short name or ``hf:ORG/REPO:QUANT`` (see ``shoal.hub.resolve``). The keywords are the fields of
     EngineConfig, or ``config`` is a ready one. ``on_compile`` hears the name of each kernel that had to be compiled
-    (default: they are listed on stderr).
+    (default: they are listed on stderr). ``drafter`` guesses in place of the one that ``speculative_config`` names.
 
     A prompt is a text, ``{"prompt_token_ids": [...]}``, or ``{"messages": [...]}`` with what else ``chat`` takes (``"tools"``,
     ``"chat_template_kwargs"`` and so on). In a text, the spelling of a control token is text like any other, and BOS is added where the
@@ -115,6 +116,7 @@ class LLM:
         *,
         config: EngineConfig | None = None,
         on_compile: Callable[[str], None] | None = None,
+        drafter: Drafter | None = None,
         **flags: Any,
     ) -> None:
         config = _config(config, flags)
@@ -124,7 +126,7 @@ class LLM:
             try:
                 if decided is not config:  # a GPU is there: what was made of it is news
                     say(self._backend.describe())
-                self._load(file, decided)
+                self._load(file, decided, drafter)
             except BaseException:
                 self._backend.close()
                 raise
@@ -136,7 +138,7 @@ class LLM:
         self._answers = Answers(self._submitter, self._dispatcher, self.engine)
         self._own = self.session()
 
-    def _load(self, file: GGUFFile, config: EngineConfig) -> None:
+    def _load(self, file: GGUFFile, config: EngineConfig, drafter: Drafter | None) -> None:
         model_config = ModelConfig.from_gguf(file)
         longest = max_model_len(model_config, config)
         # What an encoder takes follows from the size of a step, which may change.
@@ -145,7 +147,7 @@ class LLM:
         self.chat_defaults = sampling_defaults(file)
         loaded = load_model(file, self._backend, max_model_len=longest)
         self._model_config, self.vocab_size = loaded.config, loaded.config.vocab_size
-        self.engine = Engine(loaded, self._backend, config)
+        self.engine = Engine(loaded, self._backend, config, drafter=drafter)
 
     def __enter__(self) -> LLM:
         return self

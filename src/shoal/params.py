@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,11 @@ MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_SECONDS = 1e9
+MAX_DRAFT = 64
+MAX_LOOKUP = 64
+
+SPECULATIVE_METHODS = ("ngram", "suffix")
+_METHOD_OF = {"prompt_lookup": "ngram", "suffix_decoding": "suffix"}  # by how its fields begin
 
 DEVICES = ("auto", "cpu", "cuda", "reference")
 
@@ -351,6 +356,72 @@ class PoolingParams:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SpeculativeConfig:
+    """Whose guesses of what comes next are computed in one step with what they follow. Names are vLLM's.
+
+    ``method``: ngram or suffix. ``num_speculative_tokens``: of a guess at most; there are fewer where more would not pay. ngram:
+    what followed the last ``prompt_lookup_max`` tokens of prompt and output when they came before, or fewer tokens down to
+    ``prompt_lookup_min`` (each is the other where only one is given, else 5). suffix: what followed the longest end of the text,
+    counted up to ``suffix_decoding_max_tree_depth`` tokens, when it came before in it or in the last
+    ``suffix_decoding_max_cached_requests`` answers; ``suffix_decoding_max_spec_factor`` times as many tokens at most, and only as
+    long as ``suffix_decoding_min_token_prob`` of the places where it came go on alike.
+
+    Raises ParameterError that names the field, its value and the allowed range.
+    """
+
+    method: str
+    num_speculative_tokens: int = 8
+    prompt_lookup_max: int | None = None
+    prompt_lookup_min: int | None = None
+    suffix_decoding_max_tree_depth: int = 24
+    suffix_decoding_max_cached_requests: int = 10_000
+    suffix_decoding_max_spec_factor: float = 1.0
+    suffix_decoding_min_token_prob: float = 0.1
+
+    @classmethod
+    def of(cls, given: Any) -> SpeculativeConfig:
+        """From a mapping, as in vLLM."""
+        if isinstance(given, cls):
+            return given
+        if not isinstance(given, Mapping):
+            raise ParameterError("speculative_config", given, "an object")
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            if name not in names:
+                raise ParameterError("speculative_config", name, f"names among {', '.join(names)}")
+        if "method" not in given:
+            raise ParameterError("speculative_config", dict(given), "given with a method")
+        return cls(**given)
+
+    def __post_init__(self) -> None:
+        if self.method not in SPECULATIVE_METHODS:
+            raise ParameterError("speculative_config.method", self.method, "one of " + ", ".join(SPECULATIVE_METHODS))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            others = [start for start, method in _METHOD_OF.items() if method != self.method]
+            if value != field.default and field.name.startswith(tuple(others)):
+                raise ParameterError(f"speculative_config.{field.name}", value, f"left out for method {self.method}")
+        self._set("num_speculative_tokens", 1, MAX_DRAFT)
+        if self.method == "ngram":
+            most = 5 if self.prompt_lookup_max is None else self.prompt_lookup_max
+            least = most if self.prompt_lookup_min is None else self.prompt_lookup_min
+            if self.prompt_lookup_max is None:
+                most = least
+            object.__setattr__(self, "prompt_lookup_max", most)
+            object.__setattr__(self, "prompt_lookup_min", least)
+            self._set("prompt_lookup_max", 1, MAX_LOOKUP)
+            self._set("prompt_lookup_min", 1, self.prompt_lookup_max or 1)
+        self._set("suffix_decoding_max_tree_depth", 1, 1024)
+        self._set("suffix_decoding_max_cached_requests", 0, 2**31 - 1)
+        for name, high in (("suffix_decoding_max_spec_factor", 1e3), ("suffix_decoding_min_token_prob", 1.0)):
+            _number(f"speculative_config.{name}", getattr(self, name), 0.0, high)
+
+    def _set(self, name: str, low: int, high: int) -> None:
+        value = _integer(f"speculative_config.{name}", getattr(self, name), low, high)
+        object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
     """How an engine is sized. Sizes in bytes may be given as text ("512MiB", "4k"); None means "choose".
 
@@ -369,7 +440,8 @@ class EngineConfig:
     ``reasoning_parser``: how replies are read (see TOOL_CALL_PARSERS and REASONING_PARSERS); default: as the template shows.
     ``preempt_for_priority``: a request of a lower priority number need not wait for running ones of a higher: it takes their place,
     and they go on later, with the same result. ``target_step_ms``: prompts are cut so that a step takes about so many
-    milliseconds as long as other requests get a token from it; it changes no result.
+    milliseconds as long as other requests get a token from it; it changes no result. ``speculative_config``: a SpeculativeConfig, or
+    its fields as a mapping; it changes no result either.
     """
 
     max_model_len: int | None = None
@@ -390,6 +462,7 @@ class EngineConfig:
     reasoning_parser: str | None = None
     preempt_for_priority: bool = False
     target_step_ms: float | None = None
+    speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None
     pooling_type: Pooling | None = None
 
     def __post_init__(self) -> None:
@@ -412,6 +485,8 @@ class EngineConfig:
             object.__setattr__(self, "pooling_type", pooling)
         if self.target_step_ms is not None:
             _number("target_step_ms", self.target_step_ms, 0.0, 1e6, low_open=True)
+        if self.speculative_config is not None:
+            object.__setattr__(self, "speculative_config", SpeculativeConfig.of(self.speculative_config))
         for name in ("enable_prefix_caching", "preempt_for_priority"):
             if not isinstance(getattr(self, name), bool):
                 raise ParameterError(name, getattr(self, name), "true or false")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shoal.bench.drafts import Drafts
 from shoal.bench.latency import LatencyResult, measure_latency
 from shoal.bench.workload import fixed_length, random_prompts
 from shoal.llm import LLM
@@ -23,6 +24,13 @@ def test_the_result_has_vllms_keys_and_words() -> None:
     assert lines[0] == "Avg latency: 2.0 seconds"
     assert lines[3] == "50% percentile latency: 2.0 seconds"
     assert len(lines) == 7
+
+
+def test_drafts_are_shown_where_there_are_any() -> None:
+    result = LatencyResult((1.0,), Drafts(40, 30))
+    assert result.as_json()["spec_decode_num_draft_tokens"] == 40
+    assert result.as_json()["spec_decode_num_accepted_tokens"] == 30
+    assert str(result).splitlines()[-1] == "Drafted tokens: 40, of which 30 (75%) were right"
 
 
 def test_only_the_iterations_are_timed(llm: LLM) -> None:

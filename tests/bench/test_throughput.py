@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
 from shoal.bench.throughput import ThroughputResult, busy_process, measure_throughput
-from shoal.bench.workload import fixed_length, random_prompts
+from shoal.bench.workload import Prompt, fixed_length, random_prompts
+from shoal.engine.draft_pace import DraftPace
 from shoal.llm import LLM
 
 VLLM_KEYS = ["elapsed_time", "num_requests", "total_num_tokens", "requests_per_second", "tokens_per_second"]
@@ -36,6 +38,20 @@ def test_a_busy_neighbour_is_compared() -> None:
     assert list(result.as_json()) == [*VLLM_KEYS, "busy_time", "busy_share"]
     assert result.as_json()["busy_share"] == 0.4
     assert str(result).endswith("With a busy neighbour: 5.00 s, alone 2.00 s: 40% of tokens/s")
+
+
+def test_drafts_are_those_of_the_measurement(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever comes has come before, and is guessed whatever it costs."""
+    monkeypatch.setattr(DraftPace, "counts", lambda self, chances, most, room: [max(0, count) for count in most])
+    guesses = {"method": "ngram", "prompt_lookup_max": 1}
+    with LLM(tiny, device="reference", speculative_config=guesses, enable_prefix_caching=False) as llm:
+        everything: list[Prompt] = [{"prompt_token_ids": list(range(llm.vocab_size))}]
+        result = measure_throughput(llm, everything, fixed_length(10))
+        stats = llm.engine.stats()
+    assert result.drafts is not None
+    assert 0 < result.drafts.drafted <= stats.spec_decode_num_draft_tokens
+    assert result.as_json()["spec_decode_num_draft_tokens"] == result.drafts.drafted
+    assert f"Drafted tokens: {result.drafts.drafted}," in str(result)
 
 
 def test_the_neighbour_is_busy_and_goes() -> None:

@@ -74,8 +74,21 @@ def test_mixed(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
     assert all(list(result["inter_token_latency"]) == ["50", "90", "99"] for result in found.values())
 
 
+def test_speculative(shoal: Shoal, tiny: Path, tmp_path: Path) -> None:
+    sizes = {"num-prompts": 2, "rounds": 1, "output-len": 12, "batch-size": 2, "acceptance": "60,100"}
+    flags = [text for name, value in sizes.items() for text in (f"--{name}", str(value))]
+    more = ["--workload", "chat", "--workload", "replay", "--device", "reference", "--output-json", "out.json"]
+    done = shoal("bench", "speculative", tiny, *flags, *more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    names = [line.split(":")[0] for line in done.stdout.splitlines()]
+    assert names == list(found) == ["chat", "replay at 60 %", "replay at 100 %"]
+    assert all(len(result["seconds"]) == len(result["plain_seconds"]) == 1 for result in found.values())
+
+
 @pytest.mark.parametrize(
-    "command", [bench.commands["throughput"], bench.commands["latency"], bench.commands["mixed"], perplexity]
+    "command",
+    [bench.commands[name] for name in ("throughput", "latency", "mixed", "speculative")] + [perplexity],
 )
 def test_what_repeats_prompts_has_no_prefix_cache_unless_asked(command: click.Command) -> None:
     (flag,) = (option for option in command.params if option.name == "enable_prefix_caching")

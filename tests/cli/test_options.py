@@ -61,6 +61,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         "kv_cache_memory": "1GiB",
         "kv_cache_dtype": "f32",
         "target_step_ms": "50",
+        "speculative_config": '{"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}',
         "threads": "2",
         "device": "cuda",
         "gpu_layers": "12",
@@ -81,6 +82,7 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         kv_cache_memory=2**30,
         kv_cache_dtype="f32",
         target_step_ms=50,
+        speculative_config={"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4},
         threads=2,
         device="cuda",
         gpu_layers=12,
@@ -99,9 +101,10 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
     assert offered - {"model_argument", "model_flags"} <= {field.name for field in fields(EngineConfig)}
 
 
+@pytest.mark.parametrize("flag", ["--chat-template-kwargs", "--speculative-config"])
 @pytest.mark.parametrize("value", ["{", "[1]", "5", ""])
-def test_template_arguments_must_be_an_object(value: str) -> None:
-    result = run(probe, "--chat-template-kwargs", value)
+def test_template_arguments_and_speculation_must_be_an_object(flag: str, value: str) -> None:
+    result = run(probe, flag, value)
     assert result.exit_code == 2
     assert "JSON" in result.output
 

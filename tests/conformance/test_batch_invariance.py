@@ -17,10 +17,13 @@ from tests.support.gguf_builder import GGUFBuilder
 
 NUM_REQUESTS = {"random weights": 64, "SmolLM2": 14}  # a real model takes its time
 LENGTHS = (1, 7, 17, 33, 600)  # these are among the prompts: one token, partial tails, and the longest
+GUESSES = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chunks of 16, one thread": {"max_num_batched_tokens": 16, "threads": 1},
     "chunks of 64, two threads": {"max_num_batched_tokens": 64, "threads": 2},
     "chunks of 512, few at a time": {"max_num_batched_tokens": 512, "max_num_seqs": 3},
+    "guesses from n-grams": {"speculative_config": GUESSES},
+    "guesses, few at a time, one thread": {"speculative_config": GUESSES, "max_num_seqs": 2, "threads": 1},
 }
 FORMATS = {
     "token_embd": "Q8_0",
@@ -168,10 +171,13 @@ def test_late_arrivals_change_nothing(case: Case) -> None:
     assert [answers[str(i)] for i in range(len(case.requests))] == case.solo
 
 
-def test_preemption_changes_nothing(case: Case) -> None:
+@pytest.mark.parametrize("speculative_config", [None, GUESSES], ids=["plain", "drafted"])
+def test_preemption_changes_nothing(case: Case, speculative_config: dict[str, Any] | None) -> None:
     with case.open() as llm:
         page = sum(group.page_bytes for group in llm.engine.memory_plan.groups)
-    with case.open(kv_cache_memory=40 * page) as llm:  # 640 tokens for all of them
+    with case.open(
+        kv_cache_memory=40 * page, speculative_config=speculative_config
+    ) as llm:  # 640 tokens for all of them
         assert generate(llm, case.requests) == case.solo
         stats = llm.engine.stats()
     assert stats.preemptions > 0

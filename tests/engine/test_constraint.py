@@ -70,6 +70,7 @@ def test_max_tokens_cuts_are_length_but_a_complete_output_is_not_cut() -> None:
     assert results["whole"].end == ("stop", None)
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("pages", [8, 1000])
 def test_batch_equals_solo_with_constrained_rows_among_others(pages: int) -> None:
     rng = np.random.default_rng(3)

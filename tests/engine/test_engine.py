@@ -40,7 +40,7 @@ def params(**fields: object) -> SamplingParams:
 
 @pytest.mark.parametrize("budget", [1, 16, 64, 512])
 @pytest.mark.parametrize("pages", [8, 1000])
-def test_batch_equals_solo(budget: int, pages: int) -> None:
+def test_batch_equals_solo(budget: int, pages: int, drafting: bool) -> None:
     rng = np.random.default_rng(budget)
     requests = mixed_requests(40, rng)
     requests += [greedy(f"len{n}", range(n)) for n in (7, 17, 33)]
@@ -49,8 +49,10 @@ def test_batch_equals_solo(budget: int, pages: int) -> None:
     engine = toy_engine(pages=pages, budget=budget)
     assert tokens(run(engine, requests)) == alone
     assert (engine.stats().preemptions > 0) == (pages == 8 and budget > 1)
+    assert (engine.stats().spec_decode_num_accepted_tokens > 0) == (drafting and budget > 1)
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("windows", [(0, 20), (20, 20), (7, 40, 0)])
 @pytest.mark.parametrize("budget", [5, 64])
 @pytest.mark.parametrize("pages", [8, 300])
@@ -63,6 +65,7 @@ def test_batch_equals_solo_with_windows(windows: tuple[int, ...], budget: int, p
         assert engine.stats().preemptions > 0
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),
@@ -539,6 +542,7 @@ def family(count: int, rng: np.random.Generator) -> list[Request]:
     ]
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=20, deadline=None)
 @given(
     data=st.data(),

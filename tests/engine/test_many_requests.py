@@ -83,6 +83,7 @@ def run_all(engine: Engine, requests: list[Request], rng: Random, results: dict[
         collect(engine.step(), results)  # which asserts that nothing comes after an end
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize(
     ("count", "preempt", "target", "resized", "prefix_caching"),
     [(1000, False, None, False, True), (200, True, 20, True, True), (200, True, None, True, False)],

@@ -103,6 +103,7 @@ def test_where_pages_run_out_the_lowest_priority_loses_its_own_though_it_came_fi
     assert (metrics["low"].num_preemptions, metrics["high"].num_preemptions) == (1, 0)
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),

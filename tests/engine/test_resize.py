@@ -56,6 +56,7 @@ SIZES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 5),

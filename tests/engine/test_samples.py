@@ -75,6 +75,7 @@ def test_samples_come_before_a_prompt_that_is_not_complete() -> None:
         assert [output.sample for output in engine.step()] == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("drafting")
 @pytest.mark.parametrize("seqs", [1, 2, 3, 64])
 @pytest.mark.parametrize("pages", [4, 7, 1000])
 @pytest.mark.parametrize("prefix_caching", [True, False])
@@ -84,6 +85,7 @@ def test_those_without_room_wait(seqs: int, pages: int, prefix_caching: bool) ->
     assert tokens(run(engine, requests)) == solo(requests)
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(
     data=st.data(),

@@ -79,6 +79,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
     return found
 
 
+@pytest.mark.usefixtures("drafting")
 @settings(max_examples=25, deadline=None)
 @given(found=requests(), budget=st.integers(8, 64))
 def test_tokens_are_those_of_a_run_alone(found: list[Request], budget: int) -> None:
@@ -88,6 +89,7 @@ def test_tokens_are_those_of_a_run_alone(found: list[Request], budget: int) -> N
     assert tokens(run(toy_engine(pages=6, budget=budget, longest=96), found)) == expected
 
 
+@pytest.mark.usefixtures("drafting")
 def test_preemption_happens_and_changes_nothing() -> None:
     params = SamplingParams(
         max_tokens=40,

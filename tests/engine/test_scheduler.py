@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from math import nan
@@ -13,10 +14,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from shoal.engine.draft import Speculation, Wanted
+from shoal.engine.draft_pace import DraftPace
 from shoal.engine.kv_group import PageGroup, PageUse
 from shoal.engine.pace import StepPacer
-from shoal.engine.page_pool import PagePool
-from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
+from shoal.engine.page_pool import Origin, PagePool
+from shoal.engine.scheduler import DraftResult, Scheduler, SchedulerLimits, StepBatch, StepResult
 from shoal.engine.sequence import Output, Request, Status, TokenLogprobs
 from shoal.engine.sequence import Sequence as Running
 from shoal.errors import RequestError
@@ -34,11 +37,12 @@ def make(
     prefix_caching: bool = False,
     preempt_for_priority: bool = False,
     pacer: StepPacer | None = None,
+    speculation: Speculation | None = None,
 ) -> Scheduler:
     """``pages`` without a window; ``windowed``: window and pages of further groups."""
     limits = SchedulerLimits(longest, seqs, budget, preempt_for_priority)
     groups = page_groups(page_size, budget, [(0, pages), *windowed])
-    return Scheduler(groups, limits, prefix_caching=prefix_caching, pacer=pacer)
+    return Scheduler(groups, limits, prefix_caching=prefix_caching, pacer=pacer, speculation=speculation)
 
 
 def page_groups(page_size: int, budget: int, windowed: Sequence[tuple[int, int]]) -> list[PageGroup]:
@@ -59,6 +63,7 @@ def pretend(batch: StepBatch, token: int = 7) -> StepResult:
         [None] * len(batch.sampling),
         [np.zeros((len(seq.unscored), 1), np.float32) for seq in batch.scoring],
         [[TokenLogprobs(position, -1.0, 1, ()) for position in seq.unscored] for seq in batch.prompts],
+        [DraftResult([token] * (1 + len(seq.draft)), [None] * (1 + len(seq.draft))) for seq in batch.drafting],
     )
 
 
@@ -645,6 +650,35 @@ class FixedPacer(StepPacer):
         return self._rows
 
 
+class Sevens:
+    """A drafter of ``pretend``'s token, or now and then another."""
+
+    longest = 5
+
+    def __init__(self, seed: int | None) -> None:
+        self._rng = random.Random(seed)
+        self._wrong = 0.0 if seed is None else 0.3
+
+    def draft(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [[8 if self._rng.random() < self._wrong else 7 for _ in range(one.most)] for one in wanted]
+
+    def ended(self, key: object, output: list[int]) -> None:
+        return None
+
+
+class AllThereIsRoomFor(DraftPace):
+    def counts(self, chances: list[float], most: list[int], room: int) -> list[int]:
+        counts = []
+        for count in most:
+            counts.append(max(0, min(count, room)))
+            room -= counts[-1]
+        return counts
+
+
+def sevens(seed: int | None = None) -> Speculation:
+    return Speculation(Sevens(seed), AllThereIsRoomFor())
+
+
 def name_of(one: Running | Output) -> str:
     request_id = one.request_id if isinstance(one, Output) else one.request.request_id
     return f"{request_id}/{one.sample}"
@@ -672,6 +706,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching=st.booleans(),
         preempt_for_priority=st.booleans(),
         further_rows=st.one_of(st.none(), st.integers(1, 8)),
+        drafts=st.one_of(st.none(), st.integers(0, 100)),
     )
     def start(
         self,
@@ -682,6 +717,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefix_caching: bool,
         preempt_for_priority: bool,
         further_rows: int | None,
+        drafts: int | None,
     ) -> None:
         self.scheduler = make(
             pages=pages,
@@ -693,12 +729,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             prefix_caching=prefix_caching,
             preempt_for_priority=preempt_for_priority,
             pacer=None if further_rows is None else FixedPacer(further_rows),
+            speculation=None if drafts is None else sevens(drafts),
         )
         self.prefix_caching = prefix_caching
         self.further_rows = further_rows
-        self.stepped: list[
-            list[list[int]]
-        ] = []  # page lists that a step was committed with: new ones at each admission
+        self.stepped: list[Origin] = []  # of sequences in a committed step: a new one at each admission
         self.slots: list[dict[int, Hashable]] = [{} for _ in self.scheduler.groups]
         self.struck: set[str] = set()
         self.bad_rows: set[tuple[str, int]] = set()
@@ -800,7 +835,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         """A step that fails as a whole, and so does its second half."""
         batch = self.schedule()
         self.store(batch, None)
-        first, second = batch.halves()
+        first, second = self.scheduler.without_drafts(batch).halves()
         for output in self.scheduler.commit(first, self.result(first), 0.0):
             self.note(output)
         self.forget(self.scheduler.fail(second, "broken", 0.0))
@@ -818,10 +853,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.hold_the_shape_of(batch)
         self.store(batch, victim)
         self.hold_what_is_seen(batch)
-        self.stepped += [seq.pages for seq in batch.sequences]
+        self.stepped += [seq.origin for seq in batch.sequences]
         for output in self.scheduler.commit(batch, self.result(batch), 0.0):
             self.note(output)
-        self.stepped += [seq.pages for seq in batch.sampling]  # of new samples too
+        self.stepped += [seq.origin for seq in batch.choosing]  # of new samples too
 
     def result(self, batch: StepBatch) -> StepResult:
         """As pretended, but for NaN wherever a row is bad."""
@@ -829,6 +864,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         for index, seq in enumerate(batch.sampling):
             if (self.computing(seq), seq.num_tokens - 1) in self.bad_rows:
                 result.tokens[index] = -1
+        for seq, found in zip(batch.drafting, result.drafted, strict=True):
+            for ahead in range(len(found.tokens)):
+                if (name_of(seq), seq.num_tokens - 1 + ahead) in self.bad_rows:
+                    found.tokens[ahead] = -1
         result.prompt_logprobs = [
             [
                 place._replace(logprob=nan) if (name_of(seq), place.token_id) in self.bad_rows else place
@@ -870,14 +909,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         for seq in batch.sequences:
             assert seq.first_row == rows
             rows += seq.num_scheduled
-        lacks = [seq.num_tokens - seq.num_computed for seq in self.scheduler.running]
+        lacks = [seq.num_tokens + len(seq.draft) - seq.num_computed for seq in self.scheduler.running]
         assert batch.sequences == self.scheduler.running[: len(batch.sequences)]
         assert [seq.num_scheduled for seq in batch.sequences[:-1]] == lacks[: len(batch.sequences) - 1]
-        stepped = [any(seq.pages is pages for pages in self.stepped) for seq in self.scheduler.running]
-        decoding = [before and count == 1 for before, count in zip(stepped, lacks, strict=True)]
+        stepped = [any(seq.origin is origin for origin in self.stepped) for seq in self.scheduler.running]
+        assert batch.num_drafted == 0 or all(seq.decodes for seq in batch.sequences if seq not in batch.beginning)
+        decoding = [
+            before and seq.num_tokens - seq.num_computed == 1
+            for before, seq in zip(stepped, self.scheduler.running, strict=True)
+        ]
         assert decoding == sorted(decoding, reverse=True), "a prompt comes before a sequence that decodes"
         if any(decoding) and self.further_rows is not None:
-            assert batch.num_rows - len(batch.sequences) <= self.further_rows
+            assert batch.num_rows - len(batch.sequences) - batch.num_drafted <= self.further_rows
 
     def store(self, batch: StepBatch, victim: Running | None) -> None:
         """Store the rows of a step; those of the victim are bad, and those that see a bad one."""
@@ -917,7 +960,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def good(self, seq: Running, position: int) -> Hashable:
         """What belongs into a slot: with a prefix cache anything computed from the same tokens."""
-        return tuple(seq.token_ids[: position + 1]) if self.prefix_caching else (self.writer(seq, position), position)
+        tokens = tuple((seq.token_ids + seq.draft)[: position + 1])
+        return tokens if self.prefix_caching else (self.writer(seq, position), tokens)
 
     def bad(self, seq: Running, position: int) -> Hashable:
         return "bad", self.writer(seq, position), position

@@ -6,13 +6,17 @@ changes the tokens that follow. No arithmetic of a model is involved, so the tes
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.engine.draft import Speculation, Wanted
+from shoal.engine.draft_pace import DraftPace
 from shoal.engine.engine import Engine, Output, Request
+from shoal.engine.sequence import Sequence as Running
 from shoal.gguf.quants import QuantFormat
 from shoal.kernels.base import (
     LOGIT_ROWS,
@@ -225,6 +229,62 @@ def toy_model(context: int = 4096, windows: tuple[int, ...] = (0,)) -> Model:
     )
 
 
+class Guesses:
+    """A drafter that knows what comes, and says it, or something else, or first the one and then the other."""
+
+    longest = 6
+
+    def __init__(self, windows: tuple[int, ...] = (0,), seed: int = 0) -> None:
+        self._windows, self._rng = windows, random.Random(seed)
+        self._known: dict[Running, list[int]] = {}
+
+    def draft(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        return [self._guess(one) for one in wanted]
+
+    def ended(self, key: object, output: list[int]) -> None:
+        assert isinstance(key, Running)
+        self._known.pop(key, None)
+
+    def _guess(self, wanted: Wanted) -> list[int]:
+        assert isinstance(wanted.key, Running)
+        assert wanted.token_ids is wanted.key.token_ids
+        place = len(wanted.token_ids) - wanted.key.num_prompt
+        coming = self._coming(wanted.key)[place : place + wanted.most]
+        coming += [self._rng.randrange(VOCAB) for _ in range(wanted.most - len(coming))]
+        right = self._rng.choice([0.0, 0.7, 0.7, 1.0])
+        return [token if self._rng.random() < right else self._rng.randrange(VOCAB) for token in coming]
+
+    def _coming(self, seq: Running) -> list[int]:
+        if seq not in self._known:
+            asked = replace(seq.request, timeout=None, queue_timeout=None)
+            name = asked.request_id + (f"/{seq.sample}" if seq.sample else "")
+            self._known[seq] = solo([asked], self._windows)[name]
+        return self._known[seq]
+
+
+class AnyPace(DraftPace):
+    """Has as many tokens drafted as chance will have it."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self._rng = random.Random(seed)
+
+    def counts(self, chances: list[float], most: list[int], room: int) -> list[int]:
+        counts = []
+        for count in most:
+            counts.append(self._rng.randint(0, max(0, min(count, room))))
+            room -= counts[-1]
+        return counts
+
+
+def guessing(windows: tuple[int, ...] = (0,), seed: int = 0) -> Speculation:
+    """Drafts that are right, wrong and mixed, of any length."""
+    return Speculation(Guesses(windows, seed), AnyPace(seed))
+
+
+DRAFTING = False  # what ``toy_engine`` does where nothing is said; see conftest.py
+
+
 def toy_engine(
     *,
     backend: Backend | None = None,
@@ -237,8 +297,13 @@ def toy_engine(
     preempt_for_priority: bool = False,
     target_step_ms: float | None = None,
     clock: Callable[[], float] = lambda: 0.0,
+    speculation: Speculation | None = None,
+    drafts: bool = True,
 ) -> Engine:
-    """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step."""
+    """An engine on the toy, with memory for ``pages`` pages of 16 tokens in one layer, that checks itself at every step.
+
+    Without ``drafts`` it has none in tests that run with and without them.
+    """
     config = EngineConfig(
         max_model_len=longest,
         max_num_seqs=seqs,
@@ -249,7 +314,10 @@ def toy_engine(
         target_step_ms=target_step_ms,
     )
     backend = backend or ToyBackend(windows=windows)
-    return Engine(toy_model(windows=windows), backend, config, clock=clock, check_every_step=True)
+    if DRAFTING and drafts:
+        speculation = speculation or guessing(windows)
+    model = toy_model(windows=windows)
+    return Engine(model, backend, config, clock=clock, check_every_step=True, speculation=speculation)
 
 
 def greedy(name: str, prompt: Iterable[int], max_tokens: int = 8) -> Request:
@@ -340,7 +408,7 @@ def samples(request: Request) -> list[Request]:
 
 def solo(requests: Iterable[Request], windows: tuple[int, ...] = (0,)) -> dict[str, list[int]]:
     """The tokens of each sample of each request run alone, whatever its id, and computed from its beginning."""
-    engine = toy_engine(windows=windows, prefix_caching=False)
+    engine = toy_engine(windows=windows, prefix_caching=False, drafts=False)
     alone = [one for request in requests for one in samples(request)]
     return {request.request_id: _alone(engine, request, windows) for request in alone}
 

@@ -37,6 +37,7 @@ class FakeLLM:
         self.aborted: list[str] = []
         self.most_running = 0
         self.broken: str | None = None
+        self.drafts = (40, 30)  # drafted and accepted tokens
         self._on_step = on_step
         self._remember = remember
         self._left: dict[str, tuple[str, int]] = {}
@@ -50,7 +51,13 @@ class FakeLLM:
 
     def stats(self) -> Any:
         waiting = len(self._left) - self._running
-        return SimpleNamespace(running=self._running, waiting=waiting, broken=self.broken)
+        return SimpleNamespace(
+            running=self._running,
+            waiting=waiting,
+            broken=self.broken,
+            spec_decode_num_draft_tokens=self.drafts[0],
+            spec_decode_num_accepted_tokens=self.drafts[1],
+        )
 
     def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: str, priority: int, timeout: float | None

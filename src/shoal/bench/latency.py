@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shoal.bench.drafts import Drafts
 from shoal.bench.workload import Prompt, answers
 from shoal.llm import LLM
 from shoal.params import SamplingParams
@@ -18,9 +19,10 @@ PERCENTAGES = (10, 25, 50, 75, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class LatencyResult:
-    """Seconds that each iteration took."""
+    """Seconds that each iteration took. ``drafts``: of all of them together."""
 
     latencies: tuple[float, ...]
+    drafts: Drafts | None = None
 
     @property
     def average(self) -> float:
@@ -33,12 +35,15 @@ class LatencyResult:
         return dict(zip(PERCENTAGES, np.percentile(self.latencies, PERCENTAGES).tolist(), strict=True))
 
     def as_json(self) -> dict[str, Any]:
-        """vLLM's keys."""
-        return {"avg_latency": self.average, "latencies": list(self.latencies), "percentiles": self.percentiles}
+        """vLLM's keys, and what was drafted."""
+        found = {"avg_latency": self.average, "latencies": list(self.latencies), "percentiles": self.percentiles}
+        return found if self.drafts is None else found | self.drafts.as_json()
 
     def __str__(self) -> str:
         lines = [f"Avg latency: {self.average} seconds"]
         lines += [f"{share}% percentile latency: {seconds} seconds" for share, seconds in self.percentiles.items()]
+        if self.drafts is not None:
+            lines.append(str(self.drafts))
         return "\n".join(lines)
 
 
@@ -48,7 +53,9 @@ def measure_latency(
     """Answer the batch ``warmup`` times untimed, then ``iterations`` times."""
     for _ in range(warmup):
         answers(llm, prompts, params)
-    return LatencyResult(tuple(_seconds(llm, prompts, params) for _ in range(iterations)))
+    before = llm.engine.stats()
+    latencies = tuple(_seconds(llm, prompts, params) for _ in range(iterations))
+    return LatencyResult(latencies, Drafts.since(llm, before))
 
 
 def _seconds(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams) -> float:

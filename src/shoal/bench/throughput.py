@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from shoal.bench.drafts import Drafts
 from shoal.bench.workload import Prompt, answers
 from shoal.llm import LLM
 from shoal.params import SamplingParams
@@ -20,7 +21,7 @@ class ThroughputResult:
     """Seconds for all requests, and their tokens.
 
     ``sequential_time``: seconds for the same requests one after the other; ``busy_time``: together again, while another process
-    spins on one core.
+    spins on one core. ``drafts``: of the first of these.
     """
 
     elapsed_time: float
@@ -29,6 +30,7 @@ class ThroughputResult:
     num_output_tokens: int
     sequential_time: float | None = None
     busy_time: float | None = None
+    drafts: Drafts | None = None
 
     @property
     def total_num_tokens(self) -> int:
@@ -50,7 +52,7 @@ class ThroughputResult:
         if self.busy_time is not None:
             found["busy_time"] = self.busy_time
             found["busy_share"] = self.elapsed_time / self.busy_time
-        return found
+        return found if self.drafts is None else found | self.drafts.as_json()
 
     def __str__(self) -> str:
         rates = [
@@ -61,6 +63,8 @@ class ThroughputResult:
             f"Total num prompt tokens:  {self.num_prompt_tokens}",
             f"Total num output tokens:  {self.num_output_tokens}",
         ]
+        if self.drafts is not None:
+            lines.append(str(self.drafts))
         if self.sequential_time is not None:
             speedup = self.sequential_time / self.elapsed_time
             lines.append(
@@ -85,9 +89,9 @@ def measure_throughput(
     """Answer all prompts together, after one alone to warm up; if asked to, also one after the other, and together once more
     beside a busy neighbour."""
     answers(llm, prompts[:1], params)
-    start = time.perf_counter()
+    before, start = llm.engine.stats(), time.perf_counter()
     outputs = answers(llm, prompts, params, progress=True)
-    elapsed = time.perf_counter() - start
+    elapsed, drafts = time.perf_counter() - start, Drafts.since(llm, before)
     return ThroughputResult(
         elapsed_time=elapsed,
         num_requests=len(prompts),
@@ -95,6 +99,7 @@ def measure_throughput(
         num_output_tokens=sum(len(output.outputs[0].token_ids) for output in outputs),
         sequential_time=_one_at_a_time(llm, prompts, params) if compare_sequential else None,
         busy_time=_beside_a_neighbour(llm, prompts, params) if busy_neighbour else None,
+        drafts=drafts,
     )
 
 

@@ -19,6 +19,7 @@ from shoal.cli.bench_peers import peers
 from shoal.cli.bench_sampling import sampling
 from shoal.cli.bench_serve import serve
 from shoal.cli.bench_soak import soak
+from shoal.cli.bench_speculative import speculative
 from shoal.cli.bench_startup import startup
 from shoal.cli.bench_sweep import sweep
 from shoal.cli.options import bench_engine_options, model_argument
@@ -41,6 +42,7 @@ for _verb in (
     sweep,
     startup,
     mixed,
+    speculative,
     jobs,
     constraints,
     serve,

@@ -63,6 +63,11 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         "Milliseconds that a step should take while requests decode: prompts are cut to fit.",
         "no target",
     ),
+    "speculative_config": (
+        json_object,
+        'JSON object as in vLLM, such as {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}.',
+        "no speculation",
+    ),
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (
         click.Choice(DEVICES),

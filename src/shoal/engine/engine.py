@@ -11,6 +11,10 @@ from heapq import heapify, heappop, heappush, nsmallest
 from traceback import clear_frames
 from typing import NamedTuple
 
+from shoal.engine.draft import Drafter, Speculation
+from shoal.engine.draft_ngram import NgramDrafter
+from shoal.engine.draft_pace import DraftPace
+from shoal.engine.draft_suffix import SuffixDrafter
 from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
 from shoal.engine.memory_plan import MemoryPlan, OwnedPages, kv_dtype, plan_memory
@@ -19,12 +23,12 @@ from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
 from shoal.engine.sampling_state import check_ids
-from shoal.engine.scheduler import Scheduler, SchedulerLimits, StepBatch, StepResult
+from shoal.engine.scheduler import DraftResult, Scheduler, SchedulerLimits, StepBatch, StepResult
 from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs, TokenWords
 from shoal.errors import EngineError, RequestError
 from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
 from shoal.models.weights import Encoder, Model
-from shoal.params import MAX_N, EngineConfig
+from shoal.params import MAX_N, EngineConfig, SpeculativeConfig
 
 __all__ = [
     "Engine",
@@ -46,7 +50,8 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class EngineStats:
     """Where the engine stands, and totals since its start. A prompt counts once, however often it was computed; ``cached_tokens`` of
-    all ``prompt_tokens`` came from the prefix cache. Pages are those of each KV group; the cache lies in free ones. ``broken``: what
+    all ``prompt_tokens`` came from the prefix cache. Of ``spec_decode_num_draft_tokens`` that were computed on a guess
+    ``spec_decode_num_accepted_tokens`` were right. Pages are those of each KV group; the cache lies in free ones. ``broken``: what
     the engine raised when it last tried to compute, if it could compute nothing at all for any of several requests. ``batch_sequences``
     and ``batch_rows``: those of the last step."""
 
@@ -62,6 +67,8 @@ class EngineStats:
     broken: str | None
     batch_sequences: int = 0
     batch_rows: int = 0
+    spec_decode_num_draft_tokens: int = 0
+    spec_decode_num_accepted_tokens: int = 0
 
 
 class Slot(NamedTuple):
@@ -110,6 +117,31 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
     )
 
 
+def _speculation(config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float]) -> Speculation | None:
+    wanted, target = config.speculative_config, config.target_step_ms
+    if drafter is None and wanted is not None:
+        assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
+        drafter = _drafter(wanted)
+    if drafter is None:
+        return None
+    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock))
+
+
+def _drafter(wanted: SpeculativeConfig) -> Drafter:
+    if wanted.method == "suffix":
+        return SuffixDrafter(
+            wanted.num_speculative_tokens,
+            depth=wanted.suffix_decoding_max_tree_depth,
+            factor=wanted.suffix_decoding_max_spec_factor,
+            least_share=wanted.suffix_decoding_min_token_prob,
+            most_texts=wanted.suffix_decoding_max_cached_requests,
+        )
+    least, most = wanted.prompt_lookup_min, wanted.prompt_lookup_max
+    assert least is not None
+    assert most is not None
+    return NgramDrafter(wanted.num_speculative_tokens, least, most)
+
+
 def _step_limits(plan: MemoryPlan, config: EngineConfig) -> StepLimits:
     return StepLimits(
         max_rows=config.max_num_batched_tokens,
@@ -123,7 +155,8 @@ class Engine:
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
     ``clock`` gives the seconds of ``Metrics`` and time limits. ``check_every_step`` asserts after each call that pages and sequences
-    fit together. ``num_pages``: of each KV group. Raises as ``plan_memory``.
+    fit together. ``drafter``, or ``speculation`` as a whole: in place of what ``config`` says. ``num_pages``: of each KV group. Raises
+    as ``plan_memory``.
     """
 
     def __init__(
@@ -134,6 +167,8 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
+        drafter: Drafter | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         plan = plan_memory(model.config, model.nbytes, config, backend)
         self._model, self._backend = model, backend
@@ -153,11 +188,14 @@ class Engine:
         encoder = self._encoder is not None
         target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
         self._pacer = None if target is None else StepPacer(target / 1000)
+        speculation = speculation or _speculation(config, drafter, clock)
+        self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
             _page_groups(plan),
             _scheduler_limits(plan, config, encoder=encoder),
             prefix_caching=config.enable_prefix_caching and not encoder,
             pacer=self._pacer,
+            speculation=self._speculation,
         )
         self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
         self._adopt(plan, config)
@@ -166,6 +204,8 @@ class Engine:
         """KV memory and buffers, and what computes with them."""
         limits = _step_limits(plan, config)
         most = MAX_N * limits.max_seqs  # all samples of a prompt get their first token in one step
+        if self._speculation is not None:
+            most = max(most, limits.max_rows)
         self._masks = MaskFiller(self._vocab_size, most)
         caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
         dtype = kv_dtype(self._model.config, config)
@@ -233,7 +273,7 @@ class Engine:
         if batch.beginning:
             self._begin(batch.beginning, self._clock())
         if batch.sequences:
-            self._run(batch) if self._pacer is None else self._run_timed(batch, self._pacer)
+            self._run(batch) if self._pacer is None and self._speculation is None else self._run_timed(batch)
         outputs, self._outputs = self._outputs, []
         for output in outputs:
             if output.finished:
@@ -299,6 +339,8 @@ class Engine:
             broken=self._broken,
             batch_sequences=self._batch[0],
             batch_rows=self._batch[1],
+            spec_decode_num_draft_tokens=scheduler.counters.draft_tokens,
+            spec_decode_num_accepted_tokens=scheduler.counters.accepted_tokens,
         )
 
     def slots(self, most_waiting: int) -> list[Slot]:
@@ -360,15 +402,21 @@ class Engine:
         result = self._attempt(batch)
         if isinstance(result, Exception):
             _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
+            batch = self._scheduler.without_drafts(batch)
             result = self._attempt(batch)
         if isinstance(result, Exception) and len(batch.sequences) > 1:
             self._broken = _text(result)  # until a part of it succeeds
         self._settle(batch, result)
 
-    def _run_timed(self, batch: StepBatch, pacer: StepPacer) -> None:
+    def _run_timed(self, batch: StepBatch) -> None:
         start = self._clock()
         self._run(batch)
-        pacer.record(batch.num_rows - len(batch.sequences), self._clock() - start)
+        seconds, sequences = self._clock() - start, len(batch.sequences)
+        further = batch.num_rows - sequences - batch.num_drafted  # of prompts
+        if self._pacer is not None and not batch.num_drafted:
+            self._pacer.record(further, seconds)
+        if self._speculation is not None and not further:
+            self._speculation.pace.record(sequences, batch.num_rows, seconds)
 
     def _settle(self, batch: StepBatch, result: StepResult | Exception) -> None:
         """Commit what could be computed. Compute by halves what could not, down to the requests that fail alone."""
@@ -394,18 +442,31 @@ class Engine:
         if self._scheduler.copies:
             runner.copy_pages(self._scheduler.copies)
             self._scheduler.copies = []
-        self._masks.start(batch.sampling)
+        choosing = batch.choosing
+        self._masks.start(choosing)
         try:
             runner.forward(batch)
         finally:
-            masks = self._masks.wait(batch.sampling)
-        tokens, logprobs = sampler.sample(batch.sampling, masks)
+            masks = self._masks.wait(choosing)
+        tokens, logprobs = sampler.sample(*batch.to_sample(), masks)
+        drafted = _cut_off_drafted(batch, tokens, logprobs) if batch.drafting else []
         rows = [runner.rows(seq) for seq in batch.scoring]
-        return StepResult(tokens, logprobs, rows, sampler.score(batch.prompts))
+        return StepResult(tokens, logprobs, rows, sampler.score(batch.prompts), drafted)
 
     def _check(self) -> None:
         if self._check_every_step:
             self._scheduler.check()
+
+
+def _cut_off_drafted(batch: StepBatch, tokens: list[int], logprobs: list[TokenLogprobs | None]) -> list[DraftResult]:
+    """Those with drafts were sampled last; what is theirs goes from the end of the lists."""
+    place, drafted = len(batch.sampling), []
+    for seq in batch.drafting:
+        stop = place + 1 + len(seq.draft)
+        drafted.append(DraftResult(tokens[place:stop], logprobs[place:stop]))
+        place = stop
+    del tokens[len(batch.sampling) :], logprobs[len(batch.sampling) :]
+    return drafted
 
 
 def _alive(samples: list[Sequence]) -> list[Sequence]:

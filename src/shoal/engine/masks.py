@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
+from itertools import islice
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -18,7 +19,7 @@ from shoal.errors import ConstraintError
 MASK_SECONDS = 1.5  # how long a step waits for a mask once its layers are done
 _MOST_THREADS = 8
 
-Masks = list[Mask | None]  # one for each sequence that gets a token
+Masks = list[Mask | None]  # one for each token that is sampled
 
 
 class MaskFiller:
@@ -26,10 +27,13 @@ class MaskFiller:
 
     What a constraint raises, and a mask that is not ready ``MASK_SECONDS`` after the layers, becomes the ``constraint_error`` of
     its sequence. The thread that still works on such a mask is left to itself, and others take its place.
+
+    A draft needs a mask behind each of its tokens. It is cut where the constraint does not go along with it, or where such a mask is
+    not ready in time: that is no error, as nothing else than a token less may come of it.
     """
 
-    def __init__(self, vocab_size: int, max_seqs: int) -> None:
-        self._shape = (max_seqs, -(-vocab_size // 32))
+    def __init__(self, vocab_size: int, most: int) -> None:
+        self._shape = (most, -(-vocab_size // 32))
         self._rows: list[Mask] = []
         self._crew: _Crew | None = None
         self._shares: list[_Share] = []  # what is being filled
@@ -37,16 +41,20 @@ class MaskFiller:
     def start(self, sequences: list[Sequence]) -> None:
         """Begin with the masks of those ``sequences`` that have a constraint."""
         self._finish()  # of a step that was interrupted
-        constrained = [(seq, seq.constraint) for seq in sequences if seq.constraint is not None]
+        constrained = [seq for seq in sequences if seq.constraint is not None]
         if constrained:
             self._share_out(constrained)
 
     def wait(self, sequences: list[Sequence]) -> Masks | None:
-        """The masks of the same sequences, None for those without; None as a whole if that is all of them. Valid until ``start``."""
+        """The masks of the same sequences, for each as many as it has tokens to be sampled, None for those without a constraint; None
+        as a whole if that is all of them. Valid until ``start``."""
         if not self._shares:
             return None
-        filled = dict(self._finish())
-        return [filled.get(seq) for seq in sequences]
+        filled = self._finish()
+        masks: Masks = []
+        for seq in sequences:
+            masks += filled[seq] if seq in filled else [None] * (1 + len(seq.draft))
+        return masks
 
     def close(self) -> None:
         """Let the threads go."""
@@ -54,73 +62,123 @@ class MaskFiller:
             self._crew.dismiss()
             self._crew = None
 
-    def _share_out(self, constrained: list[tuple[Sequence, Constraint]]) -> None:
+    def _share_out(self, constrained: list[Sequence]) -> None:
         if self._crew is None or self._crew.pid != os.getpid():  # a fork leaves the threads behind
             self._crew = _Crew()
         if not self._rows:
             self._rows = list(np.zeros(self._shape, np.uint32))
-        assert len(constrained) <= len(self._rows), "a row is left without a mask"
-        assert len(constrained) <= len(self._rows), "a step has no more sequences than that"
-        todo = [(seq, constraint, row) for (seq, constraint), row in zip(constrained, self._rows, strict=False)]
+        rows = iter(self._rows)
+        todo = [_Todo(seq, list(islice(rows, 1 + len(seq.draft)))) for seq in constrained]
         count = min(self._crew.size, len(todo))
         self._shares = [_Share(todo[first::count]) for first in range(count)]
         self._crew.work_on(self._shares)
 
-    def _finish(self) -> list[tuple[Sequence, Mask]]:
-        """Wait for what is being filled. Rows behind one that takes too long are given to other threads."""
-        filled: list[tuple[Sequence, Mask]] = []
+    def _finish(self) -> dict[Sequence, Masks]:
+        """Wait for what is being filled. Rows behind one that takes too long are given to other threads. Cuts drafts."""
+        filled: dict[Sequence, Masks] = {}
         while self._shares:
             assert self._crew is not None, "it works on the shares"
             in_time = self._crew.wait_for(len(self._shares), MASK_SECONDS)
             shares, self._shares = self._shares, []
             if in_time:
-                filled += [(seq, row) for share in shares for seq, _, row in share.rows]
+                for share in shares:
+                    filled |= {todo.seq: todo.taken() for todo in share.todo}
             else:
-                filled += self._replace_crew(shares)
+                filled |= self._replace_crew(shares)
         return filled
 
-    def _replace_crew(self, shares: list[_Share]) -> list[tuple[Sequence, Mask]]:
+    def _replace_crew(self, shares: list[_Share]) -> dict[Sequence, Masks]:
         """Leave late rows, and the memory they are written to, to the threads that hold them."""
         self.close()
         self._rows = []
-        left: list[tuple[Sequence, Constraint]] = []
-        filled: list[tuple[Sequence, Mask]] = []
+        filled: dict[Sequence, Masks] = {}
+        left: list[Sequence] = []
         for share in shares:
             done, begun = share.abandon()
-            filled += [(seq, row) for seq, _, row in share.rows[:done]]
-            for seq, _, _ in share.rows[done:begun]:
-                seq.constraint_error = f"the constraint took more than {MASK_SECONDS:g} s for one token"
-            left += [(seq, constraint) for seq, constraint, _ in share.rows[begun:]]
+            filled |= {todo.seq: todo.taken() for todo in share.todo[:done]}
+            for todo in share.todo[done:]:
+                todo.seq.draft = []
+            for todo in share.todo[done:begun]:
+                todo.seq.constraint_error = f"the constraint took more than {MASK_SECONDS:g} s for one token"
+            left += [todo.seq for todo in share.todo[begun:]]
         if left:
             self._share_out(left)
         return filled
 
 
-class _Share:
-    """Rows that one thread fills in turn."""
+class _Todo:
+    """A sequence, and rows for the masks of its next token and of what follows each token of its draft."""
 
-    def __init__(self, rows: list[tuple[Sequence, Constraint, Mask]]) -> None:
-        self.rows = rows
+    def __init__(self, seq: Sequence, rows: list[Mask]) -> None:
+        assert len(rows) == 1 + len(seq.draft), "a token is left without a mask"
+        assert seq.constraint is not None
+        self.seq, self.rows = seq, rows
+        self.constraint, self.draft = seq.constraint, seq.draft
+        self.ahead = seq.constraint.copy() if seq.draft else None  # here: nobody moves the constraint on meanwhile
+        self.num_ahead = 0  # masks that are filled behind tokens of the draft
+
+    def fill(self) -> str | None:
+        """Fill the mask of the next token; why that cannot be done."""
+        try:
+            _fill(self.seq, self.constraint, self.rows[0])
+        except ConstraintError as error:
+            return str(error)
+        except Exception as error:  # a fault of this constraint must not harm other requests
+            return f"the constraint failed: {type(error).__name__}: {error}"
+        return None
+
+    def fill_ahead(self) -> None:
+        """Follow the draft as far as it is allowed and the output goes on."""
+        if self.ahead is None:
+            return
+        try:
+            for place, token in enumerate(self.draft, 1):
+                self.ahead.advance(token)
+                if self.ahead.is_complete:
+                    return
+                _fill(self.seq, self.ahead, self.rows[place], place)
+                self.num_ahead = place
+        except Exception:  # should it come to that, the same is raised for the next token of the sequence
+            return
+
+    def taken(self) -> Masks:
+        """The masks that are filled; the draft is cut to them."""
+        count = self.num_ahead
+        if count < len(self.draft):
+            self.seq.draft = self.draft[:count]
+        return [*self.rows[: 1 + count]]
+
+
+class _Share:
+    """Rows that one thread fills in turn: those of the next tokens first."""
+
+    def __init__(self, todo: list[_Todo]) -> None:
+        self.todo = todo
         self._lock = threading.Lock()
         self._begun = self._filled = 0
         self._abandoned = False
 
     def fill(self) -> None:
         """Fill the rows, as long as somebody waits for them."""
-        for seq, constraint, row in self.rows:
+        for todo in self.todo:
             with self._lock:
                 if self._abandoned:
                     return
                 self._begun += 1
-            error = _fill(seq, constraint, row)
+            error = todo.fill()
             with self._lock:
                 if self._abandoned:
                     return
-                seq.constraint_error = error
+                todo.seq.constraint_error = error
                 self._filled += 1
+        for todo in self.todo:
+            if self._abandoned:
+                return
+            todo.fill_ahead()
 
     def abandon(self) -> tuple[int, int]:
-        """Wait no longer; how many rows are filled, and how many were begun: that is one more, or the same."""
+        """Wait no longer; for how many sequences the next token's mask is filled, and for how many it was begun: that is one more,
+        or the same."""
         with self._lock:
             self._abandoned = True
             return self._filled, self._begun
@@ -166,25 +224,19 @@ def _dismiss(tasks: SimpleQueue[_Share | None], count: int) -> None:
         tasks.put(None)
 
 
-def _fill(seq: Sequence, constraint: Constraint, row: Mask) -> str | None:
-    """Fill a sequence's mask; why that cannot be done."""
-    try:
-        constraint.fill_mask(row)
-        _place_ends(seq, constraint, row)
-    except ConstraintError as error:
-        return str(error)
-    except Exception as error:  # a fault of this constraint must not harm other requests
-        return f"the constraint failed: {type(error).__name__}: {error}"
-    return None
+def _fill(seq: Sequence, constraint: Constraint, row: Mask, ahead: int = 0) -> None:
+    """Fill the mask behind so many tokens of a sequence's draft."""
+    constraint.fill_mask(row)
+    _place_ends(seq, constraint, row, ahead)
 
 
-def _place_ends(seq: Sequence, constraint: Constraint, row: Mask) -> None:
+def _place_ends(seq: Sequence, constraint: Constraint, row: Mask, ahead: int) -> None:
     """Where the output may end is up to the constraint alone, as far as it leaves a choice.
 
     ``ignore_eos`` and ``min_tokens`` take the model's end tokens away unless those are all that is left. The request's own stop
     tokens are allowed where the output may end, and nowhere else.
     """
-    too_short, params = seq.is_too_short, seq.request.params
+    too_short, params = seq.is_too_short(ahead), seq.request.params
     if params.ignore_eos or too_short:
         ends = [token for token in seq.request.eos_ids if _bit(row, token)]
         _clear(row, ends)

@@ -21,12 +21,15 @@ class Sampler:
         self._arrays = SampleArrays(max_seqs, vocab_size)
 
     def sample(
-        self, sequences: list[Sequence], masks: Masks | None = None
+        self, sequences: list[Sequence], ahead: list[int] | None = None, masks: Masks | None = None
     ) -> tuple[list[int], list[TokenLogprobs | None]]:
-        """For each sequence its next token (-1: its logits hold NaN or leave none) and what ``logprobs`` asks for."""
+        """For each sequence its next token (-1: its logits hold NaN or leave none) and what ``logprobs`` asks for.
+
+        ``ahead`` as in ``SampleArrays.fill``.
+        """
         tokens: list[int] = []
         logprobs: list[TokenLogprobs | None] = []
-        self._arrays.fill(sequences, masks)
+        self._arrays.fill(sequences, masks, ahead)
         for start in range(0, len(sequences), LOGIT_ROWS):
             block = sequences[start : start + LOGIT_ROWS]
             chosen: list[int] = self._network.sample(*self._arrays.block(start, start + len(block))).tolist()

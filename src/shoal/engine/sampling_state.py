@@ -7,7 +7,8 @@ dropped, leave no trace in it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from copy import copy
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,6 @@ from shoal.kernels.samplers import (
 from shoal.params import SamplingParams
 
 Mask = NDArray[np.uint32]
-_Make = Callable[[], Sampler]
 
 # The order where the request says nothing: vLLM's, with llama.cpp's own samplers between.
 _ORDER = ("penalties", "dry", "top_n_sigma", "temperature", "typ_p", "min_p", "top_k", "top_p", "xtc")
@@ -77,6 +77,13 @@ class SamplingState:
         self.draws_plainly = not params.needs_chain
         self._make = self._chain(params)
 
+    def copy(self) -> SamplingState:
+        """A state of its own that stands where this one does: for rows behind tokens that may not come to stay."""
+        twin = copy(self)
+        twin._counts = None if self._counts is None else self._counts.copy()
+        twin._history = copy(self._history)  # what it appends lies behind all that this one looks at
+        return twin
+
     @property
     def is_plain(self) -> bool:
         """Whether no row needs anything."""
@@ -86,7 +93,7 @@ class SamplingState:
         """What the row that follows ``token_ids`` needs."""
         self._take(token_ids)
         banned = self._banned(token_ids)
-        samplers = tuple(make() for make in self._make) if self._make else None
+        samplers = tuple(make(self) for make in self._make) if self._make else None
         return RowNeeds(self._mask, banned, samplers)
 
     def surprised(self, num_tokens: int, surprise: float) -> None:
@@ -125,15 +132,15 @@ class SamplingState:
         makers = [] if not params.logit_bias else [_same(_bias(params.logit_bias))]
         makers += [make for name in names if (make := self._maker(name, params)) is not None]
         if params.mirostat and not params.greedy:
-            makers.append(lambda: Mirostat(params.mirostat, self._mu))
+            makers.append(lambda state: Mirostat(params.mirostat, state._mu))
         return makers
 
     def _maker(self, name: str, params: SamplingParams) -> _Make | None:
         """What makes the sampler of this name anew for each row; None if it is off."""
         if name == "penalties":
-            return self._penalties if self._counts is not None else None
+            return SamplingState._penalties if self._counts is not None else None
         if name == "dry":
-            return self._dry if self._history is not None else None
+            return SamplingState._dry if self._history is not None else None
         sampler = _sampler(name, params)
         return None if sampler is None else _same(sampler)
 
@@ -150,7 +157,7 @@ class SamplingState:
 
 
 def _same(sampler: Sampler) -> _Make:
-    return lambda: sampler
+    return lambda _: sampler
 
 
 def _sampler(name: str, p: SamplingParams) -> Sampler | None:
@@ -212,6 +219,9 @@ def _counts(params: SamplingParams, prompt: Sequence[int]) -> _Counts:
     return _WindowCounts(prompt, params.repeat_last_n)
 
 
+_Make = Callable[[SamplingState], Sampler]
+
+
 class _Counts:
     """Tokens that have been seen: those of the prompt count nothing (vLLM's frequency and presence penalties), others each time."""
 
@@ -220,6 +230,12 @@ class _Counts:
         self._size, self._place = len(ids), {token: place for place, token in enumerate(ids.tolist())}
         self._ids, self._counts = (np.zeros(2 * len(ids) + 64, np.int32) for _ in range(2))
         self._ids[: len(ids)], self._counts[: len(ids)] = ids, weight * counts
+
+    def copy(self) -> Self:
+        """Counts of its own."""
+        twin = copy(self)
+        twin._ids, twin._counts, twin._place = self._ids.copy(), self._counts.copy(), self._place.copy()
+        return twin
 
     def take(self, token_ids: list[int], index: int) -> None:
         """The token at ``index`` has come."""

@@ -6,10 +6,12 @@ There is no prefill and no decode phase: each sequence's ``num_computed`` catche
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from shoal.engine.draft import Speculation
 from shoal.engine.kv_group import PageGroup, longest_prefix
 from shoal.engine.pace import StepPacer
 from shoal.engine.page_pool import Origin
@@ -45,7 +47,8 @@ class StepBatch:
     ``sampling`` get a token from this step (their last known token is computed). Those of ``forking`` complete a prompt that has
     further samples; these follow them in ``sampling`` and get their first token from the same row. ``scoring`` get logits or states;
     ``prompts`` get log-probabilities of prompt tokens; ``ending`` are done with their prompt and generate nothing. Those of
-    ``beginning`` were waiting until now.
+    ``beginning`` were waiting until now. ``drafting`` get a token, and one more for each token of their draft that is found right;
+    they are not among ``sampling``.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -55,7 +58,9 @@ class StepBatch:
     prompts: list[Sequence] = field(default_factory=list)
     ending: list[Sequence] = field(default_factory=list)
     beginning: list[Sequence] = field(default_factory=list)
+    drafting: list[Sequence] = field(default_factory=list)
     num_rows: int = 0
+    num_drafted: int = 0  # rows of drafted tokens
 
     def add(self, seq: Sequence, count: int) -> None:
         """Compute the next ``count`` tokens of ``seq``."""
@@ -65,7 +70,10 @@ class StepBatch:
         self.sequences.append(seq)
         if seq.num_scored < seq.num_to_score and seq.unscored:
             (self.scoring if seq.wants_rows else self.prompts).append(seq)
-        if seq.num_computed + count == len(seq.token_ids) and not seq.wants_rows:
+        if seq.draft:
+            self.drafting.append(seq)
+            self.num_drafted += len(seq.draft)
+        elif seq.num_computed + count == len(seq.token_ids) and not seq.wants_rows:
             generates = seq.request.generates
             (self.sampling if generates else self.ending).append(seq)
             if seq.siblings and generates:
@@ -77,8 +85,21 @@ class StepBatch:
         for sibling in seq.siblings:
             sibling.first_row, sibling.num_scheduled = seq.first_row, seq.num_scheduled
 
+    @property
+    def choosing(self) -> list[Sequence]:
+        """All that get tokens, in the order in which they are sampled."""
+        return self.sampling + self.drafting if self.drafting else self.sampling
+
+    def to_sample(self) -> tuple[list[Sequence], list[int] | None]:
+        """The same, each once for every token that it may get, and how many tokens of its draft come before that one."""
+        if not self.drafting:
+            return self.sampling, None
+        counts = [1] * len(self.sampling) + [1 + len(seq.draft) for seq in self.drafting]
+        sequences = [seq for seq, count in zip(self.choosing, counts, strict=True) for _ in range(count)]
+        return sequences, [ahead for count in counts for ahead in range(count)]
+
     def halves(self) -> tuple[StepBatch, StepBatch]:
-        """The same work as two steps. From now on the sequences' rows are those of the halves."""
+        """The same work as two steps, nothing of it drafted. From now on the sequences' rows are those of the halves."""
         first, second = StepBatch(), StepBatch()
         middle = len(self.sequences) // 2
         for index, seq in enumerate(self.sequences):
@@ -86,29 +107,40 @@ class StepBatch:
         return first, second
 
 
+class DraftResult(NamedTuple):
+    """Tokens, and their log-probabilities where wanted."""
+
+    tokens: list[int]
+    logprobs: list[TokenLogprobs | None]
+
+
 @dataclass(slots=True)
 class StepResult:
     """What a step brought: ``tokens`` and ``logprobs`` for the batch's ``sampling``, ``logits`` (or states) for its ``scoring``,
     ``prompt_logprobs`` for its ``prompts``.
 
-    A token of -1 means that the row's logits hold NaN or leave no candidate. The others may hold NaN.
+    A token of -1 means that the row's logits hold NaN or leave no candidate. The others may hold NaN. ``drafted``, for each of the
+    batch's ``drafting``: its next token, then what follows each token of its draft, as if that were right.
     """
 
     tokens: list[int]
     logprobs: list[TokenLogprobs | None]
     logits: list[Logits]
     prompt_logprobs: list[list[TokenLogprobs]]
+    drafted: list[DraftResult] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Counters:
     """Totals since the start. A prompt is counted once, when it is first complete in the KV cache; ``cached_tokens`` of it were there
-    before it began."""
+    before it began. Of all ``draft_tokens`` that were computed ``accepted_tokens`` were right."""
 
     preemptions: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generation_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Scheduler:
@@ -127,6 +159,10 @@ class Scheduler:
     A sequence has the same number of pages in each of the KV ``groups``, but some of the first ones of a group with a window
     are given back as soon as no token that it still has to compute sees them. With ``prefix_caching`` full pages are registered
     when their step is committed, and a sequence begins after the longest prefix that others have left there.
+
+    With ``speculation`` those that decode may have a draft of what comes next. A step computes its tokens as further rows of the
+    sequence and samples a token at each of them, the one that would come there anyway; those behind the first guess that is wrong are
+    forgotten. A draft never costs anybody pages, and there is none beside a prompt, which fills the step already.
     """
 
     def __init__(
@@ -136,8 +172,10 @@ class Scheduler:
         *,
         prefix_caching: bool,
         pacer: StepPacer | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self._take(groups, limits)
+        self._speculation = speculation
         self._prefix_caching = prefix_caching
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
@@ -215,6 +253,8 @@ class Scheduler:
         batch = StepBatch()
         if self.limits.preempt_for_priority:
             self._make_way()
+        if self._speculation is not None:
+            self._draft(self._speculation)
         self._continue_running(batch)
         self._admit_waiting(batch)
         assert batch.sequences or not (self.running or self.waiting), "work is left and nothing can run"
@@ -222,6 +262,8 @@ class Scheduler:
 
     def commit(self, batch: StepBatch, result: StepResult, now: float) -> list[Output]:
         """Take in what a step brought: append, stop, release, report."""
+        if batch.drafting:
+            self._settle_drafts(batch, result)
         if self._prefix_caching:
             self._register(batch)
         self._give_back(batch)
@@ -235,11 +277,24 @@ class Scheduler:
             for seq, token, logprobs in zip(batch.sampling, result.tokens, result.logprobs, strict=True)
             if seq.status is not Status.FINISHED
         ]
+        for seq, found in zip(batch.drafting, result.drafted, strict=True):
+            outputs += self._accept_drafted(seq, found, now)
         outputs += [self._score(seq, rows, now) for seq, rows in zip(batch.scoring, result.logits, strict=True)]
         for seq in batch.ending:
             if seq.status is Status.RUNNING:
                 outputs += self._end(seq, now)
         return outputs
+
+    def without_drafts(self, batch: StepBatch) -> StepBatch:
+        """A step that could not be computed, without what was drafted: that may have been the reason."""
+        if not batch.drafting:
+            return batch
+        plain, drafting = StepBatch(), set(batch.drafting)
+        for seq in batch.sequences:
+            if seq in drafting:
+                self._forget_draft(seq)
+            plain.add(seq, 1 if seq in drafting else seq.num_scheduled)
+        return plain
 
     def fail(self, batch: StepBatch, error: str, now: float) -> list[Output]:
         """End every sequence of a step that could not be computed."""
@@ -251,7 +306,7 @@ class Scheduler:
             held = [seq.pages[index][group.use.num_passed(seq.num_computed) :] for seq in self.running]
             group.pool.check(held)
             for seq, pages in zip(self.running, held, strict=True):
-                assert len(pages) <= group.use.most_pages(seq.num_tokens)
+                assert len(pages) <= group.use.most_pages(seq.num_tokens + len(seq.draft))
         # Admission takes a row that all others left over, so there is a row for each running sequence at every step.
         assert len(self.running) <= self._most_running
         waiting = list(self.waiting)
@@ -261,7 +316,7 @@ class Scheduler:
             assert seq.status is Status.RUNNING
             assert seq.num_computed < seq.num_tokens <= seq.max_len
             (count,) = {len(pages) for pages in seq.pages}
-            assert self._pages_for(seq.num_computed) <= count <= self._pages_for(seq.num_tokens)
+            assert self._pages_for(seq.num_computed) <= count <= self._pages_for(seq.num_tokens + len(seq.draft))
 
     def _max_len(self, request: Request) -> int:
         """The most tokens a request may come to have: its own limit, or the context's."""
@@ -303,7 +358,10 @@ class Scheduler:
         """Rows for those that run, in their order, and pages for the rows, at the cost of the last in line where there are not
         enough."""
         counts, short = self._shares()
-        while short and any(short > group.pool.num_free for group in self.groups):
+        if self._speculation is not None and self._is_too_much(short):
+            self._forget_drafts()
+            counts, short = self._shares()
+        while self._is_too_much(short):
             assert len(self.running) > 1, "the only running sequence always fits: add() saw to that"
             self._preempt(self._last())
             counts, short = self._shares()
@@ -311,6 +369,9 @@ class Scheduler:
             if short:
                 self._extend(seq, self._short(seq, count))
             batch.add(seq, count)
+
+    def _is_too_much(self, pages: int) -> bool:
+        return pages > 0 and any(pages > group.pool.num_free for group in self.groups)
 
     def _shares(self) -> tuple[list[int], int]:
         """How many rows each of those that run gets, as far as they go; how many pages of each group all together lack for them."""
@@ -320,8 +381,12 @@ class Scheduler:
             if not left:
                 break
             lack = len(seq.token_ids) - seq.num_computed
-            count = 1 if lack == 1 else self._chunk(lack, left)
-            left = left - count if count == lack else 0
+            if lack == 1:
+                count = 1 + len(seq.draft)
+                left -= count
+            else:
+                count = self._chunk(lack, left)
+                left = left - count if count == lack else 0
             counts.append(count)
             if seq.num_computed + count > size * len(seq.pages[0]):
                 short += self._short(seq, count)
@@ -393,6 +458,44 @@ class Scheduler:
         for pages, group in zip(seq.pages, self.groups, strict=True):
             pages += group.pool.allocate(count)
 
+    def _draft(self, speculation: Speculation) -> None:
+        """Drafts for this step."""
+        self._forget_drafts()  # of a step that was dropped
+        if all(seq.decodes for seq in self.running):
+            speculation.draft(self.running, self.limits.max_num_batched_tokens - len(self.running))
+
+    def _forget_drafts(self) -> None:
+        for seq in self.running:
+            if seq.draft:
+                self._forget_draft(seq)
+
+    def _forget_draft(self, seq: Sequence) -> None:
+        """Give back the pages that a draft would have filled. The list of pages is another one then: the old one only ever grew."""
+        seq.draft = []
+        count = self._pages_for(seq.num_tokens)
+        if count < len(seq.pages[0]):
+            for pages, group in zip(seq.pages, self.groups, strict=True):
+                group.pool.release(pages[count:])
+            seq.pages = [pages[:count] for pages in seq.pages]
+
+    def _settle_drafts(self, batch: StepBatch, result: StepResult) -> None:
+        """The rows of a draft up to the first wrong guess are rows like any other; those behind it have computed nothing."""
+        assert self._speculation is not None
+        for seq, found in zip(batch.drafting, result.drafted, strict=True):
+            kept = _num_alike(seq.draft, found.tokens)
+            self.counters.draft_tokens += seq.num_scheduled - 1
+            self.counters.accepted_tokens += kept
+            self._speculation.settled(seq, seq.num_scheduled - 1, kept)
+            seq.num_scheduled = 1 + kept
+
+    def _accept_drafted(self, seq: Sequence, found: DraftResult, now: float) -> Iterator[Output]:
+        """The tokens of a sequence with a draft, one after the other, until it ends or a guess was wrong."""
+        for token, logprobs in zip(found.tokens[: seq.num_scheduled], found.logprobs, strict=False):
+            yield self._accept(seq, token, logprobs, now)
+            if seq.status is Status.FINISHED:
+                return
+        self._forget_draft(seq)
+
     def _register(self, batch: StepBatch) -> None:
         """Let the pages be found that this step has filled. Nobody vouches for those of a sequence that samples nothing."""
         for seq in batch.sequences:
@@ -416,6 +519,7 @@ class Scheduler:
         """Send one of those that run back to its place in line; its tokens stay and are computed again."""
         self.running.remove(seq)
         self._release(seq)
+        seq.draft = []
         seq.num_computed = 0
         seq.metrics.num_preemptions += 1
         self.counters.preemptions += 1
@@ -548,6 +652,8 @@ class Scheduler:
         return ended
 
     def _retire(self, seq: Sequence, now: float) -> None:
+        if self._speculation is not None:
+            self._speculation.ended(seq)
         if seq.status is Status.RUNNING:
             self.running.remove(seq)
         elif seq.status is Status.WAITING:
@@ -564,6 +670,11 @@ class Scheduler:
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self._page_size)
+
+
+def _num_alike(draft: list[int], tokens: list[int]) -> int:
+    """How many tokens of a draft are those that have come."""
+    return next((index for index, token in enumerate(draft) if token != tokens[index]), len(draft))
 
 
 def _holds_nan(row: Logits) -> bool:

@@ -143,6 +143,8 @@ class Sequence:
     The ``siblings`` of sample 0 are the other samples, until the prompt is complete.
     ``constraint`` moves on only when a token is accepted, so a preemption leaves it as it is;
     ``constraint_error``: why it had no mask for the step being computed.
+    ``draft``: tokens that are guessed to follow; the current step computes them too, and no token of them counts before ``commit``.
+    ``chance``: how likely a guess is right, as far as is known.
     """
 
     request: Request
@@ -168,6 +170,8 @@ class Sequence:
     sampling: Any = None  # its SamplingState, from when its first token is sampled on
     origin: Origin = field(default_factory=Origin)
     siblings: tuple[Sequence, ...] = ()
+    draft: list[int] = field(default_factory=list)
+    chance: float = 0.5
     _page_keys: list[bytes] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -203,14 +207,17 @@ class Sequence:
         return self.metrics.arrival_time + min((limit for limit in limits if limit is not None), default=math.inf)
 
     @property
-    def is_too_short(self) -> bool:
-        """Whether the next token is still one of the first ``min_tokens``."""
-        return len(self.token_ids) - self.num_prompt < self.request.params.min_tokens
+    def decodes(self) -> bool:
+        """Whether the next token is all that it lacks, and not the first one of its output."""
+        return self.num_prompt <= self.num_computed == len(self.token_ids) - 1
 
-    @property
-    def must_not_stop(self) -> bool:
-        """Whether the next token may be none of ``stop_ids``; a constraint says that in its mask."""
-        return self.constraint is None and self.is_too_short
+    def is_too_short(self, ahead: int = 0) -> bool:
+        """Whether the token behind so many of its draft is still one of the first ``min_tokens``."""
+        return len(self.token_ids) + ahead - self.num_prompt < self.request.params.min_tokens
+
+    def must_not_stop(self, ahead: int = 0) -> bool:
+        """Whether that token may be none of ``stop_ids``; a constraint says that in its mask."""
+        return self.constraint is None and self.is_too_short(ahead)
 
     def follow(self, token: int) -> bool:
         """Let the constraint take in a token that has been appended; whether the output is complete. Raises ConstraintError."""
@@ -229,10 +236,12 @@ class Sequence:
         return self.first_row + position - self.num_computed
 
     def page_keys(self, page_size: int, count: int) -> list[bytes]:
-        """What names the content of its first ``count`` pages: for each a hash of all tokens up to its end, 16 bytes."""
+        """What names the content of its first ``count`` pages: for each a hash of all tokens up to its end, 16 bytes. Drafted tokens
+        in them must have been found right."""
         keys = self._page_keys
+        known = self.token_ids + self.draft if self.draft else self.token_ids
         for start in range(len(keys) * page_size, count * page_size, page_size):
-            tokens = array("i", self.token_ids[start : start + page_size]).tobytes()
+            tokens = array("i", known[start : start + page_size]).tobytes()
             before = keys[-1] if keys else self.request.cache_salt.encode()
             keys.append(blake2b(before + tokens, digest_size=16).digest())
         return keys[:count]

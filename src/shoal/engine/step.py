@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Row
 
 import numpy as np
 
 from shoal.engine.masks import Masks
-from shoal.engine.sampling_state import Mask, SamplingState
+from shoal.engine.sampling_state import Mask, RowNeeds, SamplingState
 from shoal.engine.scheduler import StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.kernels.base import IntArray, SampleRows, StepInput, StepLimits
@@ -37,6 +38,8 @@ class StepArrays:
             start = seq.num_computed
             stop = start + seq.num_scheduled
             token_ids += seq.token_ids[start:stop]
+            if batch.num_drafted:
+                token_ids += seq.draft
             positions += range(start, stop)
             row_start.append(len(token_ids))
             kv_len.append(stop)
@@ -67,7 +70,7 @@ class StepArrays:
 
 
 class SampleArrays:
-    """How the rows of a step are sampled: one array element for each sequence that gets a token."""
+    """How the rows of a step are sampled: one array element for each token that a sequence may get."""
 
     def __init__(self, max_seqs: int, vocab_size: int) -> None:
         self._vocab_size = vocab_size
@@ -85,14 +88,24 @@ class SampleArrays:
         self._samplers: list[tuple[Sampler, ...] | None] | None = None
         self._surprise = np.zeros(max_seqs, np.float32)
         self._special: list[tuple[int, Sequence]] = []  # rows that need more than numbers
+        self._ahead: list[int] | None = (
+            None  # how many drafted tokens come before the one that is sampled; None: none anywhere
+        )
         self._held: list[Sequence] = []  # whose parameters the buffers hold: mostly the same as the step before
 
-    def fill(self, sequences: list[Sequence], masks: Masks | None = None) -> None:
-        """Take in the sequences that get a token from this step, and the masks of those that are constrained."""
+    def fill(self, sequences: list[Sequence], masks: Masks | None = None, ahead: list[int] | None = None) -> None:
+        """Take in the sequences that get a token from this step, and the masks of those that are constrained.
+
+        With drafts a sequence is there once for each token, and ``ahead`` says how many tokens of its draft come before it.
+        """
         count = len(sequences)
-        self._rows[:count] = [seq.first_row + seq.num_scheduled - 1 for seq in sequences]
-        self._position[:count] = [len(seq.token_ids) for seq in sequences]
-        self._banned = [self._stop_ids(seq) if seq.must_not_stop else None for seq in sequences]
+        self._ahead = ahead
+        if ahead is None:
+            self._rows[:count] = [seq.first_row + seq.num_scheduled - 1 for seq in sequences]
+            self._position[:count] = [len(seq.token_ids) for seq in sequences]
+            self._banned = [self._stop_ids(seq) if seq.must_not_stop() else None for seq in sequences]
+        else:
+            self._place_ahead(sequences, ahead)
         if sequences != self._held:
             self._held = []  # should this raise, the buffers hold nobody's
             self._fill_parameters(sequences)
@@ -103,6 +116,13 @@ class SampleArrays:
         if masks is not None:
             own = self._mask or [None] * count
             self._mask = [_both(*pair) for pair in zip(own, masks, strict=True)]
+
+    def _place_ahead(self, sequences: list[Sequence], ahead: list[int]) -> None:
+        places = list(zip(sequences, ahead, strict=True))
+        count = len(places)
+        self._rows[:count] = [seq.row_of(len(seq.token_ids) - 1 + further) for seq, further in places]
+        self._position[:count] = [len(seq.token_ids) + further for seq, further in places]
+        self._banned = [self._stop_ids(seq) if seq.must_not_stop(further) else None for seq, further in places]
 
     def take_surprise(self, start: int, stop: int) -> None:
         """Let the sequences of a block know by how much their tokens have surprised, once they are sampled."""
@@ -152,13 +172,24 @@ class SampleArrays:
     def _fill_special(self, count: int) -> None:
         mask: list[Mask | None] = [None] * count
         samplers: list[tuple[Sampler, ...] | None] = [None] * count
-        for row, seq in self._special:
-            mask[row], banned, samplers[row] = seq.sampling.needs(seq.token_ids)
+        for row, needs in self._needs():
+            mask[row], banned, samplers[row] = needs
             if banned is not None:
                 stop_ids = self._banned[row]
                 self._banned[row] = banned if stop_ids is None else np.concatenate([stop_ids, banned])
         self._mask = mask if any(words is not None for words in mask) else None
         self._samplers = samplers if any(samplers) else None
+
+    def _needs(self) -> Iterator[tuple[int, RowNeeds]]:
+        """What each special row needs. Rows of a draft, which follow their sequence's own, get theirs from copies of its state."""
+        for row, seq in self._special:
+            ahead = self._ahead[row] if self._ahead else 0
+            if ahead == 0:
+                state = self._state(seq)
+                yield row, state.needs(seq.token_ids)
+            else:
+                state = state.copy()
+                yield row, state.needs(seq.token_ids + seq.draft[:ahead])
 
     def _stop_ids(self, seq: Sequence) -> IntArray:
         """The ids that would end the sequence, as far as the model has them."""

@@ -81,6 +81,8 @@ _COUNTERS = {
     "generation_tokens": "Tokens generated.",
     "prefix_cache_queries": "Tokens of prompts that were looked for in the prefix cache.",
     "prefix_cache_hits": "Tokens of prompts that were in the prefix cache.",
+    "spec_decode_num_draft_tokens": "Tokens that were computed on a guess.",
+    "spec_decode_num_accepted_tokens": "Of these, tokens that were guessed right.",
     "admission_rejections": "Requests that were refused because too many waited.",
     "aborts": "Requests whose client went away before their end.",
 }
@@ -200,6 +202,8 @@ class Metrics:
             self._count("generation_tokens", stats.generation_tokens)
             self._count("prefix_cache_queries", stats.prompt_tokens)
             self._count("prefix_cache_hits", stats.cached_tokens)
+            self._count("spec_decode_num_draft_tokens", stats.spec_decode_num_draft_tokens)
+            self._count("spec_decode_num_accepted_tokens", stats.spec_decode_num_accepted_tokens)
         self._count("admission_rejections", self._rejections())
         return generate_latest(self.registry)
 

@@ -339,6 +339,17 @@ def test_steps_are_counted_as_full_while_there_are_rows_enough(tmp_path: Path) -
     assert (lonely.steps, lonely.full_steps, lonely.row_steps) == (5, 0, 5)
 
 
+def test_guesses_of_other_work_before_are_not_the_jobs(tmp_path: Path) -> None:
+    llm = FakeLLM()
+
+    def guess() -> None:
+        llm.drafts = (llm.drafts[0] + 3, llm.drafts[1] + 2)
+
+    llm._on_step = guess
+    totals = run(llm, row("a", "x", max_tokens=5), tmp_path).totals
+    assert (totals.draft_tokens, totals.accepted_tokens) == (15, 10)
+
+
 class Endless(io.RawIOBase):
     """A file of ``count`` lines that are made when they are read."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
@@ -39,6 +41,8 @@ def test_lines_for_people() -> None:
         "4000 prompt (3000 cached) and 500 generated tokens in 2.0 s (250.0 tokens/s);"
         " 80% of 50 steps ran a full batch, on average 6.0 rows",
     ]
+    drafted = summary(replace(TOTALS, draft_tokens=200, accepted_tokens=150))
+    assert drafted.lines()[2:] == ["200 tokens were computed on a guess, 75% of them were right"]
     assert summary(resumed=1, rows=None).lines()[0] == "finished: 30 rows done, 10 failed, 5 retried, resumed once"
 
 

@@ -94,7 +94,8 @@ class Totals:
 
     ``done`` and ``failed`` count the rows that are finished, ``retried`` those that had failed and were put back. Tokens
     are those of every row that came to an end, put back later or not. ``full_steps`` are the steps of the engine with a
-    full batch, ``row_steps`` the sum of rows over all steps.
+    full batch, ``row_steps`` the sum of rows over all steps. The journal does not hold ``draft_tokens`` and ``accepted_tokens``, which
+    are those of this run.
     """
 
     done: int = 0
@@ -107,6 +108,8 @@ class Totals:
     steps: int = 0
     full_steps: int = 0
     row_steps: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def work(self) -> Work:

@@ -22,6 +22,7 @@ from shoal.openai.embeddings import embedding_answer, embedding_refusal
 from shoal.openai.schema import ChatCompletion, TextCompletion
 
 if TYPE_CHECKING:
+    from shoal.engine.engine import EngineStats
     from shoal.jobs.running.engine_half import EngineHalf
     from shoal.requests.outputs import RequestOutput
     from shoal.requests.pooled import EmbeddingRequestOutput
@@ -83,6 +84,7 @@ class Job:
         self._failed = ledger.totals.failed
         self._pace = _Pace(time.monotonic(), ledger.totals.generated_tokens, ledger.totals.done + self._failed)
         self._next_look = 0.0
+        self._drafts = (0, 0)  # drafted and accepted tokens of the engine before the job
 
     def run(self, rows: Rows, total: int | None, report: Report) -> State:
         """Bring a record for each of ``rows`` into the ledger; ``report`` hears how far it is. ``total``: rows of the whole input.
@@ -106,6 +108,7 @@ class Job:
 
     def _work(self, rows: Rows, total: int | None, report: Report) -> State:
         more, now = True, time.monotonic()
+        self._drafts = _drafts(self._engine.stats())
         while more or self._running:
             state = self._reason_to_end()
             if state in CLOSING:
@@ -199,6 +202,9 @@ class Job:
         ran = stats.running + finished
         totals.steps += 1
         totals.row_steps += ran
+        totals.draft_tokens, totals.accepted_tokens = (
+            count - before for count, before in zip(_drafts(stats), self._drafts, strict=True)
+        )
         totals.full_steps += ran >= self._engine.config.max_num_seqs or stats.waiting > 0
 
     def _finish(self, row: Row, output: RequestOutput) -> None:
@@ -284,6 +290,10 @@ def refuse(row: BadRow, ledger: AnyLedger) -> None:
 def derived_seed(seed: int, custom_id: str) -> int:
     """A seed of 64 bits for a row: depends on both, looks unrelated to either."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{custom_id}".encode(), digest_size=8).digest(), "little")
+
+
+def _drafts(stats: EngineStats) -> tuple[int, int]:
+    return stats.spec_decode_num_draft_tokens, stats.spec_decode_num_accepted_tokens
 
 
 def _usage(output: RequestOutput) -> Usage:

@@ -13,7 +13,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     ``state``: running, interrupted, finished, expired, cancelled or stopped (too many failures). ``rows`` of the input, None where
     it cannot be known. ``retried``: rows put back by --retry-errors. ``seconds`` of work; ``tokens_per_second`` generated. Of the
     engine's ``steps``, ``full_share`` ran as many sequences as there was room for; ``rows_per_step`` is how many they ran on
-    average. ``resumed``: how often the job was taken up again.
+    average. ``resumed``: how often the job was taken up again. In the last run ``spec_decode_num_draft_tokens`` were computed on a
+    guess, and ``spec_decode_num_accepted_tokens`` of them were right.
     """
 
     state: str
@@ -32,6 +33,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     resumed: int
     output: str
     errors: str
+    spec_decode_num_draft_tokens: int = 0
+    spec_decode_num_accepted_tokens: int = 0
 
     @classmethod
     def of(cls, totals: Totals, *, state: str, rows: int | None, resumed: int, output: str, errors: str) -> Summary:
@@ -54,6 +57,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             resumed=resumed,
             output=output,
             errors=errors,
+            spec_decode_num_draft_tokens=totals.draft_tokens,
+            spec_decode_num_accepted_tokens=totals.accepted_tokens,
         )
 
     def lines(self) -> list[str]:
@@ -66,7 +71,14 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.prompt_tokens} prompt ({self.cached_tokens} cached) and {self.generated_tokens} generated tokens in"
             f" {self.seconds:.1f} s ({self.tokens_per_second:.1f} tokens/s);"
             f" {self.full_share:.0%} of {self.steps} steps ran a full batch, on average {self.rows_per_step:.1f} rows",
+            *self._drafts(),
         ]
+
+    def _drafts(self) -> list[str]:
+        if not self.spec_decode_num_draft_tokens:
+            return []
+        share = self.spec_decode_num_accepted_tokens / self.spec_decode_num_draft_tokens
+        return [f"{self.spec_decode_num_draft_tokens} tokens were computed on a guess, {share:.0%} of them were right"]
 
 
 OVER = ("finished", "expired", "cancelled")  # every row has its record

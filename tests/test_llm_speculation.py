@@ -1,0 +1,81 @@
+"""Speculation through the public API: whatever a request asks for, its answer is the one without guesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.engine.draft_pace import DraftPace
+from shoal.llm import LLM, CompletionOutput
+from shoal.params import SamplingParams, SpeculativeConfig, StructuredOutputsParams
+from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
+
+METHODS: list[dict[str, Any]] = [
+    {"method": "ngram", "prompt_lookup_max": 2, "prompt_lookup_min": 1},
+    {"method": "suffix", "suffix_decoding_max_spec_factor": 4},
+]
+EVERYTHING = {"prompt_token_ids": list(range(3, VOCAB_SIZE - 3))}  # whatever comes has come before
+PROMPTS: list[Any] = [EVERYTHING, "one two one two one", "a b c a b"]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", context=1024)
+
+
+@pytest.fixture(scope="module")
+def plain(path: Path) -> Iterator[LLM]:
+    with LLM(path, device="reference") as llm:
+        yield llm
+
+
+@pytest.fixture(params=METHODS, ids=lambda config: config["method"])
+def guessing(request: pytest.FixtureRequest, path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LLM]:
+    """As many guesses as there can be."""
+    monkeypatch.setattr(DraftPace, "counts", lambda self, chances, most, room: [max(0, count) for count in most])
+    with LLM(path, device="reference", speculative_config=request.param) as llm:
+        yield llm
+
+
+def answers(llm: LLM, params: SamplingParams) -> list[CompletionOutput]:
+    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    assert not any(output.error for output in outputs)
+    return [answer for output in outputs for answer in output.outputs]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0, "logprobs": 3},
+        {"n": 4, "logprobs": 1},
+        {"temperature": 2.0, "stop": ["e", "7", "@@"], "min_tokens": 4},
+        {"temperature": 2.0, "stop": ["e", "7"], "include_stop_str_in_output": True},
+        {"temperature": 0, "repetition_penalty": 1.3, "presence_penalty": 1.0},
+        {"structured_outputs": StructuredOutputsParams(regex="(ab|cd|x[0-9]){5,30}"), "logprobs": 2},
+        {"structured_outputs": StructuredOutputsParams(choice=["one two one", "one two two", "three"])},
+    ],
+    ids=lambda fields: "-".join(fields),
+)
+def test_answers_are_those_without_guesses(plain: LLM, guessing: LLM, fields: dict[str, Any]) -> None:
+    params = SamplingParams(**{"max_tokens": 40, "seed": 5, **fields})
+    expected = answers(plain, params)
+    for _ in range(2):  # the second time earlier answers are known
+        assert answers(guessing, params) == expected
+    stats = guessing.engine.stats()
+    assert stats.spec_decode_num_draft_tokens > 0
+    if guessing.config.speculative_config == SpeculativeConfig(**METHODS[1]):
+        assert stats.spec_decode_num_accepted_tokens > 5
+
+
+def test_a_stream_grows_to_the_same_text(plain: LLM, guessing: LLM) -> None:
+    params = SamplingParams(temperature=0, max_tokens=40)
+    (expected,) = plain.generate(PROMPTS[1], params, use_tqdm=False)
+    seen = [output.outputs[0] for output in guessing.stream(PROMPTS[1], params)]
+    lengths = [len(answer.token_ids) for answer in seen]
+    assert lengths == sorted(lengths)
+    assert all(expected.outputs[0].text.startswith(answer.text) for answer in seen)
+    assert seen[-1] == expected.outputs[0]
+    assert len(seen) < 40
