@@ -19,6 +19,10 @@ import triton
 from shoal.errors import UnsupportedError
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
+if INTERPRETED:
+    from shoal.kernels.cuda.interpreted import use_ordered_products
+
+    use_ordered_products()
 
 Tensor = torch.Tensor
 Launcher = Callable[..., None]
