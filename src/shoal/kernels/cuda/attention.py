@@ -143,8 +143,8 @@ def _slice(dtype: str, head_dim: int) -> int:
 def _options(dtype: str, head_dim: int) -> dict[str, int]:
     """Warps, how many tiles are under way, and on NVIDIA the registers of a thread: left to itself, ptxas moves some to memory so that
     more programs fit a processor."""
-    registers = {} if torch.version.hip else {"maxnreg": 255}
-    return {"warps": 8 if dtype == "f32" else 4, "stages": 2 if dtype == "f16" and head_dim <= 128 else 1, **registers}
+    stages = 2 if dtype == "f16" and head_dim <= 128 else 1
+    return {"warps": 8 if dtype == "f32" else 4, "stages": stages, "maxnreg": 255}
 
 
 def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import MockTensor
 
-from shoal.kernels.cuda.launch import Tensor, launches_go_to, options_of
+from shoal.kernels.cuda.launch import Tensor, launches_go_to, options_for
 
 _ALIGNED = 16  # bytes of a pointer, or size: what the JIT asks of them
 _INT32 = 2**31
@@ -211,7 +211,7 @@ class _NoDevice:
 
 def _compile(gpu: GPUTarget, launch: Launch) -> Any:
     args = [_stand_in(value) for value in launch.args]
-    options = {name: _stand_in(value) for name, value in launch.options} | options_of(gpu.backend)
+    options = options_for(gpu.backend, {name: _stand_in(value) for name, value in launch.options})
     triton.runtime.driver.set_active(_NoDevice(gpu))
     return launch.kernel.load().warmup(*args, grid=(1,), **options)
 
@@ -281,7 +281,7 @@ def _read_amd(found: Compiled, assembly: str) -> Compiled:
     return replace(
         found,
         registers=number("vgpr_count"),
-        spilled=4 * (number("vgpr_spill_count") + number("sgpr_spill_count")),
+        spilled=4 * number("vgpr_spill_count"),  # scalar registers go to lanes of vector registers, not to memory
         instructions=_distinct(_AMD_MATRIX, assembly),
     )
 

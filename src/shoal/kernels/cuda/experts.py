@@ -154,7 +154,8 @@ def _products(
         )
         constants = {"PIECES": count, "BY_SLOT": by_slot, "SLOTS_PER_ROW": slots_per_row, "BLOCK_M": shape.block_m}
         constants |= tile_constants(part, shape)
-        launch(_multiply, grid, *args, warps=shape.warps, stages=shape.stages, **constants)
+        registers = {"maxnreg": 255} if shape.warps == 4 else {}  # as in attention; large tiles spill because of it
+        launch(_multiply, grid, *args, warps=shape.warps, stages=shape.stages, **registers, **constants)
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------

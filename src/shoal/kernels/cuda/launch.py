@@ -42,16 +42,19 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def options_of(backend: str) -> dict[str, int]:
-    """What kernels are compiled with for GPUs of one kind, cuda or hip: on AMD's one matrix instruction for tiles of all sizes."""
-    return {"matrix_instr_nonkdim": 16} if backend == "hip" else {}
+def options_for(backend: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of a launch as GPUs of one kind, cuda or hip, take them. AMD's know no limit of registers, and get one matrix instruction
+    for tiles of all sizes."""
+    if backend != "hip":
+        return options
+    return {name: value for name, value in options.items() if name != "maxnreg"} | {"matrix_instr_nonkdim": 16}
 
 
-_OPTIONS = options_of("hip" if torch.version.hip else "cuda")
+_BACKEND = "hip" if torch.version.hip else "cuda"
 
 
 def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    kernel[grid](*args, **options, **_OPTIONS)
+    kernel[grid](*args, **options_for(_BACKEND, options))
 
 
 _launcher: Launcher = _run
