@@ -75,5 +75,5 @@ def test_amd_is_compiled_for_too() -> None:
     assert small["registers"] > 0
     assert spilling["faults"] == [f"spills {spilling['spilled']} bytes"]
     assert large["faults"][-1].endswith(f"at most {64 << 10}")
-    assert small["instructions"] != wide["instructions"]
-    assert [line.partition(":")[0] for line in mixed] == ["a matrix in steady hands"]
+    assert small["instructions"] == wide["instructions"] == ["v_mfma_f32_16x16x16_f16"]  # of tiles of any size
+    assert mixed == []

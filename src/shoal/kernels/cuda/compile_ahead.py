@@ -240,36 +240,30 @@ def _first_line(problem: Exception) -> str:
 _NVIDIA_MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma)\.sync[\w.]*")
 _AMD_MATRIX = re.compile(r"\bv_s?mfma\w+")
 _WGMMA_WIDTH = re.compile(r"(\.m64)n\d+(k\d+)")
+_LOCAL_STORE = re.compile(r"\bSTL(?:\.(64|128))?\b")
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
 def _read_nvidia(found: Compiled, ptx: str, cubin: bytes) -> Compiled:
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
-    match = _RESOURCES.search(text)
-    assert match is not None, text
-    registers, stack, local = map(int, match.groups())
+        match = _RESOURCES.search(_dumped("--dump-resource-usage", file.name))
+        assert match is not None, "cuobjdump says nothing of registers"
+        registers, stack, local = map(int, match.groups())
+        spilled = _stored_locally(_dumped("--dump-sass", file.name)) if stack or local else 0
     instructions = _distinct(_NVIDIA_MATRIX, ptx)
-    spilled = local + _spilled(ptx, found.target) if stack else local
     return replace(found, registers=registers, spilled=spilled, instructions=instructions)
 
 
-def _spilled(ptx: str, target: str) -> int:
-    """Bytes of registers that ptxas stores to the stack: a stack has other uses too."""
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-    architecture = re.search(r"\.target (\w+)", ptx)
-    assert architecture is not None, target
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [str(tool), "-v", f"--gpu-name={architecture[1]}", file.name, "-o", "/dev/null"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(map(int, re.findall(r"(\d+) bytes spill stores", said)))
+def _dumped(what: str, path: str) -> str:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    return subprocess.run([tool, what, path], capture_output=True, text=True, check=True).stdout
+
+
+def _stored_locally(assembly: str) -> int:
+    """Bytes that a thread moves from registers to memory of its own. A stack that nothing is stored to is no spill."""
+    return sum(int(bits or 32) // 8 for bits in _LOCAL_STORE.findall(assembly))
 
 
 def _read_amd(found: Compiled, assembly: str) -> Compiled:
