@@ -46,3 +46,21 @@ def test_however_it_is_cut(golden: Path, name: str) -> None:
 def test_the_start_says_what_it_runs_on(golden: Path) -> None:
     with LLM(golden / "archs/llama.gguf", device="cuda", skip_tokenizer_init=True) as llm:
         assert "interpreter" in llm._backend.describe()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_part_of_a_model(golden: Path, layers: int) -> None:
+    """The first layers on the CPU, the head and maybe a layer here: near llama.cpp's, the same bits beside others and in chunks."""
+    tokens, expected = golden_logits(golden, "llama")
+    with LLM(
+        golden / "archs/llama.gguf",
+        device="cuda",
+        gpu_layers=layers,
+        kv_cache_dtype="f16",
+        max_num_batched_tokens=32,
+        skip_tokenizer_init=True,
+    ) as llm:
+        whole = llm.logits(tokens)
+        assert np.array_equal(llm.logits([tokens[:9], tokens[5:]])[0], whole[:9])
+        assert llm.config.gpu_layers == layers
+    assert nmse(whole, expected) <= TOLERANCE["f16"]
