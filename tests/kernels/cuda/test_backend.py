@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shoal.kernels.cuda import ops
 from shoal.kernels.cuda.graphs import LARGEST_BUCKET, Graphs, buckets_up_to
+from shoal.kernels.reference import PIECE
 from shoal.llm import LLM
 from shoal.params import SamplingParams
 from tests.support.tiny_model import write_tiny_model
@@ -55,6 +57,30 @@ def test_near_the_reference(llm: LLM) -> None:
         expected = reference.logits(tokens)
     error = ((llm.logits(tokens) - expected) ** 2).mean() / (expected**2).mean()
     assert error < 2e-5
+
+
+def test_rows_without_room_for_their_records_are_no_matter_of_a_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph is made for rows that leave records of the pieces of their KV: here the second piece begins, and there is no room."""
+    path = write_tiny_model(tmp_path / "tiny.gguf", context=PIECE + 32, layers=1)
+    replayed: list[int] = []
+
+    def run(graphs: Graphs, bucket: int) -> None:
+        replayed.append(bucket)
+        graphs._program(bucket)
+
+    monkeypatch.setattr(Graphs, "run", run)
+    params, tokens = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True), []
+    # Six heads, and of five steps that decode those before the second piece.
+    for room, graphs in ((1000, 6 + 5), (0, 6 + 2)):
+        monkeypatch.setattr(ops, "record_count", lambda *sizes, room=room: room)
+        with LLM(path, device="cuda", max_num_seqs=2, max_num_batched_tokens=PIECE) as llm:
+            replayed.clear()
+            prompt = {"prompt_token_ids": [n % 200 for n in range(PIECE - 2)]}
+            tokens.append(llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids)
+            assert len(replayed) == graphs
+    assert tokens[0] == tokens[1]
 
 
 def test_buckets() -> None:

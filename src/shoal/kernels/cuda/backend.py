@@ -136,9 +136,11 @@ class _Body:
     def layers(self, step: StepInput) -> None:
         self._rows = rows = len(step.token_ids)
         bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
-        self._memory.step.set(step, bucket)
-        if bucket is None:
-            self._run(rows)
+        arrays = self._memory.step.set(step, bucket)
+        if (
+            bucket is None or arrays.num_chunks
+        ):  # no graph has chunks, which single rows become where their records do not fit
+            self._run(arrays.rows)
         else:
             self._graphs.run(bucket)
 
