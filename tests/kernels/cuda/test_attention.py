@@ -12,6 +12,7 @@ import torch
 from shoal.kernels.base import PAGE_SIZE, StepLimits
 from shoal.kernels.cuda import attention as kernels
 from shoal.kernels.cuda.attention import record_count
+from shoal.kernels.cuda.launch import launches_go_to
 from shoal.kernels.reference import PIECE
 from tests.kernels.cuda.paged import PagedRun, nmse, twin
 from tests.kernels.ragged import Case, make_case
@@ -139,6 +140,20 @@ def test_the_number_of_splits_changes_no_bit(monkeypatch: pytest.MonkeyPatch, pr
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
     last = run.run(*case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)]))
     assert torch.equal(last, at_once[np.cumsum(LENGTHS) - 1])
+
+
+def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each other constant is another kernel to compile, in the middle of serving."""
+    monkeypatch.setattr(kernels, "_PROGRAMS", 64)
+    case = make_case(4, 2, 32, [2 * PIECE + 9] + [PIECE + 9] * 39)
+    run, seen = PagedRun(case, "f16"), []
+    for singles in (1, 17, 23, 40):
+        launches: list[tuple[str, dict[str, Any]]] = []
+        with launches_go_to(lambda kernel, grid, args, options, to=launches: to.append((kernel.__name__, options))):
+            run.run(*case.step([(s, PIECE + 8, PIECE + 9) for s in range(singles)]))
+        seen.append(launches)
+    assert seen[0]
+    assert all(launches == seen[0] for launches in seen)
 
 
 @pytest.mark.parametrize(("singles", "chunks"), [(16, 16), (32, 64), (64, 32)])

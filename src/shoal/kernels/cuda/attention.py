@@ -85,7 +85,7 @@ def attention(
     across = shape.kv_heads * -(-group // tile) * options["SLICES"]
     splits = _splits(step.num_singles * across, shape.window, step.max_pieces)
     grid = (step.num_singles, across, splits)
-    launch(_split, grid, *memory, step.singles, space.tops, space.sums, N=tile, SPLITS=splits, **options)
+    launch(_split, grid, *memory, step.singles, space.tops, space.sums, N=tile, **options)
     if step.max_pieces > 1:
         _launch_merge(out, shape, step, space)
 
@@ -472,9 +472,9 @@ def _split(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     N: tl.constexpr,
-    SPLITS: tl.constexpr,
 ):
-    """Every SPLITS-th piece of a single, for up to N of its heads and SLICE dims: to records, or to ``out`` if there is one piece."""
+    """Some pieces of a single, for up to N of its heads and SLICE dims: to records, or to ``out`` if there is one piece. The programs
+    along the last axis take turns; how many there are is no constant, or each number of singles would have a kernel of its own."""
     G: tl.constexpr = HEADS // KV_HEADS
     TILES: tl.constexpr = (G + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
@@ -491,7 +491,7 @@ def _split(  # type: ignore[no-untyped-def]
     d = first + tl.arange(0, SLICE)
     mask = valid[None, :] & (d < D)[:, None]
     last_piece = tl.maximum(begin, end - 1) // PIECE
-    for piece in range(begin // PIECE + tl.program_id(2), last_piece + 1, SPLITS):
+    for piece in range(begin // PIECE + tl.program_id(2), last_piece + 1, tl.num_programs(2)):
         top, total, sums = _piece(
             piece,
             begin,
