@@ -86,6 +86,17 @@ def test_q8_0_keeps_what_float16_has_no_room_for() -> None:
         assert nmse(out[row], expected[row]) < TO_TWIN
 
 
+def test_larger_values_that_a_row_does_not_see_change_no_bit_of_it() -> None:
+    """Weights that are float16's last have their bits whatever is behind them in the same tile."""
+    case = replace(make_case(2, 1, 32, [40]), rope=None)
+    case.qkv[0][:, :96] *= 2.0  # of q and k: some weights are small
+    case.qkv[0][20:, 96:] *= 1e4
+    run = PagedRun(case, "q8_0")
+    at_once = run.run(*case.whole())
+    for position in (3, 12, 19):
+        assert torch.equal(run.run(*case.step([(0, position, position + 1)]))[0], at_once[position])
+
+
 # --- more than one piece ---------------------------------------------------------------------------------------------
 
 LENGTHS = [2 * PIECE + 40, PIECE + 1, 30]

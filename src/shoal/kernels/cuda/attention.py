@@ -353,9 +353,9 @@ def _weighted(  # type: ignore[no-untyped-def]
         group = first // _SCALED + tl.arange(0, SLICE // _SCALED)
         scale, power, inverse = _scales(scales, place, readable, group, SCALES)
         v = _from_codes(values, place, readable, scale, inverse, group, D, SLICE)
-        largest = tl.max(power)
-        weights = (weights * (power * tl.min(inverse))[:, None]).to(tl.float16)
-        sums += tl.dot(tl.trans(v), weights) * largest
+        weights *= power[:, None]  # 0 for what a query does not see: its largest is of what it does see
+        largest, inverse = _power_above(tl.max(weights, axis=0), -126, 126)
+        sums += tl.dot(tl.trans(v), (weights * inverse[None, :]).to(tl.float16)) * largest[None, :]
     else:
         v = _values(values, place, readable, first, D, SLICE)
         sums = _product(tl.trans(v), weights.to(tl.float16) if HALF else weights, sums, HALF)
