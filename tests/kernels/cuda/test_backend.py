@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +83,18 @@ def test_rows_without_room_for_their_records_are_no_matter_of_a_graph(
             tokens.append(llm.generate(prompt, params, use_tqdm=False)[0].outputs[0].token_ids)
             assert len(replayed) == graphs
     assert tokens[0] == tokens[1]
+
+
+def test_pages_and_workspace_go_with_the_engine(tmp_path: Path) -> None:
+    """At once: the memory of a GPU, which knows nothing of cycles of objects, may be wanted for the next pages."""
+    with LLM(write_tiny_model(tmp_path / "tiny.gguf"), device="cuda", max_model_len=64) as llm:
+        bound = weakref.ref(llm.engine._compute[0].network)
+        gc.disable()
+        try:
+            llm.engine.close()
+            assert bound() is None
+        finally:
+            gc.enable()
 
 
 def test_buckets() -> None:

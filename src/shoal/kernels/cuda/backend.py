@@ -127,7 +127,8 @@ class _Body:
         self._ops.finish()
         memory.reserve()
         nothing = _nothing(len(cache.groups))
-        self._graphs = Graphs(self._run, buckets, lambda bucket: memory.step.set(nothing, bucket))
+        # Of the recording, not of this object, which would hold itself then: its memory is to go when nobody holds it.
+        self._graphs = Graphs(self._ops.run, buckets, lambda bucket: memory.step.set(nothing, bucket))
 
     def receive(self, rows: NDArray[np.float32]) -> None:
         assert self._ops.inbox is not None, "these layers begin with an embedding"
@@ -140,7 +141,7 @@ class _Body:
         if (
             bucket is None or arrays.num_chunks
         ):  # no graph has chunks, which single rows become where their records do not fit
-            self._run(arrays.rows)
+            self._ops.run(arrays.rows)
         else:
             self._graphs.run(bucket)
 
@@ -148,10 +149,6 @@ class _Body:
     def hidden(self) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._last.data[: self._rows].cpu().numpy()
         return found
-
-    def _run(self, rows: int) -> None:
-        for call in self._ops.calls:
-            call(rows)
 
 
 class _Bound(_Body):
@@ -197,7 +194,7 @@ class _Tail:
         ops.finish()
         self._index = torch.zeros(LOGIT_ROWS, dtype=torch.int32, pin_memory=on_gpu())  # may be copied without a wait
         self.out: Tensor = self._rows.data
-        self._graphs = Graphs(self._run, buckets_up_to(LOGIT_ROWS), lambda bucket: None)
+        self._graphs = Graphs(ops.run, buckets_up_to(LOGIT_ROWS), lambda bucket: None)
 
     def run(self, rows: IntArray) -> None:
         """For these rows of the last step."""
@@ -206,10 +203,6 @@ class _Tail:
         self._index.numpy()[: len(rows)] = rows
         self._ops.index.copy_(self._index, non_blocking=True)
         self._graphs.run(bucket)
-
-    def _run(self, rows: int) -> None:
-        for call in self._ops.calls:
-            call(rows)
 
 
 def _nothing(groups: int) -> StepInput:

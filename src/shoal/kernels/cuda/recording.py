@@ -95,6 +95,11 @@ class Recording:
         for one in products:
             one["scratch"] = scratch
 
+    def run(self, rows: int) -> None:
+        """Launch the program over so many rows."""
+        for call in self.calls:
+            call(rows)
+
     def call(self, run: Callable[..., None], **arguments: Any) -> Call:
         """Append a call."""
         self.calls.append(Call(run, arguments))
