@@ -88,6 +88,7 @@ def test_rows_without_room_for_their_records_are_no_matter_of_a_graph(
 def test_pages_and_workspace_go_with_the_engine(tmp_path: Path) -> None:
     """At once: the memory of a GPU, which knows nothing of cycles of objects, may be wanted for the next pages."""
     with LLM(write_tiny_model(tmp_path / "tiny.gguf"), device="cuda", max_model_len=64) as llm:
+        assert llm.engine._compute is not None
         bound = weakref.ref(llm.engine._compute[0].network)
         gc.disable()
         try:

@@ -11,11 +11,13 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from shoal.gguf.quants import format_named
+from shoal.kernels import samplers
 from shoal.kernels.base import (
     PAGE_SIZE,
     Array,
@@ -46,7 +48,9 @@ from shoal.kernels.cuda.compile_ahead import (
     mixed_instructions,
     recorded,
 )
+from shoal.kernels.cuda.launch import device
 from shoal.kernels.cuda.linear import CHIPS, as_on
+from shoal.kernels.cuda.sample import Sampler
 from shoal.system.machine_limits import usable_cores
 
 _VOCAB = 16384
@@ -93,6 +97,7 @@ def record(plan: Plan, target: str) -> Recorder:
                 for kv_dtype in plan.kv_dtypes:
                     _record_network(backend, network, type_name, kv_dtype, plan.rows)
         _record_rest(backend, plan.rows)
+        _record_samplers()
     return recorder
 
 
@@ -222,6 +227,25 @@ def _how(count: int, temperature: float) -> SampleRows:
         banned=[None if plain else np.array([3, 5], np.int32)] * count,
         mask=None if plain else [np.full(_VOCAB // 32, 2**32 - 1, np.uint32)] * count,
     )
+
+
+def _record_samplers() -> None:
+    """Every kind of sampler, of one row each, and of one that draws and one that is greedy."""
+    ids, no_words = np.array([3, 5], np.int32), np.zeros(_VOCAB // 32, np.uint32)
+    lists: list[tuple[samplers.Sampler, ...]] = [
+        (samplers.Bias(ids, np.ones(2, np.float32)), samplers.Penalties(ids, ids, 1.1, 0.1, 0.1)),
+        (samplers.Dry(np.tile(ids, 4), 0.8, 1.75, 2, samplers.Breakers(no_words, no_words, ids[:0])),),
+        (samplers.TopNSigma(1.0), samplers.Temperature(0.8), samplers.TopK(40), samplers.TopP(0.9), samplers.MinP(0.1)),
+        (samplers.Temperature(0.8, spread=0.5), samplers.Typical(0.9), samplers.XTC(0.5, 0.1)),
+        (samplers.Mirostat(1, 10.0),),
+        (samplers.Mirostat(2, 10.0),),
+    ]
+    count = len(lists)
+    sampler = Sampler(_VOCAB, count)
+    logits = torch.zeros((count, _VOCAB), device=device())
+    for temperature in (0.0, 1.0):
+        how = replace(_how(count, temperature), samplers=lists, surprise=np.zeros(count, np.float32))
+        sampler.sample(logits, how)
 
 
 def _zeros(type_name: str, *shape: int) -> RawTensor:
