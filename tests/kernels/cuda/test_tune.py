@@ -14,7 +14,7 @@ from shoal.bench.models.random_weights import random_rows
 from shoal.gguf.quants import format_named
 from shoal.kernels.base import RawTensor
 from shoal.kernels.cuda import linear, tune
-from shoal.kernels.cuda.launch import device
+from shoal.kernels.cuda.launch import device, launches_go_to
 from shoal.kernels.cuda.linear import Config
 from shoal.kernels.cuda.pack import PackedMatrix, pack_matrix
 
@@ -62,6 +62,32 @@ def test_each_bucket_gets_what_was_fastest_and_only_that_is_used(matrix: PackedM
     assert {config.stages for config in found.values()} == {4}
     assert tried == tune.candidates(16) + tune.candidates(64)
     assert not tune.tune([matrix], [1, 64], seconds), "what is known is not measured again"
+
+
+def test_once_there_is_enough_nothing_more_is_measured(matrix: PackedMatrix) -> None:
+    measured: list[int] = []
+
+    def seconds(run: Callable[[], None]) -> float:
+        measured.append(1)
+        return 1.0
+
+    found = tune.tune([matrix], [1, 64], seconds, lambda: len(measured) > 0)
+    assert list(found) == [("Q8_0", 64, 64, 16)]
+    assert found == linear.TUNED
+
+
+def test_each_part_of_a_matrix_is_measured_within_its_own_output() -> None:
+    formats = [format_named("Q8_0"), format_named("Q4_0")]
+    tensors = [RawTensor("w", fmt, (64, 64), random_rows(fmt, (64, 64), np.random.default_rng(0))) for fmt in formats]
+    widths: list[int] = []
+
+    def seconds(run: Callable[[], None]) -> float:
+        with launches_go_to(lambda kernel, grid, args, options: widths.append(args[8].shape[1])):
+            run()
+        return 1.0
+
+    tune.tune([pack_matrix(tensors)], [1], seconds)
+    assert set(widths) == {64}
 
 
 def test_no_choice_changes_a_bit(matrix: PackedMatrix) -> None:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import torch
@@ -58,19 +58,25 @@ def fastest(configs: Sequence[Config], seconds: Callable[[Config], float]) -> Co
 
 
 def tune(
-    matrices: Iterable[PackedMatrix], rows: Iterable[int], seconds: Callable[[Callable[[], None]], float]
+    matrices: Iterable[PackedMatrix],
+    rows: Iterable[int],
+    seconds: Callable[[Callable[[], None]], float],
+    enough: Callable[[], bool] = lambda: False,
 ) -> Table:
     """Measure every part of the matrices at the buckets of some numbers of rows, and use from now on what was fastest. ``seconds`` says
-    how long a run takes. Returns what was found new."""
+    how long a run takes; once there is ``enough``, what is left stays as it is: most of the time goes to compiling. Returns what was
+    found new."""
     found: Table = {}
-    buckets = sorted({linear.bucket(count) for count in rows})
-    for matrix in matrices:
-        for part in matrix.parts:
-            alone = PackedMatrix(part.rows, part.columns, (part,))
-            for bucket in buckets:
-                key = (part.layout.name, part.rows, part.columns, bucket)
-                if key not in TUNED and (best := _best(alone, key, seconds)) is not None:
-                    found[key] = TUNED[key] = best
+    parts = [part for matrix in matrices for part in matrix.parts]
+    for bucket in sorted({linear.bucket(count) for count in rows}):  # parts of a type share the kernels of a bucket
+        for part in parts:
+            key = (part.layout.name, part.rows, part.columns, bucket)
+            if key in TUNED or enough():
+                continue
+            alone = replace(part, first_row=0)  # else its columns would lie outside of the output
+            best = _best(PackedMatrix(part.rows, part.columns, (alone,)), key, seconds)
+            if best is not None:
+                found[key] = TUNED[key] = best
     return found
 
 
