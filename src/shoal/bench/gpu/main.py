@@ -104,6 +104,7 @@ def _options(arguments: Sequence[str]) -> Options:
     add("--context", type=_positive, default=128, metavar="N", help="tokens that they have by then: %(default)s")
     add("--steps", type=_positive, default=32, metavar="N", help="steps that are measured: %(default)s")
     add("--prompt", type=_positive, default=2048, metavar="N", help="tokens of the long prompt: %(default)s")
+    add("--tune", type=float, default=60.0, metavar="SECONDS", help="for choosing tiles of a model: %(default)s")
     add("--budget", type=float, default=420.0, metavar="SECONDS", help="when to begin nothing new: %(default)s")
     add("--output-json", type=Path, metavar="FILE", help="results, written anew after each")
     found = parser.parse_args(arguments)
@@ -114,7 +115,7 @@ def _options(arguments: Sequence[str]) -> Options:
     types = tuple(name for name in found.types.split(",") if name)
     for name in (found.type, *types):
         mix_of(name)
-    plan = speed.Plan(_batches(found.batches), found.context, found.steps, found.prompt)
+    plan = speed.Plan(_batches(found.batches), found.context, found.steps, found.prompt, found.tune)
     return Options(models, found.type, types, found.budget, plan, found.output_json)
 
 

@@ -24,12 +24,14 @@ _WARM = 3  # steps that are not measured
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Sequences that decode at once, how many tokens they have by then, steps that are measured, tokens of the long prompt."""
+    """Sequences that decode at once, how many tokens they have by then, steps that are measured, tokens of the long prompt, seconds for
+    choosing tiles: each is a kernel to compile, and all of them take longer than the rest."""
 
     batches: tuple[int, ...] = (1, 4, 16, 64, 256)
     context: int = 128
     steps: int = 32
     prompt: int = 2048
+    tuning: float = 60.0
 
 
 class ModelSpeed:
@@ -61,7 +63,7 @@ class ModelSpeed:
 
     def _tune(self, probe: Probe) -> Row:
         """Before programs are bound, which hold the tiles that they were captured with."""
-        return probe.tune(matrices_of(self._packed), [*self._plan.batches, self._plan.prompt])
+        return probe.tune(matrices_of(self._packed), [*self._plan.batches, self._plan.prompt], self._plan.tuning)
 
     def _bind(self, backend: Backend, probe: Probe) -> Row:
         plan, before = self._plan, probe.memory_used()

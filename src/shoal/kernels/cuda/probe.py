@@ -108,11 +108,14 @@ class Probe:
 
         return self.device_seconds(run)
 
-    def tune(self, matrices: Sequence[object], rows: Sequence[int]) -> dict[str, Any]:
+    def tune(self, matrices: Sequence[object], rows: Sequence[int], limit: float) -> dict[str, Any]:
         """Choose tiles for products of these weights (those of another backend are left out) with up to so many rows, for networks that
-        are bound later; keep them in the cache folder. Returns what was chosen, as it is in the file."""
-        ours = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)]
-        found = tune.tune(ours, rows, lambda run: self.device_seconds(run, rounds=3, times=3))
+        are bound later; keep them in the cache folder. After ``limit`` seconds no more are chosen. Returns what was, as it is in the
+        file."""
+        ours, end = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)], time.monotonic() + limit
+        found = tune.tune(
+            ours, rows, lambda run: self.device_seconds(run, rounds=3, times=3), lambda: time.monotonic() > end
+        )
         path = tune.table_path()
         if found and path is not None and not self.interpreted:
             tune.save(path, linear.TUNED)
