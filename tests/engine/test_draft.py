@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -150,6 +151,25 @@ def test_nothing_is_drafted_beside_a_prompt() -> None:
     assert tokens(results) == solo([one, long])
     prefilling = [step for step in backend.steps if len(step.kv_len) == 2 and step.row_start[1] > 1]
     assert not any(step.kv_len[1] < 40 and step.row_start[2] - step.row_start[1] > 1 for step in prefilling[1:])
+
+
+@pytest.mark.parametrize(("budget", "pages"), [(7, 1000), (64, 4)])
+def test_who_can_begin_does_not_wait_for_the_end_of_guesses(budget: int, pages: int) -> None:
+    """Guesses would take all rows of each step, or all pages."""
+    one, late = greedy("one", range(4, 18), 50), greedy("late", range(20, 36), 3)
+    engine = toy_engine(budget=budget, pages=pages, longest=64, speculation=saying(solo([one, late]), longest=40))
+    engine.add(one)
+    results: dict[str, Result] = {}
+    while "one" not in results:
+        collect(engine.step(), results)
+    engine.add(late)
+    for _ in range(3):
+        collect(engine.step(), results)
+    assert "late" in results
+    run_on = run(engine)
+    for name, result in run_on.items():
+        results[name].token_ids += result.token_ids
+    assert tokens(results) == solo([one, late])
 
 
 def test_more_rows_than_the_head_takes_at_once() -> None:
@@ -378,6 +398,58 @@ def test_where_an_output_may_end_is_counted_along_a_draft(least: int) -> None:
         drafted = run(toy_engine(speculation=saying({"r": [*plain.token_ids, *text]})), [request])["r"]
         assert whole(drafted) == whole(plain)
         assert len(plain.token_ids) >= least
+
+
+def test_an_interrupted_wait_for_masks_leaves_the_next_draft_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constraint allows nothing of the first draft; the second is another one."""
+    text = solo([constrained("r", ten_steps())])["r"]
+    engine = toy_engine(speculation=saying({"r": [text[0], 3, *text[2:]]}))
+    finish = masks.MaskFiller._finish
+    results: dict[str, Result] = {}
+    engine.add(constrained("r", ten_steps()))
+    collect(engine.step(), results)
+
+    def interrupt(filler: masks.MaskFiller) -> dict[Any, masks.Masks]:
+        if filler._shares:
+            monkeypatch.setattr(masks.MaskFiller, "_finish", finish)
+            raise KeyboardInterrupt
+        return finish(filler)
+
+    monkeypatch.setattr(masks.MaskFiller, "_finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine._speculation._drafter.texts = {"r": text}  # type: ignore[union-attr]
+    failed: list[Any] = []
+    monkeypatch.setattr(logging.getLogger("shoal.engine.engine"), "error", lambda *args, **_: failed.append(args))
+    while engine.has_work:
+        collect(engine.step(), results)
+    assert tokens(results) == {"r": text}
+    assert not failed
+
+
+def test_pages_of_a_draft_that_was_cut_to_nothing_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step that is dropped just then."""
+    request = replace(constrained("r", ten_steps()), prompt_token_ids=tuple(range(3, 16)))
+    text = solo([request])["r"]
+    engine = toy_engine(speculation=saying({"r": [text[0], *[3] * 9]}))
+    engine.add(request)
+    results: dict[str, Result] = {}
+    collect(engine.step(), results)
+    free = engine.stats().free_pages
+    sampler = engine._compute[1]  # type: ignore[index]
+    with monkeypatch.context() as patch:
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(sampler, "sample", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    engine._speculation._drafter.texts = {}  # type: ignore[union-attr]
+    collect(engine.step(), results)
+    assert engine.stats().free_pages == free
+    results["r"].token_ids += run(engine)["r"].token_ids
+    assert tokens(results) == {"r": text}
 
 
 class SlowAhead(Steps):

@@ -251,9 +251,11 @@ class Scheduler:
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
         batch = StepBatch()
+        if self._speculation is not None:
+            self._forget_drafts()  # of a step that was dropped
         if self.limits.preempt_for_priority:
             self._make_way()
-        if self._speculation is not None:
+        if self._speculation is not None and not self._somebody_begins():
             self._draft(self._speculation)
         self._continue_running(batch)
         self._admit_waiting(batch)
@@ -458,16 +460,18 @@ class Scheduler:
         for pages, group in zip(seq.pages, self.groups, strict=True):
             pages += group.pool.allocate(count)
 
+    def _somebody_begins(self) -> bool:
+        """Whether the first in line needs not wait: then neither rows nor pages are for guesses."""
+        return bool(self.waiting) and self._can_start(self.waiting.first)
+
     def _draft(self, speculation: Speculation) -> None:
         """Drafts for this step."""
-        self._forget_drafts()  # of a step that was dropped
         if all(seq.decodes for seq in self.running):
             speculation.draft(self.running, self.limits.max_num_batched_tokens - len(self.running))
 
     def _forget_drafts(self) -> None:
         for seq in self.running:
-            if seq.draft:
-                self._forget_draft(seq)
+            self._forget_draft(seq)  # a draft may be cut to nothing, and its pages are left
 
     def _forget_draft(self, seq: Sequence) -> None:
         """Give back the pages that a draft would have filled. The list of pages is another one then: the old one only ever grew."""
