@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from shoal.kernels.base import LOGIT_ROWS, Backend, StepInput
 from shoal.kernels.load import load_backend
 from shoal.models.weights import load_model
 from shoal.params import EngineConfig, SamplingParams
+from tests.engine.random_network import NAN_TOKEN as NETWORK_NAN
 from tests.engine.random_network import VOCAB as NETWORK_VOCAB
 from tests.engine.random_network import write_network
 from tests.engine.steps import END, Steps
@@ -303,6 +304,27 @@ def test_a_step_that_fails_is_computed_again_without_its_drafts() -> None:
     assert tokens(run(engine, [request])) == {"r": right}
 
 
+def test_a_guess_that_fails_its_step_was_wrong() -> None:
+    """Else it would be tried again at each step."""
+    request = greedy("r", [1, 2, 3], 8)
+
+    def refuse(step: StepInput) -> None:
+        if 50 in step.token_ids:
+            raise FloatingPointError("that guess")
+
+    class Learns(Always):
+        learnt: ClassVar[list[tuple[int, int]]] = []
+
+        def learned(self, chance: float, drafted: int, kept: int) -> float:
+            self.learnt.append((drafted, kept))
+            return super().learned(chance, drafted, kept)
+
+    backend = ToyBackend(before_step=refuse)
+    engine = toy_engine(backend=backend, speculation=Speculation(Says({"r": [50] * 8}), Learns()))
+    assert tokens(run(engine, [request])) == solo([request])
+    assert Learns.learnt == [(6, 0), (5, 0), (4, 0), (3, 0), (2, 0), (1, 0)]
+
+
 def test_a_dropped_step_is_scheduled_again() -> None:
     request = greedy("r", range(14), 12)
     right = solo([request])["r"]
@@ -530,3 +552,36 @@ def test_tokens_of_a_network_and_their_log_probabilities(
     }
     stats = many.stats()
     assert 0 < stats.spec_decode_num_accepted_tokens < stats.spec_decode_num_draft_tokens
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("right", range(4))
+def test_nan_that_a_guess_brings_is_not_its_sequence_s(
+    tmp_path: Path, backend: Backend, architecture: str, right: int
+) -> None:
+    """What a row does not see has the weight 0, and NaN of it is NaN; the guesses come again and again, behind right ones."""
+    rng = np.random.default_rng(1)
+    requests = [
+        Request(
+            f"r{i}",
+            tuple(rng.integers(0, NETWORK_NAN, length).tolist()),
+            SamplingParams(temperature=0, max_tokens=20, logprobs=1, logit_bias={NETWORK_NAN: -100}),
+        )
+        for i, length in enumerate([3, 20, 60])
+    ]
+    with GGUFFile.open(write_network(tmp_path / "net.gguf", architecture, with_nan=True)) as file:
+        model = load_model(file, backend)
+
+    def results(speculation: Speculation | None = None) -> dict[str, Result]:
+        config = EngineConfig(max_num_batched_tokens=64, max_model_len=512)
+        return run(Engine(model, backend, config, check_every_step=True, speculation=speculation), requests)
+
+    plain = results()
+    guesses = {
+        name: [token if index % (right + 1) < right else NETWORK_NAN for index, token in enumerate(result.token_ids)]
+        for name, result in plain.items()
+    }
+    assert {result.end for result in plain.values()} == {("length", None)}
+    assert {name: whole(result) for name, result in results(saying(guesses)).items()} == {
+        name: whole(result) for name, result in plain.items()
+    }

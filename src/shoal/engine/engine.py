@@ -404,6 +404,9 @@ class Engine:
             _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
             batch = self._scheduler.without_drafts(batch)
             result = self._attempt(batch)
+        elif batch.drafting and self._scheduler.is_marred(batch, result):
+            batch = self._scheduler.without_drafts(batch)
+            result = self._attempt(batch)
         if isinstance(result, Exception) and len(batch.sequences) > 1:
             self._broken = _text(result)  # until a part of it succeeds
         self._settle(batch, result)

@@ -287,13 +287,24 @@ class Scheduler:
                 outputs += self._end(seq, now)
         return outputs
 
+    def is_marred(self, batch: StepBatch, result: StepResult) -> bool:
+        """Whether a sequence with a draft is about to fail by NaN. That may come from its own guesses: attention weighs by 0 what
+        a row does not see, which hides no NaN and no infinity."""
+        return any(
+            -1 in found.tokens[: 1 + _num_alike(seq.draft, found.tokens)]
+            for seq, found in zip(batch.drafting, result.drafted, strict=True)
+            if seq.draft
+        )
+
     def without_drafts(self, batch: StepBatch) -> StepBatch:
-        """A step that could not be computed, without what was drafted: that may have been the reason."""
+        """A step that could not be computed, without what was drafted: that may have been the reason, and counts as guessed wrong."""
         if not batch.drafting:
             return batch
         plain, drafting = StepBatch(), set(batch.drafting)
         for seq in batch.sequences:
             if seq in drafting:
+                if self._speculation is not None:
+                    self._speculation.settled(seq, seq.num_scheduled - 1, 0)
                 self._forget_draft(seq)
             plain.add(seq, 1 if seq in drafting else seq.num_scheduled)
         return plain
