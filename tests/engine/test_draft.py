@@ -371,6 +371,13 @@ def test_the_drafter_hears_of_every_end() -> None:
     assert drafter.outputs == {**drafter.texts, "r1": []}
 
 
+def test_nobody_learns_from_the_time_of_steps_what_was_answered_under_a_salt() -> None:
+    requests = [greedy("open", [1], 5), replace(greedy("own", [2], 5), cache_salt="mine")]
+    drafter = Says(solo(requests))
+    assert tokens(run(toy_engine(speculation=Speculation(drafter, Always())), requests)) == drafter.texts
+    assert drafter.outputs == {"open": drafter.texts["open"], "own": []}
+
+
 # --- constraints
 
 

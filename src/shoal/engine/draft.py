@@ -30,7 +30,8 @@ class Drafter(Protocol):
         ...
 
     def ended(self, key: object, output: list[int]) -> None:
-        """Nothing will be wanted for a key any more; it may never have been known. ``output``: all that followed its prompt."""
+        """Nothing will be wanted for a key any more; it may never have been known. ``output``: all that followed its prompt; nothing
+        where others must not profit from it."""
         ...
 
 
@@ -59,8 +60,8 @@ class Speculation:
         seq.chance = self.pace.learned(seq.chance, drafted, kept)
 
     def ended(self, seq: Sequence) -> None:
-        """A sequence has come to its end."""
-        self._drafter.ended(seq, seq.token_ids[seq.num_prompt :])
+        """A sequence has come to its end. Nobody may see by the time of a step what was answered under a salt of its own."""
+        self._drafter.ended(seq, [] if seq.request.cache_salt else seq.token_ids[seq.num_prompt :])
 
     def _most(self, seq: Sequence) -> int:
         """How long a draft may be: the token behind it is the last one that there is room for. Mirostat's next token depends on how
