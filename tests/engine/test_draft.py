@@ -304,6 +304,22 @@ def test_a_step_that_fails_is_computed_again_without_its_drafts() -> None:
     assert tokens(run(engine, [request])) == {"r": right}
 
 
+@pytest.mark.parametrize("failing", range(8))
+def test_a_step_that_fails_once_does_so_behind_nan_too(failing: int) -> None:
+    """The token that brings NaN is guessed right, and whatever is computed once more may fail once."""
+    request = greedy("r", range(14), 50)
+    calls = itertools.count()
+
+    def fail(step: StepInput) -> None:
+        if next(calls) == failing:
+            raise FloatingPointError
+
+    plain = run(toy_engine(), [request])["r"]
+    assert plain.end[0] == "error"
+    engine = toy_engine(backend=ToyBackend(before_step=fail), speculation=saying({"r": plain.token_ids}))
+    assert whole(run(engine, [request])["r"]) == whole(plain)
+
+
 def test_a_guess_that_fails_its_step_was_wrong() -> None:
     """Else it would be tried again at each step."""
     request = greedy("r", [1, 2, 3], 8)

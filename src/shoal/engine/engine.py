@@ -400,11 +400,11 @@ class Engine:
         self._steps += 1
         self._batch = len(batch.sequences), batch.num_rows
         result = self._attempt(batch)
-        if isinstance(result, Exception):
-            _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
+        if batch.drafting and isinstance(result, StepResult) and self._scheduler.is_marred(batch, result):
             batch = self._scheduler.without_drafts(batch)
             result = self._attempt(batch)
-        elif batch.drafting and self._scheduler.is_marred(batch, result):
+        if isinstance(result, Exception):
+            _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
             batch = self._scheduler.without_drafts(batch)
             result = self._attempt(batch)
         if isinstance(result, Exception) and len(batch.sequences) > 1:
