@@ -320,6 +320,37 @@ def test_a_step_that_fails_once_does_so_behind_nan_too(failing: int) -> None:
     assert whole(run(engine, [request])["r"]) == whole(plain)
 
 
+class Broken(Says):
+    """Raises from some call on, or returns what nobody asked for."""
+
+    def __init__(self, texts: dict[str, list[int]], how: str) -> None:
+        super().__init__(texts)
+        self._how = how
+
+    def draft(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        if self._how == "draft" and len(self.asked) > 2:
+            raise OSError("gone")
+        drafts = super().draft(wanted)
+        if self._how == "fewer":
+            return drafts[1:]
+        return [[*draft[:2], {"beyond": VOCAB, "below": -1}.get(self._how, 0), *draft[3:]] for draft in drafts]
+
+    def ended(self, key: Any, output: list[int]) -> None:
+        if self._how == "ended":
+            raise OSError("gone")
+
+
+@pytest.mark.parametrize("how", ["draft", "ended", "fewer", "beyond", "below"])
+def test_a_broken_drafter_harms_nobody(how: str) -> None:
+    requests = [greedy(f"r{i}", [i, i + 1], 5 + 5 * i) for i in range(3)]
+    backend = ToyBackend()
+    engine = toy_engine(
+        backend=backend, speculation=Speculation(Broken(solo(requests), how), Always(), vocab_size=VOCAB)
+    )
+    assert tokens(run(engine, requests)) == solo(requests)
+    assert all(0 <= token < VOCAB for step in backend.steps for token in step.token_ids)
+
+
 def test_a_guess_that_fails_its_step_was_wrong() -> None:
     """Else it would be tried again at each step."""
     request = greedy("r", [1, 2, 3], 8)

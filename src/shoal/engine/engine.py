@@ -117,14 +117,16 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
     )
 
 
-def _speculation(config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float]) -> Speculation | None:
+def _speculation(
+    config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float], vocab_size: int
+) -> Speculation | None:
     wanted, target = config.speculative_config, config.target_step_ms
     if drafter is None and wanted is not None:
         assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
         drafter = _drafter(wanted)
     if drafter is None:
         return None
-    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock))
+    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock), vocab_size)
 
 
 def _drafter(wanted: SpeculativeConfig) -> Drafter:
@@ -188,7 +190,7 @@ class Engine:
         encoder = self._encoder is not None
         target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
         self._pacer = None if target is None else StepPacer(target / 1000)
-        speculation = speculation or _speculation(config, drafter, clock)
+        speculation = speculation or _speculation(config, drafter, clock, self._vocab_size)
         self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
             _page_groups(plan),
