@@ -304,6 +304,31 @@ def test_a_step_that_fails_is_computed_again_without_its_drafts() -> None:
     assert tokens(run(engine, [request])) == {"r": right}
 
 
+def test_what_a_step_takes_that_is_computed_twice_tells_nothing() -> None:
+    now, calls = 0.0, itertools.count()
+    recorded: list[float] = []
+
+    def tick(step: StepInput) -> None:
+        nonlocal now
+        now += 1.0
+        if next(calls) in (2, 5) or NAN_TOKEN in step.token_ids[:-1]:
+            raise FloatingPointError
+
+    class Records(Always):
+        def record(self, sequences: int, rows: int, seconds: float) -> None:
+            recorded.append(seconds)
+
+    request = greedy("r", range(14), 18)
+    engine = toy_engine(
+        backend=ToyBackend(before_step=tick),
+        clock=lambda: now,
+        speculation=Speculation(Says(solo([request]), longest=2), Records()),
+    )
+    assert tokens(run(engine, [request])) == solo([request])
+    assert recorded
+    assert set(recorded) == {1.0}
+
+
 @pytest.mark.parametrize("failing", range(8))
 def test_a_step_that_fails_once_does_so_behind_nan_too(failing: int) -> None:
     """The token that brings NaN is guessed right, and whatever is computed once more may fail once."""
