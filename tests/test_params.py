@@ -81,6 +81,12 @@ def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]
             {"method": "ngram", "num_speculative_tokens": 0},
             "num_speculative_tokens: got 0, must be an integer from 1 to",
         ),
+        ({"method": "ngram", "prompt_lookup_min": "a"}, "prompt_lookup_min: got 'a', must be an integer from 1 to 64"),
+        ({"method": "ngram", "prompt_lookup_min": 65}, "prompt_lookup_min: got 65, must be an integer from 1 to 64"),
+        (
+            {"method": "ngram", "prompt_lookup_min": 4, "prompt_lookup_max": 3},
+            "min: got 4, must be an integer from 1 to 3",
+        ),
         ({"method": "ngram", "num_speculative_tokens": "6"}, "num_speculative_tokens: got '6', must be an integer"),
         ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max: got 0, must be an integer from 1 to 64"),
         ({"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 4}, "lookup_min: got 4, must be .* 1 to 3"),

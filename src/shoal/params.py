@@ -403,13 +403,14 @@ class SpeculativeConfig:
                 raise ParameterError(f"speculative_config.{field.name}", value, f"left out for method {self.method}")
         self._set("num_speculative_tokens", 1, MAX_DRAFT)
         if self.method == "ngram":
-            most = 5 if self.prompt_lookup_max is None else self.prompt_lookup_max
-            least = most if self.prompt_lookup_min is None else self.prompt_lookup_min
+            for name, other in (("prompt_lookup_max", "prompt_lookup_min"), ("prompt_lookup_min", "prompt_lookup_max")):
+                if getattr(self, name) is not None:
+                    self._set(name, 1, MAX_LOOKUP)
+                    if getattr(self, other) is None:
+                        object.__setattr__(self, other, getattr(self, name))
             if self.prompt_lookup_max is None:
-                most = least
-            object.__setattr__(self, "prompt_lookup_max", most)
-            object.__setattr__(self, "prompt_lookup_min", least)
-            self._set("prompt_lookup_max", 1, MAX_LOOKUP)
+                object.__setattr__(self, "prompt_lookup_max", 5)
+                object.__setattr__(self, "prompt_lookup_min", 5)
             self._set("prompt_lookup_min", 1, self.prompt_lookup_max or 1)
         self._set("suffix_decoding_max_tree_depth", 1, 1024)
         self._set("suffix_decoding_max_cached_requests", 0, 2**31 - 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from shoal.kernels.base import LOGIT_ROWS, Backend, StepInput
 from shoal.kernels.load import load_backend
 from shoal.models.weights import load_model
 from shoal.params import EngineConfig, SamplingParams
+from tests.engine.random_network import NAN_TOKEN as NETWORK_NAN
 from tests.engine.random_network import VOCAB as NETWORK_VOCAB
 from tests.engine.random_network import write_network
 from tests.engine.steps import END, Steps
@@ -150,6 +152,25 @@ def test_nothing_is_drafted_beside_a_prompt() -> None:
     assert tokens(results) == solo([one, long])
     prefilling = [step for step in backend.steps if len(step.kv_len) == 2 and step.row_start[1] > 1]
     assert not any(step.kv_len[1] < 40 and step.row_start[2] - step.row_start[1] > 1 for step in prefilling[1:])
+
+
+@pytest.mark.parametrize(("budget", "pages"), [(7, 1000), (64, 4)])
+def test_who_can_begin_does_not_wait_for_the_end_of_guesses(budget: int, pages: int) -> None:
+    """Guesses would take all rows of each step, or all pages."""
+    one, late = greedy("one", range(4, 18), 50), greedy("late", range(20, 36), 3)
+    engine = toy_engine(budget=budget, pages=pages, longest=64, speculation=saying(solo([one, late]), longest=40))
+    engine.add(one)
+    results: dict[str, Result] = {}
+    while "one" not in results:
+        collect(engine.step(), results)
+    engine.add(late)
+    for _ in range(3):
+        collect(engine.step(), results)
+    assert "late" in results
+    run_on = run(engine)
+    for name, result in run_on.items():
+        results[name].token_ids += result.token_ids
+    assert tokens(results) == solo([one, late])
 
 
 def test_more_rows_than_the_head_takes_at_once() -> None:
@@ -283,6 +304,99 @@ def test_a_step_that_fails_is_computed_again_without_its_drafts() -> None:
     assert tokens(run(engine, [request])) == {"r": right}
 
 
+def test_what_a_step_takes_that_is_computed_twice_tells_nothing() -> None:
+    now, calls = 0.0, itertools.count()
+    recorded: list[float] = []
+
+    def tick(step: StepInput) -> None:
+        nonlocal now
+        now += 1.0
+        if next(calls) in (2, 5) or NAN_TOKEN in step.token_ids[:-1]:
+            raise FloatingPointError
+
+    class Records(Always):
+        def record(self, sequences: int, rows: int, seconds: float) -> None:
+            recorded.append(seconds)
+
+    request = greedy("r", range(14), 18)
+    engine = toy_engine(
+        backend=ToyBackend(before_step=tick),
+        clock=lambda: now,
+        speculation=Speculation(Says(solo([request]), longest=2), Records()),
+    )
+    assert tokens(run(engine, [request])) == solo([request])
+    assert recorded
+    assert set(recorded) == {1.0}
+
+
+@pytest.mark.parametrize("failing", range(8))
+def test_a_step_that_fails_once_does_so_behind_nan_too(failing: int) -> None:
+    """The token that brings NaN is guessed right, and whatever is computed once more may fail once."""
+    request = greedy("r", range(14), 50)
+    calls = itertools.count()
+
+    def fail(step: StepInput) -> None:
+        if next(calls) == failing:
+            raise FloatingPointError
+
+    plain = run(toy_engine(), [request])["r"]
+    assert plain.end[0] == "error"
+    engine = toy_engine(backend=ToyBackend(before_step=fail), speculation=saying({"r": plain.token_ids}))
+    assert whole(run(engine, [request])["r"]) == whole(plain)
+
+
+class Broken(Says):
+    """Raises from some call on, or returns what nobody asked for."""
+
+    def __init__(self, texts: dict[str, list[int]], how: str) -> None:
+        super().__init__(texts)
+        self._how = how
+
+    def draft(self, wanted: Sequence[Wanted]) -> list[list[int]]:
+        if self._how == "draft" and len(self.asked) > 2:
+            raise OSError("gone")
+        drafts = super().draft(wanted)
+        if self._how == "fewer":
+            return drafts[1:]
+        return [[*draft[:2], {"beyond": VOCAB, "below": -1}.get(self._how, 0), *draft[3:]] for draft in drafts]
+
+    def ended(self, key: Any, output: list[int]) -> None:
+        if self._how == "ended":
+            raise OSError("gone")
+
+
+@pytest.mark.parametrize("how", ["draft", "ended", "fewer", "beyond", "below"])
+def test_a_broken_drafter_harms_nobody(how: str) -> None:
+    requests = [greedy(f"r{i}", [i, i + 1], 5 + 5 * i) for i in range(3)]
+    backend = ToyBackend()
+    engine = toy_engine(
+        backend=backend, speculation=Speculation(Broken(solo(requests), how), Always(), vocab_size=VOCAB)
+    )
+    assert tokens(run(engine, requests)) == solo(requests)
+    assert all(0 <= token < VOCAB for step in backend.steps for token in step.token_ids)
+
+
+def test_a_guess_that_fails_its_step_was_wrong() -> None:
+    """Else it would be tried again at each step."""
+    request = greedy("r", [1, 2, 3], 8)
+
+    def refuse(step: StepInput) -> None:
+        if 50 in step.token_ids:
+            raise FloatingPointError("that guess")
+
+    class Learns(Always):
+        learnt: ClassVar[list[tuple[int, int]]] = []
+
+        def learned(self, chance: float, drafted: int, kept: int) -> float:
+            self.learnt.append((drafted, kept))
+            return super().learned(chance, drafted, kept)
+
+    backend = ToyBackend(before_step=refuse)
+    engine = toy_engine(backend=backend, speculation=Speculation(Says({"r": [50] * 8}), Learns()))
+    assert tokens(run(engine, [request])) == solo([request])
+    assert Learns.learnt == [(6, 0), (5, 0), (4, 0), (3, 0), (2, 0), (1, 0)]
+
+
 def test_a_dropped_step_is_scheduled_again() -> None:
     request = greedy("r", range(14), 12)
     right = solo([request])["r"]
@@ -327,6 +441,13 @@ def test_the_drafter_hears_of_every_end() -> None:
     engine.abort("r1")
     run(engine)
     assert drafter.outputs == {**drafter.texts, "r1": []}
+
+
+def test_nobody_learns_from_the_time_of_steps_what_was_answered_under_a_salt() -> None:
+    requests = [greedy("open", [1], 5), replace(greedy("own", [2], 5), cache_salt="mine")]
+    drafter = Says(solo(requests))
+    assert tokens(run(toy_engine(speculation=Speculation(drafter, Always())), requests)) == drafter.texts
+    assert drafter.outputs == {"open": drafter.texts["open"], "own": []}
 
 
 # --- constraints
@@ -378,6 +499,58 @@ def test_where_an_output_may_end_is_counted_along_a_draft(least: int) -> None:
         drafted = run(toy_engine(speculation=saying({"r": [*plain.token_ids, *text]})), [request])["r"]
         assert whole(drafted) == whole(plain)
         assert len(plain.token_ids) >= least
+
+
+def test_an_interrupted_wait_for_masks_leaves_the_next_draft_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The constraint allows nothing of the first draft; the second is another one."""
+    text = solo([constrained("r", ten_steps())])["r"]
+    engine = toy_engine(speculation=saying({"r": [text[0], 3, *text[2:]]}))
+    finish = masks.MaskFiller._finish
+    results: dict[str, Result] = {}
+    engine.add(constrained("r", ten_steps()))
+    collect(engine.step(), results)
+
+    def interrupt(filler: masks.MaskFiller) -> dict[Any, masks.Masks]:
+        if filler._shares:
+            monkeypatch.setattr(masks.MaskFiller, "_finish", finish)
+            raise KeyboardInterrupt
+        return finish(filler)
+
+    monkeypatch.setattr(masks.MaskFiller, "_finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.step()
+    engine._speculation._drafter.texts = {"r": text}  # type: ignore[union-attr]
+    failed: list[Any] = []
+    monkeypatch.setattr(logging.getLogger("shoal.engine.engine"), "error", lambda *args, **_: failed.append(args))
+    while engine.has_work:
+        collect(engine.step(), results)
+    assert tokens(results) == {"r": text}
+    assert not failed
+
+
+def test_pages_of_a_draft_that_was_cut_to_nothing_go_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a step that is dropped just then."""
+    request = replace(constrained("r", ten_steps()), prompt_token_ids=tuple(range(3, 16)))
+    text = solo([request])["r"]
+    engine = toy_engine(speculation=saying({"r": [text[0], *[3] * 9]}))
+    engine.add(request)
+    results: dict[str, Result] = {}
+    collect(engine.step(), results)
+    free = engine.stats().free_pages
+    sampler = engine._compute[1]  # type: ignore[index]
+    with monkeypatch.context() as patch:
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(sampler, "sample", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    engine._speculation._drafter.texts = {}  # type: ignore[union-attr]
+    collect(engine.step(), results)
+    assert engine.stats().free_pages == free
+    results["r"].token_ids += run(engine)["r"].token_ids
+    assert tokens(results) == {"r": text}
 
 
 class SlowAhead(Steps):
@@ -458,3 +631,36 @@ def test_tokens_of_a_network_and_their_log_probabilities(
     }
     stats = many.stats()
     assert 0 < stats.spec_decode_num_accepted_tokens < stats.spec_decode_num_draft_tokens
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("right", range(4))
+def test_nan_that_a_guess_brings_is_not_its_sequence_s(
+    tmp_path: Path, backend: Backend, architecture: str, right: int
+) -> None:
+    """What a row does not see has the weight 0, and NaN of it is NaN; the guesses come again and again, behind right ones."""
+    rng = np.random.default_rng(1)
+    requests = [
+        Request(
+            f"r{i}",
+            tuple(rng.integers(0, NETWORK_NAN, length).tolist()),
+            SamplingParams(temperature=0, max_tokens=20, logprobs=1, logit_bias={NETWORK_NAN: -100}),
+        )
+        for i, length in enumerate([3, 20, 60])
+    ]
+    with GGUFFile.open(write_network(tmp_path / "net.gguf", architecture, with_nan=True)) as file:
+        model = load_model(file, backend)
+
+    def results(speculation: Speculation | None = None) -> dict[str, Result]:
+        config = EngineConfig(max_num_batched_tokens=64, max_model_len=512)
+        return run(Engine(model, backend, config, check_every_step=True, speculation=speculation), requests)
+
+    plain = results()
+    guesses = {
+        name: [token if index % (right + 1) < right else NETWORK_NAN for index, token in enumerate(result.token_ids)]
+        for name, result in plain.items()
+    }
+    assert {result.end for result in plain.values()} == {("length", None)}
+    assert {name: whole(result) for name, result in results(saying(guesses)).items()} == {
+        name: whole(result) for name, result in plain.items()
+    }

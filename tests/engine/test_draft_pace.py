@@ -147,6 +147,22 @@ def test_what_a_draft_costs_before_the_step_counts() -> None:
     assert pace.counts([0.8], [6], 500) == [0]
 
 
+@pytest.mark.parametrize("held_up", [{0}, {100}, set(range(4))])
+def test_a_drafter_that_was_held_up_is_asked_again(held_up: set[int]) -> None:
+    """Once, or from the first time on for a while; however long that was."""
+    now, asked, times = 0.0, 0, 0
+    pace = DraftPace(clock=lambda: now)
+    for _ in range(3000):
+        (count,) = pace.counts([0.9], [6], 500)
+        if count:
+            with pace.drafting(count):
+                now += 1.0 if asked in held_up else 1e-5
+            asked += 1
+        pace.record(1, 1 + count, MEMORY_BOUND(1 + count))
+        times += bool(count)
+    assert times > 2000
+
+
 def test_whatever_it_decides_tokens_are_the_same() -> None:
     """On a clock that jumps at random."""
     params = SamplingParams(temperature=0.8, max_tokens=60)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Row
 from typing import NamedTuple, Protocol
 
 from shoal.engine.draft_pace import DraftPace
 from shoal.engine.sequence import Sequence
+
+_log = logging.getLogger(__name__)
 
 
 class Wanted(NamedTuple):
@@ -30,26 +33,31 @@ class Drafter(Protocol):
         ...
 
     def ended(self, key: object, output: list[int]) -> None:
-        """Nothing will be wanted for a key any more; it may never have been known. ``output``: all that followed its prompt."""
+        """Nothing will be wanted for a key any more; it may never have been known. ``output``: all that followed its prompt; nothing
+        where others must not profit from it."""
         ...
 
 
 class Speculation:
-    """Has drafts made, as long as they pay."""
+    """Has drafts made, as long as they pay. A drafter that raises is asked no more; a guess that is no token of ``vocab_size`` ends a
+    draft."""
 
-    def __init__(self, drafter: Drafter, pace: DraftPace) -> None:
-        self._drafter, self.pace = drafter, pace
+    def __init__(self, drafter: Drafter, pace: DraftPace, vocab_size: int = 2**31) -> None:
+        self._drafter, self.pace, self._vocab_size = drafter, pace, vocab_size
+        self._failed = False
 
     def draft(self, sequences: list[Sequence], room: int) -> None:
         """Give sequences that decode their drafts: at most ``room`` tokens, all together."""
+        if self._failed:
+            return
         most = [self._most(seq) for seq in sequences]
         counts = self.pace.counts([seq.chance for seq in sequences], most, room)
         chosen = [(seq, count) for seq, count in zip(sequences, counts, strict=True) if count]
         if chosen:
             with self.pace.drafting(sum(count for _, count in chosen)):
-                drafts = self._drafter.draft([Wanted(seq, seq.token_ids, count) for seq, count in chosen])
-            for (seq, count), draft in zip(chosen, drafts, strict=True):
-                seq.draft = _before_a_stop(draft[:count], seq)
+                drafts = self._asked([Wanted(seq, seq.token_ids, count) for seq, count in chosen])
+            for (seq, count), draft in zip(chosen, drafts, strict=False):
+                seq.draft = self._before_an_end(draft[:count], seq)
         for seq in sequences:
             if not seq.draft:
                 seq.chance = self.pace.forgotten(seq.chance)
@@ -59,8 +67,24 @@ class Speculation:
         seq.chance = self.pace.learned(seq.chance, drafted, kept)
 
     def ended(self, seq: Sequence) -> None:
-        """A sequence has come to its end."""
-        self._drafter.ended(seq, seq.token_ids[seq.num_prompt :])
+        """A sequence has come to its end. Nobody may see by the time of a step what was answered under a salt of its own."""
+        if self._failed:
+            return
+        try:
+            self._drafter.ended(seq, [] if seq.request.cache_salt else seq.token_ids[seq.num_prompt :])
+        except Exception:
+            self._give_up()
+
+    def _asked(self, wanted: list[Wanted]) -> list[list[int]]:
+        try:
+            return self._drafter.draft(wanted)
+        except Exception:  # whatever a drafter does, it harms no request
+            self._give_up()
+            return []
+
+    def _give_up(self) -> None:
+        self._failed = True
+        _log.exception("the drafter failed; nothing is guessed from now on")
 
     def _most(self, seq: Sequence) -> int:
         """How long a draft may be: the token behind it is the last one that there is room for. Mirostat's next token depends on how
@@ -69,8 +93,9 @@ class Speculation:
             return 0
         return min(self._drafter.longest, seq.max_len - seq.num_tokens - 1)
 
-
-def _before_a_stop(draft: list[int], seq: Sequence) -> list[int]:
-    """Nothing follows a token that ends the sequence."""
-    end = next((index for index, token in enumerate(draft) if token in seq.stop_ids), len(draft))
-    return draft[:end]
+    def _before_an_end(self, draft: list[int], seq: Sequence) -> list[int]:
+        """Nothing follows a token that ends the sequence, or one that the model does not have."""
+        for index, token in enumerate(draft):
+            if token in seq.stop_ids or not 0 <= token < self._vocab_size:
+                return draft[:index]
+        return draft

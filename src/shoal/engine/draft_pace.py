@@ -18,6 +18,7 @@ _FEW = 4  # further rows: the first may cost more than those that come with it
 _SUPPOSED = 1 / 8  # of a row's share of the step: what a further row costs, where nothing is known
 _GAIN = 1.02  # what a draft must promise; less is lost in what nobody measures
 _WEIGHT = 0.25  # of the last guess in a sequence's chance
+_FADE = 1 / 32  # of what drafts cost is forgotten at each step without any: what was dear once is tried again
 _HOPE, _DRIFT = 0.5, 1 / 128  # a sequence whose guesses fail is tried again, now and then
 
 
@@ -35,7 +36,8 @@ class DraftPace:
         self._typical: dict[int, float] = {}  # what they take if nothing disturbs them
         self._rows: list[int] = []  # the keys, in order
         self._since_plain: dict[int, int] = {}  # by sequences: drafted steps since one without drafts
-        self._draft_seconds = 0.0  # what a drafted token costs before the step
+        self._draft_seconds = 0.0  # what a drafted token costs before the step, if nothing disturbs it
+        self._last_drafts: deque[float] = deque(maxlen=_REMEMBERED)
 
     def record(self, sequences: int, rows: int, seconds: float) -> None:
         """Take in a step in which every sequence decodes."""
@@ -45,6 +47,8 @@ class DraftPace:
             self._rows = sorted(self._seconds)
         self._seconds[rows].append((self._steps, seconds))
         self._typical[rows] = _undisturbed([spent for _, spent in self._seconds[rows]])
+        if rows == sequences:
+            self._draft_seconds *= 1 - _FADE
         self._since_plain[sequences] = 0 if rows == sequences else self._since_plain.get(sequences, 0) + 1
         if self._steps % _DOUBTFUL == 0:
             self._drop_old()
@@ -54,8 +58,8 @@ class DraftPace:
         """Inside, so many tokens are drafted."""
         start = self._clock()
         yield
-        spent = (self._clock() - start) / count
-        self._draft_seconds += (spent - self._draft_seconds) * _WEIGHT
+        self._last_drafts.append((self._clock() - start) / count)
+        self._draft_seconds = _undisturbed(list(self._last_drafts))
 
     def counts(self, chances: list[float], most: list[int], room: int) -> list[int]:
         """How many tokens to draft for each of the sequences that all decode. ``most``: that make sense for it."""

@@ -117,14 +117,16 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
     )
 
 
-def _speculation(config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float]) -> Speculation | None:
+def _speculation(
+    config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float], vocab_size: int
+) -> Speculation | None:
     wanted, target = config.speculative_config, config.target_step_ms
     if drafter is None and wanted is not None:
         assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
         drafter = _drafter(wanted)
     if drafter is None:
         return None
-    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock))
+    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock), vocab_size)
 
 
 def _drafter(wanted: SpeculativeConfig) -> Drafter:
@@ -188,7 +190,7 @@ class Engine:
         encoder = self._encoder is not None
         target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
         self._pacer = None if target is None else StepPacer(target / 1000)
-        speculation = speculation or _speculation(config, drafter, clock)
+        speculation = speculation or _speculation(config, drafter, clock, self._vocab_size)
         self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
             _page_groups(plan),
@@ -396,10 +398,16 @@ class Engine:
         if not _alive(self._sequences.get(request_id, [])):
             self._sequences.pop(request_id, None)
 
-    def _run(self, batch: StepBatch) -> None:
+    def _run(self, batch: StepBatch) -> bool:
+        """Compute a step; whether that was done at once, so that its time tells something."""
+        whole = batch
         self._steps += 1
         self._batch = len(batch.sequences), batch.num_rows
         result = self._attempt(batch)
+        if batch.drafting and isinstance(result, StepResult) and self._scheduler.is_marred(batch, result):
+            batch = self._scheduler.without_drafts(batch)
+            result = self._attempt(batch)
+        failed = isinstance(result, Exception)
         if isinstance(result, Exception):
             _log.error("a step of %d rows failed; it is computed again", batch.num_rows, exc_info=result)
             batch = self._scheduler.without_drafts(batch)
@@ -407,10 +415,12 @@ class Engine:
         if isinstance(result, Exception) and len(batch.sequences) > 1:
             self._broken = _text(result)  # until a part of it succeeds
         self._settle(batch, result)
+        return batch is whole and not failed
 
     def _run_timed(self, batch: StepBatch) -> None:
         start = self._clock()
-        self._run(batch)
+        if not self._run(batch):
+            return
         seconds, sequences = self._clock() - start, len(batch.sequences)
         further = batch.num_rows - sequences - batch.num_drafted  # of prompts
         if self._pacer is not None and not batch.num_drafted:

@@ -97,7 +97,7 @@ class MaskFiller:
             done, begun = share.abandon()
             filled |= {todo.seq: todo.taken() for todo in share.todo[:done]}
             for todo in share.todo[done:]:
-                todo.seq.draft = []
+                todo.cut_draft(0)
             for todo in share.todo[done:begun]:
                 todo.seq.constraint_error = f"the constraint took more than {MASK_SECONDS:g} s for one token"
             left += [todo.seq for todo in share.todo[begun:]]
@@ -141,11 +141,15 @@ class _Todo:
         except Exception:  # should it come to that, the same is raised for the next token of the sequence
             return
 
+    def cut_draft(self, count: int) -> None:
+        """Leave so much of the draft; after an interrupted step the sequence may have another one by now."""
+        if count < len(self.draft) and self.seq.draft is self.draft:
+            self.seq.draft = self.draft[:count]
+
     def taken(self) -> Masks:
         """The masks that are filled; the draft is cut to them."""
         count = self.num_ahead
-        if count < len(self.draft):
-            self.seq.draft = self.draft[:count]
+        self.cut_draft(count)
         return [*self.rows[: 1 + count]]
 
 

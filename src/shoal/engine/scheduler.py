@@ -251,9 +251,11 @@ class Scheduler:
     def schedule(self) -> StepBatch:
         """The next step. No token counts as computed until ``commit``, so a dropped step is scheduled again."""
         batch = StepBatch()
+        if self._speculation is not None:
+            self._forget_drafts()  # of a step that was dropped
         if self.limits.preempt_for_priority:
             self._make_way()
-        if self._speculation is not None:
+        if self._speculation is not None and not self._somebody_begins():
             self._draft(self._speculation)
         self._continue_running(batch)
         self._admit_waiting(batch)
@@ -285,13 +287,24 @@ class Scheduler:
                 outputs += self._end(seq, now)
         return outputs
 
+    def is_marred(self, batch: StepBatch, result: StepResult) -> bool:
+        """Whether a sequence with a draft is about to fail by NaN. That may come from its own guesses: attention weighs by 0 what
+        a row does not see, which hides no NaN and no infinity."""
+        return any(
+            -1 in found.tokens[: 1 + _num_alike(seq.draft, found.tokens)]
+            for seq, found in zip(batch.drafting, result.drafted, strict=True)
+            if seq.draft
+        )
+
     def without_drafts(self, batch: StepBatch) -> StepBatch:
-        """A step that could not be computed, without what was drafted: that may have been the reason."""
+        """A step that could not be computed, without what was drafted: that may have been the reason, and counts as guessed wrong."""
         if not batch.drafting:
             return batch
         plain, drafting = StepBatch(), set(batch.drafting)
         for seq in batch.sequences:
             if seq in drafting:
+                if self._speculation is not None:
+                    self._speculation.settled(seq, seq.num_scheduled - 1, 0)
                 self._forget_draft(seq)
             plain.add(seq, 1 if seq in drafting else seq.num_scheduled)
         return plain
@@ -458,16 +471,18 @@ class Scheduler:
         for pages, group in zip(seq.pages, self.groups, strict=True):
             pages += group.pool.allocate(count)
 
+    def _somebody_begins(self) -> bool:
+        """Whether the first in line needs not wait: then neither rows nor pages are for guesses."""
+        return bool(self.waiting) and self._can_start(self.waiting.first)
+
     def _draft(self, speculation: Speculation) -> None:
         """Drafts for this step."""
-        self._forget_drafts()  # of a step that was dropped
         if all(seq.decodes for seq in self.running):
             speculation.draft(self.running, self.limits.max_num_batched_tokens - len(self.running))
 
     def _forget_drafts(self) -> None:
         for seq in self.running:
-            if seq.draft:
-                self._forget_draft(seq)
+            self._forget_draft(seq)  # a draft may be cut to nothing, and its pages are left
 
     def _forget_draft(self, seq: Sequence) -> None:
         """Give back the pages that a draft would have filled. The list of pages is another one then: the old one only ever grew."""
