@@ -176,7 +176,8 @@ def test_it_is_wedged_when_it_has_work_and_takes_no_step(tiny_path: Path, capfd:
         assert states == ["ok", "wedged"]
         hold.set()
         until(lambda: ear.ended)
-        until(lambda: worker.state == "ok")
+        until(lambda: not worker._busy)
+        assert worker.state == "ok"
         now[0] += 1000  # it has nothing to do
         assert worker.state == "ok"
     assert str(worker.state) == "closed"
