@@ -52,6 +52,6 @@ def _capture(program: Program, bucket: int) -> Callable[[], None]:
         program(bucket)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the device meanwhile
         program(bucket)
     return graph.replay  # type: ignore[no-any-return]
