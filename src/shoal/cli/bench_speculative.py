@@ -10,7 +10,7 @@ import click
 
 from shoal.cli.bench_options import POSITIVE, numbers, output_json_option, show
 from shoal.cli.options import bench_engine_options, model_argument
-from shoal.params import EngineConfig, SamplingParams
+from shoal.params import EngineConfig, SamplingParams, SpeculativeConfig
 
 if TYPE_CHECKING:
     from shoal.bench.speculative import SpeculativeResult
@@ -60,6 +60,8 @@ def speculative(
     from shoal.llm import LLM
 
     guesses = replace(engine_config, speculative_config=engine_config.speculative_config or _GUESSES)
+    guessed = guesses.speculative_config
+    assert isinstance(guessed, SpeculativeConfig), "a config makes one of whatever it was given"
     plain_config = replace(engine_config, speculative_config=None)
     params = SamplingParams(temperature=0, max_tokens=output_len)
     sizes: dict[str, Any] = {"batch_size": batch_size, "rounds": rounds}
@@ -73,8 +75,7 @@ def speculative(
                 results[name] = measure_speculative(plain, guessing, kept, params, **sizes)
         for share in acceptance if "replay" in workload else ():
             fixed, drawn = replace(params, ignore_eos=True), list[Asked](random_prompts(plain, num_prompts, input_len))
-            longest = guesses.speculative_config.num_speculative_tokens  # type: ignore[union-attr]
-            replay = Replay(longest, share / 100, plain.vocab_size)
+            replay = Replay(guessed.num_speculative_tokens, share / 100, plain.vocab_size)
             remember(plain, replay, drawn, fixed)
             with LLM(model, config=guesses, drafter=replay) as guessing:
                 results[f"replay at {share} %"] = measure_speculative(plain, guessing, drawn, fixed, **sizes)

@@ -7,6 +7,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def _parts(options: Options, backend: Backend, reference: Backend, probe: Probe,
     yield _checked(f"model {options.model_type}", lambda: checks.check_model(options.model_type, backend, reference))
     first = tuple(name for name in options.types if name in _FIRST_TYPES)
     for attention in checks.attentions():
-        yield _checked(attention.name, lambda case=attention: checks.check_attention(case, backend, reference))  # type: ignore[misc]
+        yield _checked(attention.name, partial(checks.check_attention, attention, backend, reference))
     yield from _cases(checks.cases(backend, first), backend, reference)
     bandwidth = results.rows.get("device", {}).get("copy", {}).get("bytes_per_second", 0.0)
     for name in options.models:
@@ -84,7 +85,7 @@ def _parts(options: Options, backend: Backend, reference: Backend, probe: Probe,
 
 def _cases(cases: Iterator[checks.Case], backend: Backend, reference: Backend) -> Iterator[Part]:
     for case in cases:
-        yield _checked(case.name, lambda case=case: checks.check_case(case, backend, reference))  # type: ignore[misc]
+        yield _checked(case.name, partial(checks.check_case, case, backend, reference))
 
 
 def _checked(name: str, run: checks.Check) -> Part:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +51,7 @@ class ModelSpeed:
         yield Part(group, "tune", lambda: self._tune(probe))
         yield Part(group, "bind", lambda: self._bind(backend, probe))
         for batch in self._plan.batches:
-            yield Part(group, f"decode {batch}", lambda batch=batch: self._decode(batch, probe, bandwidth))  # type: ignore[misc]
+            yield Part(group, f"decode {batch}", partial(self._decode, batch, probe, bandwidth))
         yield Part(group, f"prefill {self._plan.prompt}", lambda: self._prefill(probe))
         yield Part(group, "same bits", self._same_bits)
         yield Part(group, "unload", lambda: self._unload(probe))

@@ -13,16 +13,17 @@ def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
         positive = tl.where(x < 0, 0.0, x)  # NaN stays NaN
         y = positive * positive
     elif ACTIVATION == "gelu":
-        y = x * _sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
+        y = x * sigmoid(1.5957691216057308 * x * (1 + 0.044715 * x * x))
     else:
         tl.static_assert(ACTIVATION == "silu")
-        y = x * _sigmoid(x)
+        y = x * sigmoid(x)
     return y
 
 
 @triton.jit
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    small = tl.exp(-tl.abs(x))  # never infinite
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(-x)); nothing overflows."""
+    small = tl.exp(-tl.abs(x))
     return tl.where(x >= 0, 1.0, small) / (1 + small)
 
 

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from shoal.kernels.base import Activation, Heads, Norm
 from shoal.kernels.cuda.activation import activate as _activate
-from shoal.kernels.cuda.activation import half_scale
+from shoal.kernels.cuda.activation import half_scale, sigmoid
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
@@ -390,13 +390,6 @@ def _made(x, columns, inside, WIDTH: tl.constexpr, FORM: tl.constexpr, ACTIVATIO
     elif FORM == "gated":
         value = _activate(value, ACTIVATION) * tl.load(x + WIDTH + columns, mask=inside, other=0.0)
     return value
-
-
-@triton.jit
-def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + exp(-x)); nothing overflows."""
-    small = tl.exp(-tl.abs(x))
-    return tl.where(x < 0, small, 1.0) / (1.0 + small)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.base import Routing
-from shoal.kernels.cuda.elementwise import sigmoid
+from shoal.kernels.cuda.activation import sigmoid
 from shoal.kernels.cuda.launch import Tensor, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
