@@ -46,7 +46,7 @@ def load_backend(
         raise ParameterError("device", device, "one of " + ", ".join(DEVICES))
     chosen = find_device(device)
     if chosen == "cuda":
-        return _cuda(gpu_memory_utilization)
+        return _cuda(gpu_memory_utilization, on_compile)
     if chosen == "reference":
         from shoal.kernels.reference import ReferenceBackend
 
@@ -74,7 +74,7 @@ def _cpu(threads: int | None, on_compile: Callable[[str], None] | None) -> Backe
     return CPUBackend(threads or usable_cores())
 
 
-def _cuda(gpu_memory_utilization: float) -> Backend:
+def _cuda(gpu_memory_utilization: float, on_compile: Callable[[str], None] | None) -> Backend:
     _require_packages()
     try:
         module = import_module("shoal.kernels.cuda.backend")
@@ -82,7 +82,7 @@ def _cuda(gpu_memory_utilization: float) -> Backend:
         raise UnsupportedError(
             f"device cuda: torch and Triton cannot be imported: {error} (another build: {INSTALL})"
         ) from error
-    backend: Backend = module.CudaBackend(gpu_memory_utilization=gpu_memory_utilization)
+    backend: Backend = module.CudaBackend(gpu_memory_utilization=gpu_memory_utilization, on_kernel=on_compile)
     return backend
 
 

@@ -67,7 +67,7 @@ def _current_gpu() -> int:
     if not torch.cuda.is_available():
         raise UnsupportedError("device cuda: no GPU found (torch.cuda.is_available() is false)")
     try:
-        return torch.cuda.current_device()
+        return int(torch.cuda.current_device())
     except (
         RuntimeError
     ) as error:  # forked from a process that uses it without shoal; driver and torch do not fit together
@@ -124,6 +124,16 @@ def _kind() -> Kind:
 
 def _run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
     kernel[grid](*args, **options_for(_kind(), kernel, options))
+
+
+def on_compile(hear: Callable[[str], None] | None) -> None:
+    """``hear`` the name of every kernel that was in no cache and had to be compiled, from now on."""
+
+    def listen(*, metadata: dict[str, Any], cache_hit: bool, **other: Any) -> None:
+        if hear is not None and not cache_hit:
+            hear(str(metadata["name"]))
+
+    triton.knobs.compilation.listener = listen
 
 
 _launcher: Launcher = _run
