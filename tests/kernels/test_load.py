@@ -90,8 +90,8 @@ def test_a_torch_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatc
 def test_cuda_gets_its_share_of_memory_and_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     shares, heard = [], list[str]()
 
-    def backend(*, gpu_memory_utilization: float, on_kernel: object) -> ReferenceBackend:
-        assert on_kernel == heard.append
+    def backend(*, gpu_memory_utilization: float, on_kernel: object, compile_at_load: bool) -> ReferenceBackend:
+        assert (on_kernel, compile_at_load) == (heard.append, True)
         shares.append(gpu_memory_utilization)
         if gpu_memory_utilization == 1:
             raise UnsupportedError("device cuda: no GPU found")

@@ -55,8 +55,15 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, gpu_memory_utilization: float = 0.9, on_kernel: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        gpu_memory_utilization: float = 0.9,
+        on_kernel: Callable[[str], None] | None = None,
+        *,
+        compile_at_load: bool = True,
+    ) -> None:
         self._device, self._utilization = device(), gpu_memory_utilization
+        self._compile_at_load = compile_at_load
         on_compile(on_kernel)
         if on_gpu():
             tune.load(tune.table_path())
@@ -104,12 +111,20 @@ class CudaBackend:
         self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None
     ) -> BoundNetwork:
         """Record the programs and capture their graphs."""
-        return _warmed(lambda: _Bound(layers, (head, states), cache, limits))
+        return self._warmed(lambda: _Bound(layers, (head, states), cache, limits))
 
     @on_device
     def bind_layers(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> BoundLayers:
         """The same without a head."""
-        return _warmed(lambda: _Body(layers, cache, limits))
+        return self._warmed(lambda: _Body(layers, cache, limits))
+
+    def _warmed(self, bind: Callable[[], _AnyBody]) -> _AnyBody:
+        """A network that has launched all that it will, if that is on a GPU."""
+        with placing("what steps compute in, beside weights and KV pages"):
+            bound = bind()
+            if on_gpu() and self._compile_at_load:
+                bound.warm_up()
+        return bound
 
     def owners(self, tensor: str) -> tuple[Backend, ...]:
         """All of it."""
@@ -128,15 +143,6 @@ class CudaBackend:
 
     def close(self) -> None:
         """Nothing to stop: memory goes with what holds it."""
-
-
-def _warmed(bind: Callable[[], _AnyBody]) -> _AnyBody:
-    """A network that has launched all that it will, if that is on a GPU."""
-    with placing("what steps compute in, beside weights and KV pages"):
-        bound = bind()
-        if on_gpu():
-            bound.warm_up()
-    return bound
 
 
 class _Body:
