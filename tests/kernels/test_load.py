@@ -88,18 +88,19 @@ def test_a_torch_that_cannot_be_imported_says_why(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("packages")
 def test_cuda_gets_its_share_of_memory_and_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = []
+    shares, heard = [], list[str]()
 
-    def backend(*, gpu_memory_utilization: float) -> ReferenceBackend:
+    def backend(*, gpu_memory_utilization: float, on_kernel: object, compile_at_load: bool) -> ReferenceBackend:
+        assert (on_kernel, compile_at_load) == (heard.append, True)
         shares.append(gpu_memory_utilization)
         if gpu_memory_utilization == 1:
             raise UnsupportedError("device cuda: no GPU found")
         return ReferenceBackend()
 
     monkeypatch.setattr(load, "import_module", {BACKEND: SimpleNamespace(CudaBackend=backend)}.__getitem__)
-    load_backend("cuda", gpu_memory_utilization=0.5)
+    load_backend("cuda", None, heard.append, gpu_memory_utilization=0.5)
     with pytest.raises(UnsupportedError, match="no GPU found"):
-        load_backend("cuda", gpu_memory_utilization=1)
+        load_backend("cuda", None, heard.append, gpu_memory_utilization=1)
     assert shares == [0.5, 1]
 
 

@@ -38,7 +38,7 @@ class BatchingFactors:
 
 
 def throughput_factor(
-    model: str | Path, batch: int, *, prompt_len: int | None = None, device: str = "auto", threads: int | None = None
+    model: str | Path, batch: int, *, prompt_len: int | None = None, device: str = "cpu", threads: int | None = None
 ) -> float:
     """Decode tokens a second of ``batch`` sequences together over those of one, as ``shoal bench sweep`` last measured them here.
 

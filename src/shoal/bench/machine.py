@@ -73,7 +73,7 @@ def measure_peaks(threads: int) -> Peaks:
     )
 
 
-def measure_machine(threads: int, device: str = "auto") -> Machine:
+def measure_machine(threads: int, device: str = "cpu") -> Machine:
     """Name and measure this machine, in a few seconds; nothing else should be running."""
     backend = load_backend(device, threads)
     try:

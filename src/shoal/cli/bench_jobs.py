@@ -51,8 +51,8 @@ def _chosen(ctx: click.Context, param: click.Parameter, text: str) -> tuple[str,
 @click.option("--threads", type=POSITIVE, help="Threads that compute: journal, prefix.  [default: the usable cores]")
 @click.option(
     "--device",
-    type=click.Choice(["auto", "cpu", "reference"]),
-    default="auto",
+    type=click.Choice(["cpu", "reference"]),
+    default="cpu",
     show_default=True,
     help="What computes: journal, prefix.",
 )

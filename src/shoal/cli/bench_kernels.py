@@ -84,7 +84,7 @@ def _heads(text: str) -> tuple[int, int, int]:
 @click.option("--vocab", type=POSITIVE, default=262144, show_default=True, help="Of sample: logits of a row.")
 @click.option("--rounds", type=POSITIVE, default=5, show_default=True, help="Times that each is measured.")
 @click.option("--threads", type=POSITIVE, help="Threads, ours and NumPy's.  [default: the usable cores]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @output_json_option
 def kernels(ops: tuple[str, ...], threads: int | None, output_json: Path | None, **settings: Any) -> None:
     """Matrix products with every weight type, beside the machine's peaks and NumPy's; attention; sampling. Prints Markdown."""

@@ -47,7 +47,7 @@ _MAX_SEQUENCES = 256  # of a llama.cpp context
 @click.option("--rounds", type=POSITIVE, default=5, show_default=True, help="Turns of each side.")
 @click.option("--threads", type=POSITIVE, default=2, show_default=True, help="Threads of each side.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the token ids.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @disable_detokenize_option
 @output_json_option
 def peers(

@@ -16,7 +16,7 @@ from shoal.cli.options import model_argument
 @click.option("--rounds", type=POSITIVE, default=3, show_default=True, help="Pairs of a cold and a warm start.")
 @click.option("--prompt-len", type=POSITIVE, default=16, show_default=True, help="Tokens of the prompt.")
 @click.option("--threads", type=POSITIVE, help="Threads that compute.  [default: the usable cores]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @disable_detokenize_option
 @output_json_option
 def startup(model: str, disable_detokenize: bool, output_json: Path | None, **settings: Any) -> None:

@@ -38,7 +38,7 @@ _NO_PLOTS = "no plots: they need matplotlib (pip install 'shoal[bench]'); run th
 @click.option("--rounds", type=POSITIVE, default=3, show_default=True, help="Times that each cell is measured.")
 @click.option("--threads", type=POSITIVE, help="Threads that compute.  [default: the usable cores]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Chooses the token ids.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "reference"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "reference"]), default="cpu", show_default=True)
 @disable_detokenize_option
 @click.option(
     "-o",

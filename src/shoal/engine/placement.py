@@ -41,7 +41,7 @@ def open_backend(file: GGUFFile, config: EngineConfig, on_compile: OnCompile = N
         if config.gpu_layers not in ("auto", 0):
             raise ParameterError("gpu_layers", config.gpu_layers, "auto or 0: there is no GPU")
         return load_backend(config.device, config.threads, on_compile), config
-    gpu = load_backend("cuda", gpu_memory_utilization=config.gpu_memory_utilization)
+    gpu = load_backend("cuda", None, on_compile, gpu_memory_utilization=config.gpu_memory_utilization)
     try:
         return _with_gpu(file, config, gpu, lambda: load_backend("cpu", config.threads, on_compile))
     except BaseException:

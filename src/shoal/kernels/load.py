@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shoal.errors import ParameterError, ShoalError, UnsupportedError
 from shoal.kernels.base import Backend
@@ -35,18 +35,23 @@ def load_backend(
     on_compile: Callable[[str], None] | None = None,
     *,
     gpu_memory_utilization: float = 0.9,
+    compile_at_load: bool = True,
 ) -> Backend:
     """The backend for ``device`` (auto, cpu, cuda, reference); what it returns is what runs.
 
     ``threads`` of the CPU: None means one for each core this process may use, fewer where a container has less CPU time.
-    ``on_compile`` hears the name of each kernel that was not in the cache and had to be compiled. Raises ParameterError for what
-    SHOAL_ISA or NUMBA_DISABLE_JIT rule out, UnsupportedError where Numba, or torch and Triton, cannot be imported or there is no GPU.
+    ``on_compile`` hears the name of each kernel that was not in the cache and had to be compiled. ``compile_at_load``: on a GPU, all
+    that a network can need when it is bound; otherwise each when it is first needed, for those who need few.
+    Raises ParameterError for what SHOAL_ISA or NUMBA_DISABLE_JIT rule out, UnsupportedError where Numba, or torch and Triton, cannot
+    be imported or there is no GPU.
     """
     if device not in DEVICES:
         raise ParameterError("device", device, "one of " + ", ".join(DEVICES))
     chosen = find_device(device)
     if chosen == "cuda":
-        return _cuda(gpu_memory_utilization)
+        return _cuda(
+            gpu_memory_utilization=gpu_memory_utilization, on_kernel=on_compile, compile_at_load=compile_at_load
+        )
     if chosen == "reference":
         from shoal.kernels.reference import ReferenceBackend
 
@@ -74,7 +79,7 @@ def _cpu(threads: int | None, on_compile: Callable[[str], None] | None) -> Backe
     return CPUBackend(threads or usable_cores())
 
 
-def _cuda(gpu_memory_utilization: float) -> Backend:
+def _cuda(**settings: Any) -> Backend:
     _require_packages()
     try:
         module = import_module("shoal.kernels.cuda.backend")
@@ -82,7 +87,7 @@ def _cuda(gpu_memory_utilization: float) -> Backend:
         raise UnsupportedError(
             f"device cuda: torch and Triton cannot be imported: {error} (another build: {INSTALL})"
         ) from error
-    backend: Backend = module.CudaBackend(gpu_memory_utilization=gpu_memory_utilization)
+    backend: Backend = module.CudaBackend(**settings)
     return backend
 
 

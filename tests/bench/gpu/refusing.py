@@ -42,5 +42,5 @@ if __name__ == "__main__":
         from shoal.bench.gpu import main as bench
         from shoal.kernels.reference import ReferenceBackend
 
-        vars(bench)["load_backend"] = lambda device: ReferenceBackend()
+        vars(bench)["load_backend"] = lambda device, **settings: ReferenceBackend()
     sys.exit(main(["bench", "gpu", *arguments]))

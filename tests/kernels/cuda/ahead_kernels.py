@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.cuda.compile_ahead import compile_all, mixed_instructions, recorded
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import device, launch
 
 
@@ -41,6 +42,24 @@ def unknown_name(out):  # type: ignore[no-untyped-def]
     tl.store(out, not_there)  # type: ignore[name-defined]  # noqa: F821
 
 
+@triton.jit
+def patient(out, PDL: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    wait_for_earlier(PDL)
+    tl.store(out, tl.load(out) + 1.0)
+
+
+@triton.jit
+def hasty(out, PDL: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    value = tl.load(out)
+    wait_for_earlier(PDL)
+    tl.store(out, value + 1.0)
+
+
+@triton.jit
+def never_waiting(out, PDL: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    tl.store(out, 1.0)
+
+
 def main(target: str) -> None:
     half, out = torch.zeros(4096, dtype=torch.float16), torch.ones(4096, device=device_of_recording())
     with recorded() as recorder:
@@ -59,6 +78,8 @@ def main(target: str) -> None:
         launch(product, (1,), half, half, out, M=256, N=256, K=64, warps=1)  # too much for the registers of a warp
         launch(product, (1,), half, half, out, M=128, N=512, K=512, warps=8)  # too much for shared memory
         launch(unknown_name, (1,), out)
+        for kernel in (patient, hasty, never_waiting):
+            launch(kernel, (1,), out)
     assert out.eq(1).all(), "nothing ran"
     results = list(compile_all(target, recorder.launches, processes=2))
     for result in results:

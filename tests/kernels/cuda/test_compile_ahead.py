@@ -68,6 +68,14 @@ def test_one_matrix_with_two_kinds_of_matrix_instruction_is_found(hopper: tuple[
     assert mixed[0].startswith("a matrix: mma.sync")
 
 
+def test_what_reaches_for_memory_before_it_waits_is_found(hopper: tuple[list[Result], list[str]]) -> None:
+    faults = {name: of_kernel(hopper[0], name)[0]["faults"] for name in ("patient", "hasty", "never_waiting")}
+    assert faults["patient"] == []
+    assert (
+        faults["hasty"] == faults["never_waiting"] == ["memory may be reached for before the kernel before has ended"]
+    )
+
+
 def test_amd_is_compiled_for_too() -> None:
     results, mixed = compiled("gfx942")
     small, _, wide, spilling, large = of_kernel(results, "product")

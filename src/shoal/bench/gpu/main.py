@@ -57,7 +57,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(options: Options) -> Results:
     """Do it, as far as time allows."""
-    probe, backend, reference = load_probe(), load_backend("cuda"), load_backend("reference")
+    probe, reference = load_probe(), load_backend("reference")
+    backend = load_backend("cuda", compile_at_load=False)  # each check needs few kernels of its own
     about = {"shoal": __version__, "backend": backend.describe(), **probe.describe()}
     results = Results(options.output_json, lambda line: print(line, file=sys.stderr, flush=True), about)
     run_parts(_parts(options, backend, reference, probe, results), results, options.budget)

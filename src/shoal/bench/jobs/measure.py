@@ -40,7 +40,7 @@ class JobsPlan:
     system_len: int = 500
     rows: Sequence[int] = (1_000, 10_000, 100_000, 1_000_000)
     threads: int | None = None
-    device: str = "auto"
+    device: str = "cpu"
 
     @property
     def engine(self) -> dict[str, Any]:

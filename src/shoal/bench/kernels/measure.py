@@ -45,7 +45,7 @@ class Plan:
     cached_shape: Shape = (512, 512)
     rounds: int = 5
     threads: int = 2
-    device: str = "auto"
+    device: str = "cpu"
 
     def places(self) -> dict[str, Shape]:
         """Where matrices lie, and their shape there."""

@@ -42,7 +42,7 @@ class Plan:
     rounds: int = 5
     threads: int = 2
     seed: int = 0
-    device: str = "auto"
+    device: str = "cpu"
     skip_tokenizer_init: bool = False
 
     def cases(self) -> list[Case]:

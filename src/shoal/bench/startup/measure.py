@@ -34,7 +34,7 @@ class StartupPlan:
     rounds: int = 3
     prompt_len: int = 16
     threads: int | None = None
-    device: str = "auto"
+    device: str = "cpu"
     skip_tokenizer_init: bool = False
 
 

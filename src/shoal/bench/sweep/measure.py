@@ -46,7 +46,7 @@ class SweepPlan:
     rounds: int = 3
     threads: int = 2
     seed: int = 0
-    device: str = "auto"
+    device: str = "cpu"
     skip_tokenizer_init: bool = False
 
     def cases(self) -> list[Case]:

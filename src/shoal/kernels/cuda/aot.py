@@ -11,13 +11,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from shoal.gguf.quants import format_named
-from shoal.kernels import samplers
 from shoal.kernels.base import (
     PAGE_SIZE,
     Array,
@@ -37,6 +36,7 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
+from shoal.kernels.cuda import warm
 from shoal.kernels.cuda.backend import CudaBackend
 from shoal.kernels.cuda.compile_ahead import (
     TARGETS,
@@ -230,22 +230,10 @@ def _how(count: int, temperature: float) -> SampleRows:
 
 
 def _record_samplers() -> None:
-    """Every kind of sampler, of one row each, and of one that draws and one that is greedy."""
-    ids, no_words = np.array([3, 5], np.int32), np.zeros(_VOCAB // 32, np.uint32)
-    lists: list[tuple[samplers.Sampler, ...]] = [
-        (samplers.Bias(ids, np.ones(2, np.float32)), samplers.Penalties(ids, ids, 1.1, 0.1, 0.1)),
-        (samplers.Dry(np.tile(ids, 4), 0.8, 1.75, 2, samplers.Breakers(no_words, no_words, ids[:0])),),
-        (samplers.TopNSigma(1.0), samplers.Temperature(0.8), samplers.TopK(40), samplers.TopP(0.9), samplers.MinP(0.1)),
-        (samplers.Temperature(0.8, spread=0.5), samplers.Typical(0.9), samplers.XTC(0.5, 0.1)),
-        (samplers.Mirostat(1, 10.0),),
-        (samplers.Mirostat(2, 10.0),),
-    ]
-    count = len(lists)
-    sampler = Sampler(_VOCAB, count)
-    logits = torch.zeros((count, _VOCAB), device=device())
-    for temperature in (0.0, 1.0):
-        how = replace(_how(count, temperature), samplers=lists, surprise=np.zeros(count, np.float32))
-        sampler.sample(logits, how)
+    """Every way to sample."""
+    for how in warm.samples(_VOCAB):
+        count = len(how.temperature)
+        Sampler(_VOCAB, count).sample(torch.zeros((count, _VOCAB), device=device()), how)
 
 
 def _zeros(type_name: str, *shape: int) -> RawTensor:

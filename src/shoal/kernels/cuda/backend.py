@@ -6,8 +6,9 @@ single rows (all its sequences decode) replays a graph; one with chunks of promp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,17 +31,23 @@ from shoal.kernels.base import (
     StepInput,
     StepLimits,
 )
-from shoal.kernels.cuda import cache, tune
+from shoal.kernels.cuda import cache, tune, warm
 from shoal.kernels.cuda.cache import PagedCache
 from shoal.kernels.cuda.graphs import Graphs, buckets_up_to
-from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, on_gpu
+from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, on_compile, on_device, on_gpu
+from shoal.kernels.cuda.memory import placing
 from shoal.kernels.cuda.ops import CudaOps, StepMemory
 from shoal.kernels.cuda.pack import SUPPORTED, PackedMatrix, pack_matrix
 from shoal.kernels.cuda.recording import Rows
 from shoal.kernels.cuda.sample import Sampler
 from shoal.system.machine_limits import MemoryRoom
 
-_WORKSPACE = 1 << 30  # bytes for what steps need beside weights and pages: rows of activations, logits, graphs
+# Bytes for what steps need beside weights and pages: rows of activations, logits, graphs, kernels. How much that is comes out when the
+# network is recorded, which takes pages, whose number this decides: so it is a number that is enough for 2048 rows of most models.
+_WORKSPACE = 1 << 30
+
+
+_AnyBody = TypeVar("_AnyBody", bound="_Body")
 
 
 class CudaBackend:
@@ -48,8 +55,16 @@ class CudaBackend:
 
     name = "cuda"
 
-    def __init__(self, gpu_memory_utilization: float = 0.9) -> None:
+    def __init__(
+        self,
+        gpu_memory_utilization: float = 0.9,
+        on_kernel: Callable[[str], None] | None = None,
+        *,
+        compile_at_load: bool = True,
+    ) -> None:
         self._device, self._utilization = device(), gpu_memory_utilization
+        self._compile_at_load = compile_at_load
+        on_compile(on_kernel)
         if on_gpu():
             tune.load(tune.table_path())
 
@@ -65,40 +80,57 @@ class CudaBackend:
         """Whether there is a layout for it."""
         return format.name in SUPPORTED
 
+    @on_device
     def matrix(self, parts: Sequence[RawTensor]) -> PackedMatrix:
         """Planes of codes and scales (see pack.py)."""
-        return pack_matrix(list(parts))
+        with placing(f"the weights {', '.join(part.name for part in parts[:3])}"):
+            return pack_matrix(list(parts))
 
+    @on_device
     def vector(self, tensor: RawTensor) -> Tensor:
         """float32."""
-        return torch.from_numpy(tensor.dequantised().copy()).to(self._device)
+        with placing(f"the weights {tensor.name}"):
+            return torch.from_numpy(tensor.dequantised().copy()).to(self._device)
 
     def kv_token_bytes(self, kv_heads: int, head_dim: int, dtype: str) -> int:
         """q8_0 has scales beside its values."""
         return cache.token_bytes(kv_heads, head_dim, dtype)
 
+    @on_device
     def kv_cache(self, groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> PagedCache:
         """Zeroed pages."""
         return cache.kv_cache(groups, shape, dtype)
 
+    @on_device
     def copy_pages(self, pages: PagedCache, group: int, pairs: Sequence[tuple[int, int]]) -> None:
         """On the device."""
         cache.copy_pages(pages, group, pairs)
 
+    @on_device
     def bind(
         self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None
     ) -> BoundNetwork:
         """Record the programs and capture their graphs."""
-        return _Bound(layers, (head, states), cache, limits)
+        return self._warmed(lambda: _Bound(layers, (head, states), cache, limits))
 
+    @on_device
     def bind_layers(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> BoundLayers:
         """The same without a head."""
-        return _Body(layers, cache, limits)
+        return self._warmed(lambda: _Body(layers, cache, limits))
+
+    def _warmed(self, bind: Callable[[], _AnyBody]) -> _AnyBody:
+        """A network that has launched all that it will, if that is on a GPU."""
+        with placing("what steps compute in, beside weights and KV pages"):
+            bound = bind()
+            if on_gpu() and self._compile_at_load:
+                bound.warm_up()
+        return bound
 
     def owners(self, tensor: str) -> tuple[Backend, ...]:
         """All of it."""
         return (self,)
 
+    @on_device
     def memory_room(self) -> MemoryRoom | None:
         """The share of the device's memory that may be used, less what is taken, by whomever. Under the interpreter there is none."""
         if not on_gpu():
@@ -119,7 +151,8 @@ class _Body:
     def __init__(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> None:
         buckets = buckets_up_to(limits.max_seqs)
         seqs, rows = (max(most, buckets[-1]) for most in (limits.max_seqs, limits.max_rows))  # with those that pad
-        limits = replace(limits, max_rows=rows, max_seqs=seqs)
+        self._limits = limits = replace(limits, max_rows=rows, max_seqs=seqs)
+        self._scratch, self._buckets = cache.scratch_pages, buckets
         self._memory = memory = StepMemory(cache, limits)
         self._ops = CudaOps(memory, rows)
         self._last = layers(self._ops)
@@ -130,10 +163,19 @@ class _Body:
         # Of the recording, not of this object, which would hold itself then: its memory is to go when nobody holds it.
         self._graphs = Graphs(self._ops.run, buckets, lambda bucket: memory.step.set(nothing, bucket))
 
+    def warm_up(self) -> None:
+        """Launch whatever steps can launch."""
+        for rows in warm.chunk_sizes(self._ops.calls, self._limits.max_rows):
+            self.layers(warm.chunk(rows, self._scratch))
+        for rows in self._buckets:
+            self.layers(warm.singles(rows, self._scratch))
+
+    @on_device
     def receive(self, rows: NDArray[np.float32]) -> None:
         assert self._ops.inbox is not None, "these layers begin with an embedding"
         self._ops.inbox.data[: len(rows)].copy_(torch.from_numpy(rows))
 
+    @on_device
     def layers(self, step: StepInput) -> None:
         self._rows = rows = len(step.token_ids)
         bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
@@ -146,6 +188,7 @@ class _Body:
             self._graphs.run(bucket)
 
     @property
+    @on_device
     def hidden(self) -> NDArray[np.float32]:
         found: NDArray[np.float32] = self._last.data[: self._rows].cpu().numpy()
         return found
@@ -164,20 +207,34 @@ class _Bound(_Body):
         self._sampler = Sampler(self._logits.out.shape[1], LOGIT_ROWS)
         self._num_logits = 0
 
+    def warm_up(self) -> None:
+        """Also whatever can be read, and every way to sample."""
+        super().warm_up()
+        for count in buckets_up_to(LOGIT_ROWS):
+            rows = np.zeros(count, np.int32)
+            self.logits(rows)
+            self.states(rows)
+        for how in warm.samples(self._logits.out.shape[1]) if warm.is_sampled(self._ops.calls) else ():
+            self.sample(np.zeros(len(how.temperature), np.int32), how)
+
+    @on_device
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         self._choose(rows)
         return self.last_logits
 
+    @on_device
     def states(self, rows: IntArray) -> NDArray[np.float32]:
         self._states.run(rows)
         found: NDArray[np.float32] = self._states.out[: len(rows)].cpu().numpy()
         return found
 
+    @on_device
     def sample(self, rows: IntArray, how: SampleRows) -> IntArray:
         self._choose(rows)
         return self._sampler.sample(self._logits.out, how)
 
     @property
+    @on_device
     def last_logits(self) -> NDArray[np.float32]:
         return self._sampler.to_host(self._logits.out, self._num_logits)
 

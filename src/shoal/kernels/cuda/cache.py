@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from shoal.errors import MemoryLimitError
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, KVGroup
 from shoal.kernels.cuda.launch import Tensor, device
+from shoal.kernels.cuda.memory import placing
 from shoal.kernels.reference import KV_GROUP
 
 _TYPES = {"f16": torch.float16, "f32": torch.float32, "q8_0": torch.int8}
@@ -57,12 +57,9 @@ class PagedCache:
 
 def kv_cache(groups: Sequence[KVGroup], shape: AttentionShape, dtype: str) -> PagedCache:
     """Zeroed pages. Raises MemoryLimitError where the device has too little memory."""
-    try:
+    page_bytes = token_bytes(shape.kv_heads, shape.head_dim, dtype) * PAGE_SIZE
+    with placing("the KV pages", page_bytes * sum(len(group.layers) * (group.pages + 1) for group in groups)):
         pages = tuple(_group_pages(group, shape, dtype) for group in groups)
-    except torch.OutOfMemoryError:
-        size = token_bytes(shape.kv_heads, shape.head_dim, dtype) * PAGE_SIZE
-        total = size * sum(len(group.layers) * (group.pages + 1) for group in groups)
-        raise MemoryLimitError(f"KV cache: {total} bytes are not available on the device") from None
     places = [(index, place, layer) for index, group in enumerate(groups) for place, layer in enumerate(group.layers)]
     group_of = {layer: index for index, _, layer in places}
     layers = {layer: pages[index].of_layer(place) for index, place, layer in places}

@@ -24,7 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import MockTensor
 
-from shoal.kernels.cuda.launch import Tensor, launches_go_to, options_for
+from shoal.kernels.cuda.launch import Kind, Tensor, launches_go_to, options_for
 
 _ALIGNED = 16  # bytes of a pointer, or size: what the JIT asks of them
 _INT32 = 2**31
@@ -151,7 +151,8 @@ def _argument(value: Any, *, specialised: bool) -> Any:
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """How one launch came out for one target: ``registers`` and ``spilled`` bytes of a thread, ``shared`` bytes of a program, matrix
-    ``instructions`` in it; or the ``error`` of the compiler."""
+    ``instructions`` in it; or the ``error`` of the compiler. ``hasty``: it is begun while the kernel before may still run, and may
+    reach for memory before it waits for that."""
 
     target: str
     launch: Launch
@@ -160,6 +161,7 @@ class Compiled:
     shared: int = 0
     instructions: tuple[str, ...] = ()
     error: str = ""
+    hasty: bool = False
 
     @property
     def faults(self) -> list[str]:
@@ -171,6 +173,8 @@ class Compiled:
             found.append(f"spills {self.spilled} bytes")
         if self.shared > limit:
             found.append(f"{self.shared} bytes of shared memory, at most {limit}")
+        if self.hasty:
+            found.append("memory may be reached for before the kernel before has ended")
         return found
 
 
@@ -190,6 +194,7 @@ def compile_launch(target: str, launch: Launch) -> Compiled:
     found = Compiled(target, launch, shared=kernel.metadata.shared)
     if TARGETS[target].gpu.backend == "hip":
         return _read_amd(found, kernel.asm["amdgcn"])
+    found = replace(found, hasty=kernel.metadata.launch_pdl and _is_hasty(kernel.asm["ptx"]))
     return _read_nvidia(found, kernel.asm["ptx"], kernel.asm["cubin"])
 
 
@@ -211,9 +216,14 @@ class _NoDevice:
 
 def _compile(gpu: GPUTarget, launch: Launch) -> Any:
     args = [_stand_in(value) for value in launch.args]
-    options = options_for(gpu.backend, {name: _stand_in(value) for name, value in launch.options})
+    kernel, named = launch.kernel.load(), {name: _stand_in(value) for name, value in launch.options}
+    options = options_for(_kind(gpu), kernel, named)
     triton.runtime.driver.set_active(_NoDevice(gpu))
-    return launch.kernel.load().warmup(*args, grid=(1,), **options)
+    return kernel.warmup(*args, grid=(1,), **options)
+
+
+def _kind(gpu: GPUTarget) -> Kind:
+    return Kind(gpu.backend, gpu.arch if isinstance(gpu.arch, int) else 0)
 
 
 class _Unaligned(MockTensor):  # type: ignore[misc]
@@ -240,6 +250,7 @@ def _first_line(problem: Exception) -> str:
 _NVIDIA_MATRIX = re.compile(r"\b(?:wgmma\.mma_async|mma)\.sync[\w.]*")
 _AMD_MATRIX = re.compile(r"\bv_s?mfma\w+")
 _WGMMA_WIDTH = re.compile(r"(\.m64)n\d+(k\d+)")
+_REACHES = re.compile(r"\b(?:ld|st|atom|red|cp|prefetch)\.[\w.:]*global")
 _LOCAL_STORE = re.compile(r"\bSTL(?:\.(64|128))?\b")
 _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
@@ -254,6 +265,12 @@ def _read_nvidia(found: Compiled, ptx: str, cubin: bytes) -> Compiled:
         spilled = _stored_locally(_dumped("--dump-sass", file.name)) if stack or local else 0
     instructions = _distinct(_NVIDIA_MATRIX, ptx)
     return replace(found, registers=registers, spilled=spilled, instructions=instructions)
+
+
+def _is_hasty(ptx: str) -> bool:
+    """Whether the first thing that a kernel does in memory comes before it waits, or it does not wait."""
+    before, wait, _ = ptx[ptx.index(".entry") :].partition("griddepcontrol.wait")
+    return not wait or _REACHES.search(before) is not None
 
 
 def _dumped(what: str, path: str) -> str:

@@ -19,6 +19,7 @@ import triton.language as tl
 from shoal.kernels.base import Activation, Heads, Norm
 from shoal.kernels.cuda.activation import activate as _activate
 from shoal.kernels.cuda.activation import half_scale, sigmoid
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
@@ -102,7 +103,9 @@ def _norm(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     CENTRED: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     x += row * x_stride
     if y is not None:
@@ -167,7 +170,9 @@ def _make_half(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     FORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     x += row * x_stride
     largest = tl.zeros([ROWS, 1], tl.float32)
@@ -199,8 +204,10 @@ def _norm_heads(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     CENTRED: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Values as [rows, heads, columns]."""
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[None, :, None]
     column = tl.arange(0, BLOCK)[None, None, :]
@@ -303,7 +310,9 @@ def _change(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     OP: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     columns, inside = _columns(tl.program_id(1) * BLOCK, WIDTH, BLOCK)
     x += row * x_stride + columns
@@ -335,7 +344,9 @@ def _make(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,
     FORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     columns, inside = _columns(tl.program_id(1) * BLOCK, WIDTH, BLOCK)
     value = _made(x + row * x_stride, columns, inside, WIDTH, FORM, ACTIVATION)
@@ -343,7 +354,8 @@ def _make(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _concat(table, out, out_stride, rows, BLOCK: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _concat(table, out, out_stride, rows, BLOCK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr = False):  # type: ignore[no-untyped-def]
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     table += tl.program_id(2) * 4
     x = tl.load(table).to(tl.pointer_type(tl.float32)) + row * tl.load(table + 1)

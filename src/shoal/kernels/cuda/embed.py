@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from shoal.errors import UnsupportedError
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, launch
 from shoal.kernels.cuda.pack import BLOCK, GROUP, PackedMatrix
 from shoal.kernels.cuda.unpack import decode
@@ -38,8 +39,10 @@ def _embed(  # type: ignore[no-untyped-def]
     FORMAT: tl.constexpr,
     BITS: tl.constexpr,
     ROW_BYTES: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """A block of columns of some rows."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     block = tl.program_id(1)
     chosen = tl.load(ids + row, mask=row < rows, other=0)

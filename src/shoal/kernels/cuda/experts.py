@@ -144,8 +144,9 @@ def _products(
         tiles = choices.experts * triton.cdiv(
             choices.rows, shape.block_n
         )  # no expert has more slots than there are rows
-        by_slot = slots < tiles
-        grid = (triton.cdiv(part.rows, shape.block_m), min(slots, tiles))
+        # The fewer programs, as far as tiles are full: with every number of rows in turn both ways would be compiled.
+        by_slot = slots * shape.block_n < choices.experts * max(choices.rows, shape.block_n)
+        grid = (triton.cdiv(part.rows, shape.block_m), slots if by_slot else tiles)
         count, each = pieces(part)
         view = out[:, part.first_row : part.first_row + part.rows]
         args: tuple[Any, ...] = (

@@ -15,6 +15,7 @@ import triton.language as tl
 
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, Rope
 from shoal.kernels.cuda.cache import PagedCache, scale_count
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import Tensor, device, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 from shoal.kernels.cuda.step import StepArrays
@@ -183,7 +184,9 @@ def _rope_store(  # type: ignore[no-untyped-def]
     SCALED: tl.constexpr,
     PAGE: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     row, there, block = row[:, :, None], there[:, :, None], tl.program_id(1)
     position = tl.load(positions + row)
