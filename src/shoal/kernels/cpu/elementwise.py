@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy import float32
 
+from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.simd import (
     Address,
@@ -93,11 +94,24 @@ def _quantise_16(x: Register, q8: Address, scale: Address, minus_sum: Address, t
     return product
 
 
+_PAST = 64 if ISA == "avx2" else 0
+
+
+def rounded_stride(width: int) -> int:
+    """Bytes from one int8 row to the next; a quarter of it for scales, and so on. Rows some multiple of 2048 bytes apart are in each
+    other's way in the first cache: of 4096 columns AVX2's products, which read four at a time, take a tenth longer."""
+    return width + _PAST if width % 2048 == 0 else width
+
+
+_rounded_stride = inline(rounded_stride)
+
+
 @inline
 def _quantise_row(args: Address, row: int, values: Address) -> None:
     """A whole float32 row at ``values``."""
     width = load_i64(args + WIDTH)
-    q8, at = load_i64(args + Q8) + row * width, row * (width // 16 * 4)
+    stride = _rounded_stride(width)
+    q8, at = load_i64(args + Q8) + row * stride, row * (stride // 4)
     scale, minus = load_i64(args + SCALES) + at, load_i64(args + MINUS_SUMS) + at
     halves, sums = load_i64(args + HALF_SUMS) + at, load_i64(args + SUMS) + at // 2
     for g in range(0, width // 16, 2):

@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy import float32
 
-from shoal.kernels.cpu import linear
+from shoal.kernels.cpu import linear, strips
 from shoal.kernels.cpu.elementwise import OUT, OUT_STRIDE, WIDTH, span
 from shoal.kernels.cpu.groups import TENSOR_SCALE
 from shoal.kernels.cpu.jit import inline, kernel
@@ -60,7 +60,7 @@ def _value(decoded: Address, kind: int, offset: int, c: int, r: int) -> Any:
 def _embed_row(args: Address, row: int, call: Address, decoded: Address) -> None:
     token = load_i32(load_i64(load_i64(args + TOKENS)) + 4 * row)
     out, width = load_i64(args + OUT) + row * load_i64(args + OUT_STRIDE), load_i64(args + WIDTH)
-    store_i64(call + linear.WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
+    store_i64(call + strips.WEIGHTS, load_i64(args + STRIPS) + token // 16 * load_i64(args + STRIP_BYTES))
     columns, kind, offset = load_i64(args + COLUMNS_PER_BLOCK), load_i64(args + KIND), load_i64(args + OFFSET)
     for first in range(0, width, columns):
         call_kernel(load_i64(args + DECODE), call, first // columns)
@@ -73,8 +73,8 @@ def embed(args: Address, chunk: int) -> None:
     """The weight rows named by the step's token ids."""
     call, decoded = scratch(_K1), scratch(_K6)
     store_i64(call + TENSOR_SCALE, load_i64(args + SCALE))
-    store_i64(call + linear.OUT, decoded)
-    store_i64(call + linear.COLUMNS, load_i64(args + WIDTH))
+    store_i64(call + strips.OUT, decoded)
+    store_i64(call + strips.COLUMNS, load_i64(args + WIDTH))
     first, last = span(args, chunk)
     for row in range(first, last):
         _embed_row(args, row, call, decoded)

@@ -23,7 +23,7 @@ from numpy import float32
 from numpy.typing import NDArray
 
 from shoal.kernels.base import Experts
-from shoal.kernels.cpu import linear
+from shoal.kernels.cpu import strips
 from shoal.kernels.cpu.elementwise import span
 from shoal.kernels.cpu.groups import TENSOR_SCALE
 from shoal.kernels.cpu.jit import inline, kernel
@@ -330,13 +330,13 @@ def _advance(call: Address, field: int, size: int) -> None:
 @inline
 def _begin_at(call: Address, slot: int) -> None:
     """Arguments of a linear kernel for rows from ``slot`` on."""
-    scales = load_i64(call + linear.COLUMNS) // 16 * 4
-    _advance(call, linear.X, slot * load_i64(call + linear.X_STRIDE))
-    _advance(call, linear.SCALES, slot * scales)
-    _advance(call, linear.MINUS_SUMS, slot * scales)
-    _advance(call, linear.HALF_SUMS, slot * scales)
-    _advance(call, linear.SUMS, slot * (scales // 2))
-    _advance(call, linear.OUT, slot * load_i64(call + linear.OUT_STRIDE))
+    scales = load_i64(call + strips.X_STRIDE) // 4
+    _advance(call, strips.X, slot * load_i64(call + strips.X_STRIDE))
+    _advance(call, strips.SCALES, slot * scales)
+    _advance(call, strips.MINUS_SUMS, slot * scales)
+    _advance(call, strips.HALF_SUMS, slot * scales)
+    _advance(call, strips.SUMS, slot * (scales // 2))
+    _advance(call, strips.OUT, slot * load_i64(call + strips.OUT_STRIDE))
 
 
 @kernel
@@ -350,11 +350,11 @@ def products(args: Address, chunk: int) -> None:
         left -= load_i64(part)
         part, weights = part + 24, weights + 16
     call = scratch(_K1)
-    for i in range(0, 8 * linear.LINEAR_FIELDS, 8):
+    for i in range(0, 8 * strips.LINEAR_FIELDS, 8):
         store_i64(call + i, load_i64(load_i64(part + 16) + i))
-    store_i64(call + linear.WEIGHTS, load_i64(weights))
+    store_i64(call + strips.WEIGHTS, load_i64(weights))
     store_i64(call + TENSOR_SCALE, load_i64(weights + 8))
-    store_i64(call + linear.ROWS, load_i64(args + _COUNTS) + 8 * expert)
+    store_i64(call + strips.ROWS, load_i64(args + _COUNTS) + 8 * expert)
     _begin_at(call, load_i64(active + 8))
     call_kernel(load_i64(part + 8), call, left)
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from shoal.kernels.cpu.groups import GROUPS, TENSOR_SCALE
+from shoal.kernels.cpu.groups import GROUPS
 from shoal.kernels.cpu.isa import ISA
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.pack import LAYOUTS, Layout
+from shoal.kernels.cpu.panels import panels_of
 from shoal.kernels.cpu.simd import (
     Address,
     Function,
@@ -34,53 +35,38 @@ from shoal.kernels.cpu.simd import (
     load_f16x16,
     load_f32x16,
     load_i64,
-    prefetch,
-    prefetch_near,
     store_f32x16,
-    store_u8x64,
-    tile_add,
     tile_dot,
     tile_fma,
-    tile_load,
     tile_scale,
     tile_scale_halves,
     tile_shift_add,
     tile_shifted,
-    tile_store,
-    tile_store_first,
     tile_zero,
     tile_zero_i32,
 )
-
-# Arguments of a linear kernel, int64 each. A decode kernel takes the same, with WEIGHTS the strip and OUT where to write.
-(
-    _TENSOR_SCALE,  # address of a float32 that scales the whole matrix (I2_S)
-    WEIGHTS,  # address of the first strip
-    STRIPS,  # how many
-    STRIP_BYTES,
-    STRIPS_PER_CHUNK,
+from shoal.kernels.cpu.strips import (
     COLUMNS,
-    ROWS,  # address of the number of tokens
-    X,  # float input, or int8 input [tokens, columns]
-    X_STRIDE,  # bytes from one token to the next
-    SCALES,  # float32 [tokens, columns / 16]: activation scales
-    MINUS_SUMS,  # int32 [tokens, columns / 16]: - sum of 16 activations
-    HALF_SUMS,  # float32 [tokens, columns / 16]: scale * sum of 16 activations
-    SUMS,  # float32 [tokens, columns / 32]: sums of two of these
-    OUT,  # float32 output of this part's first row
-    OUT_STRIDE,
-    OUT_ROWS,  # weight rows of this part
-    ADD,  # 1: add to what is there
-) = (8 * i for i in range(17))
-LINEAR_FIELDS = 17
-assert _TENSOR_SCALE == TENSOR_SCALE
+    HALF_SUMS,
+    MINUS_SUMS,
+    OUT,
+    ROWS,
+    STRIP_BYTES,
+    STRIPS,
+    STRIPS_PER_CHUNK,
+    SUMS,
+    WEIGHTS,
+    X_STRIDE,
+    X,
+    ask_ahead,
+    put_tile,
+    store_codes,
+    token_input,
+)
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
 _WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
 
-# A core runs ahead of a small tile by itself and reads memory early enough; from this size on it must be told.
-_SLOW_TILE, _AHEAD = 4, 4096
-_MANY = 512  # bytes of a group: 8-bit weights
 _TOKENS = 128  # of a step that one pass over a chunk's strips takes: their rounded values stay in the L2 cache
 
 # --- integer products ------------------------------------------------------------------------------------------------
@@ -144,7 +130,7 @@ def _products(largest: int) -> Function:
 
 def _strip_affine(shape: Shape, args: Address, w: Address, t: int) -> Any:
     """code * d + m."""
-    x, stride, scale, scale_stride = _input(args, t)
+    x, stride, scale, scale_stride = token_input(args, t)
     sums, sum_stride = load_i64(args + SUMS) + t * (scale_stride // 2), scale_stride // 2
     acc, zero = tile_zero(shape), tile_zero_i32(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
@@ -156,14 +142,14 @@ def _strip_affine(shape: Shape, args: Address, w: Address, t: int) -> Any:
             second = HALF(zero, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
             acc = tile_fma(acc, m, sums + 4 * g, sum_stride)
-            _ask_ahead(shape, w, GROUP_BYTES)
+            ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
 
 def _strip_centred(shape: Shape, args: Address, w: Address, t: int) -> Any:
     """(code - 2^shift) * d."""
-    x, stride, scale, scale_stride = _input(args, t)
+    x, stride, scale, scale_stride = token_input(args, t)
     sums = load_i64(args + MINUS_SUMS) + t * scale_stride
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
@@ -176,14 +162,14 @@ def _strip_centred(shape: Shape, args: Address, w: Address, t: int) -> Any:
             start = tile_shifted(shape, sums + 8 * g + 4, scale_stride, SHIFT)
             second = HALF(start, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale_halves(acc, first, second, d, scale + 8 * g, scale_stride)
-            _ask_ahead(shape, w, GROUP_BYTES)
+            ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
 
 def _strip_affine_halves(shape: Shape, args: Address, w: Address, t: int) -> Any:
     """code * d + m, with d and m for each half."""
-    x, stride, scale, scale_stride = _input(args, t)
+    x, stride, scale, scale_stride = token_input(args, t)
     sums = load_i64(args + HALF_SUMS) + t * scale_stride
     acc, zero = tile_zero(shape), tile_zero_i32(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
@@ -197,14 +183,14 @@ def _strip_affine_halves(shape: Shape, args: Address, w: Address, t: int) -> Any
             dots = HALF(zero, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
             acc = tile_fma(acc, n, sums + 8 * g + 4, scale_stride)
-            _ask_ahead(shape, w, GROUP_BYTES)
+            ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
 
 def _strip_centred_halves(shape: Shape, args: Address, w: Address, t: int) -> Any:
     """(code - 2^shift) * d, with a d for each half."""
-    x, stride, scale, scale_stride = _input(args, t)
+    x, stride, scale, scale_stride = token_input(args, t)
     sums = load_i64(args + MINUS_SUMS) + t * scale_stride
     acc = tile_zero(shape)
     for block in range(load_i64(args + COLUMNS) // (32 * GROUPS_PER_BLOCK)):
@@ -218,7 +204,7 @@ def _strip_centred_halves(shape: Shape, args: Address, w: Address, t: int) -> An
             start = tile_shifted(shape, sums + 8 * g + 4, scale_stride, SHIFT)
             dots = HALF(start, c4, c5, c6, c7, x + 32 * g + 16, stride)
             acc = tile_scale(acc, dots, e, scale + 8 * g + 4, scale_stride)
-            _ask_ahead(shape, w, GROUP_BYTES)
+            ask_ahead(shape, w, GROUP_BYTES)
             w += GROUP_BYTES
     return acc
 
@@ -233,25 +219,6 @@ def _strip_of_floats(shape: Shape, args: Address, w: Address, t: int) -> Any:
     return acc
 
 
-@inline
-def _ask_ahead(shape: Shape, w: Address, size: int) -> None:
-    """Ask for what follows a group by and by, if the tile is slow: into the first level, or where that has too few requests under
-    way for so many bytes, into the second."""
-    if len(shape) >= _SLOW_TILE:
-        for i in range(_AHEAD, _AHEAD + size, 64):
-            if size < _MANY:
-                prefetch_near(w + i)
-            else:
-                prefetch(w + i)
-
-
-@inline
-def _input(args: Address, t: int) -> Any:
-    """Token t's rounded values: int8, bytes to the next token's, scales, bytes to the next token's."""
-    stride, scale_stride = load_i64(args + X_STRIDE), load_i64(args + COLUMNS) // 16 * 4
-    return load_i64(args + X) + t * stride, stride, load_i64(args + SCALES) + t * scale_stride, scale_stride
-
-
 # --- all tokens of the step ------------------------------------------------------------------------------------------
 
 
@@ -259,16 +226,7 @@ def _input(args: Address, t: int) -> Any:
 def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> None:
     """Tokens t ... t + len(shape) - 1 of strip ``index``."""
     w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
-    acc = strip(shape, args, w, t)
-    stride = load_i64(args + OUT_STRIDE)
-    out = load_i64(args + OUT) + t * stride + 64 * index
-    if load_i64(args + ADD) != 0:
-        acc = tile_add(acc, tile_load(shape, out, stride))
-    left = load_i64(args + OUT_ROWS) - 16 * index
-    if left >= 16:
-        tile_store(acc, out, stride)
-    else:
-        tile_store_first(acc, out, stride, left)
+    put_tile(shape, strip(shape, args, w, t), args, index, t)
 
 
 def _linear(args: Address, chunk: int) -> None:
@@ -276,7 +234,8 @@ def _linear(args: Address, chunk: int) -> None:
     per_chunk, rows = load_i64(args + STRIPS_PER_CHUNK), load_i64(load_i64(args + ROWS))
     for start in range(0, rows, _TOKENS):
         for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
-            _strip_of_tokens(STRIP, args, index, start, min(rows, start + _TOKENS))
+            end = min(rows, start + _TOKENS)
+            _strip_of_tokens(STRIP, args, index, PANELS(args, index, start, end), end)
 
 
 @inline
@@ -350,15 +309,7 @@ def _unpack_centred_halves(group: Any) -> Any:
 
 @inline
 def _store_group(out: Address, codes: Any, d: Register, m: Register, e: Register, n: Register) -> None:
-    c0, c1, c2, c3, c4, c5, c6, c7 = codes
-    store_u8x64(out, c0)
-    store_u8x64(out + 64, c1)
-    store_u8x64(out + 128, c2)
-    store_u8x64(out + 192, c3)
-    store_u8x64(out + 256, c4)
-    store_u8x64(out + 320, c5)
-    store_u8x64(out + 384, c6)
-    store_u8x64(out + 448, c7)
+    store_codes(out, codes)
     store_f32x16(out + 512, d)
     store_f32x16(out + 576, m)
     store_f32x16(out + 640, e)
@@ -380,6 +331,7 @@ UNPACK: Function = None
 HALF: Function = None
 LOAD: Function = None
 STRIP: Function = None
+PANELS: Function = None
 GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = SHIFT = 0
 
 _INTEGER_TEMPLATES = {  # (a scale for each half, an m of its own)
@@ -403,7 +355,8 @@ def _kernels(layout: Layout) -> tuple[Lazy, Lazy]:
         names |= {"HEAD": reader.head, "READ": reader.group, "HALF": _products(reader.largest), "SHIFT": reader.shift}
         names |= {"HEAD_BYTES": layout.head_bytes, "GROUPS_PER_BLOCK": layout.groups_per_block}
     lower = layout.name.lower()
-    product = specialised(_linear, f"linear_{lower}", STRIP=inline(specialised(strip, f"strip_{lower}", **names)))
+    strip, panels = inline(specialised(strip, f"strip_{lower}", **names)), panels_of(layout, names)
+    product = specialised(_linear, f"linear_{lower}", PANELS=panels, STRIP=strip)
     return kernel(product), kernel(specialised(decode, f"decode_{lower}", **names))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels.base import Activation, Array, Linear
-from shoal.kernels.cpu import attention, elementwise, groups, linear
+from shoal.kernels.cpu import attention, elementwise, groups, linear, strips
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pack import PackedMatrix, PackedPart
 from shoal.kernels.cpu.pool import CHUNKS_PER_THREAD, program
@@ -155,36 +155,36 @@ class Recording:
         self, out: Rows, x: Rows, columns: int, part: PackedPart, chunk: int, *, add: bool
     ) -> tuple[Lazy, NDArray[np.int64], int]:
         """Kernel, arguments and number of chunks of one part of a matrix."""
-        args = self.fields(linear.LINEAR_FIELDS)
-        strips, strip_bytes = part.data.shape
+        args = self.fields(strips.LINEAR_FIELDS)
+        count, strip_bytes = part.data.shape
         for field, value in (
             (groups.TENSOR_SCALE, address_of(part.scale)),
-            (linear.WEIGHTS, address_of(part.data)),
-            (linear.STRIPS, strips),
-            (linear.STRIP_BYTES, strip_bytes),
-            (linear.STRIPS_PER_CHUNK, chunk),
-            (linear.COLUMNS, columns),
-            (linear.ROWS, self.space),
-            (linear.OUT, out.address + 4 * part.first_row),
-            (linear.OUT_STRIDE, out.stride),
-            (linear.OUT_ROWS, part.rows),
-            (linear.ADD, int(add)),
+            (strips.WEIGHTS, address_of(part.data)),
+            (strips.STRIPS, count),
+            (strips.STRIP_BYTES, strip_bytes),
+            (strips.STRIPS_PER_CHUNK, chunk),
+            (strips.COLUMNS, columns),
+            (strips.ROWS, self.space),
+            (strips.OUT, out.address + 4 * part.first_row),
+            (strips.OUT_STRIDE, out.stride),
+            (strips.OUT_ROWS, part.rows),
+            (strips.ADD, int(add)),
             *self._input(x, part.layout.is_float),
         ):
             args[field // 8] = value
-        return linear.LINEAR[part.layout.name], args, -(-strips // chunk)
+        return linear.LINEAR[part.layout.name], args, -(-count // chunk)
 
     def _input(self, x: Rows, as_float: bool) -> list[tuple[int, int]]:
         if as_float:
-            return [(linear.X, x.address), (linear.X_STRIDE, x.stride)]
+            return [(strips.X, x.address), (strips.X_STRIDE, x.stride)]
         rounded = self.rounded_form(x)
         return [
-            (linear.X, rounded.q8.address),
-            (linear.X_STRIDE, x.width),
-            (linear.SCALES, rounded.scales.address),
-            (linear.SUMS, rounded.sums.address),
-            (linear.MINUS_SUMS, rounded.minus_sums.address),
-            (linear.HALF_SUMS, rounded.half_sums.address),
+            (strips.X, rounded.q8.address),
+            (strips.X_STRIDE, rounded.q8.row_bytes),
+            (strips.SCALES, rounded.scales.address),
+            (strips.SUMS, rounded.sums.address),
+            (strips.MINUS_SUMS, rounded.minus_sums.address),
+            (strips.HALF_SUMS, rounded.half_sums.address),
         ]
 
     def rounded_form(self, x: Rows) -> Rounded:
@@ -205,7 +205,8 @@ class Recording:
 
     def rounded_rows(self, width: int) -> Rounded:
         """Workspace for int8 rows."""
-        q, e = width, width // 4
+        q = elementwise.rounded_stride(width)
+        e = q // 4
         row_bytes = {"q8": q, "scales": e, "minus_sums": e, "half_sums": e, "sums": e // 2}
         return Rounded(**{name: self._buffer(size) for name, size in row_bytes.items()})
 

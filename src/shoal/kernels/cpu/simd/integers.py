@@ -17,6 +17,7 @@ from shoal.kernels.cpu.simd.vectors import (
     I16,
     I32,
     I32X16,
+    I64,
     U8X64,
     Tile,
     i16x32,
@@ -110,6 +111,16 @@ def plus(b: Builder, _: Any, x: ir.Value, y: ir.Value) -> ir.Value:
 def every_byte(b: Builder, _: Any, value: ir.Value) -> ir.Value:
     """One number in every byte."""
     return emit.splat(b, b.trunc(value, I8), 64)
+
+
+@emit.operation(types.void)
+def store_words(b: Builder, _: Any, address: ir.Value, x: ir.Value, shift: ir.Value) -> None:
+    """What bytes stand for, byte - 2^shift, as int16: bytes 0, 2, 4 ..., and behind them 1, 3, 5 ..."""
+    wide = vector(I16, 32)
+    pairs = b.bitcast(x, wide)
+    offset = emit.splat(b, b.shl(ir.Constant(I16, 1), b.trunc(shift, I16)), 32)
+    emit.store(b, b.sub(b.and_(pairs, emit.const(255, wide)), offset), address)
+    emit.store(b, b.sub(b.lshr(pairs, emit.const(8, wide)), offset), b.add(address, ir.Constant(I64, 64)))
 
 
 def _lookup_avx512(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
@@ -222,7 +233,23 @@ def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Valu
         activation = emit.splat(b, emit.load(b, emit.at(b, address, stride, t), I32), 16)
         return _DOT(b, b.extract_value(acc, t), w, activation)
 
-    return emit.each(b, args[0], one)
+    tile = emit.each(b, args[0], one)
+    return _kept(b, tile, args[0].count) if ISA == "avx2" and args[0].count > 1 else tile
+
+
+def _kept(b: Builder, tile: ir.Value, count: int) -> ir.Value:
+    """The int16 sums of a tile, in registers at this point: LLVM would go through the codes for one token after the other, and move
+    them to memory and back."""
+    words16 = vector(I16, 16)
+    halves = []
+    for t in range(count):
+        x = b.extract_value(tile, t)
+        halves += [emit.shuffle(b, x, x, list(range(start, start + 16))) for start in (0, 16)]
+    kind = ir.FunctionType(ir.LiteralStructType([words16] * len(halves)), [words16] * len(halves))
+    constraints = ",".join(["=x"] * len(halves) + [str(i) for i in range(len(halves))])
+    kept = b.asm(kind, "", constraints, halves, True)
+    halves = [b.extract_value(kept, i) for i in range(len(halves))]
+    return emit.each(b, Tile(DOT, count), lambda t: emit.shuffle(b, halves[2 * t], halves[2 * t + 1], list(range(32))))
 
 
 def _widen(b: Builder, x: ir.Value) -> ir.Value:

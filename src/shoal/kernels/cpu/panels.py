@@ -1,0 +1,167 @@
+"""Products of many tokens with AVX2: a strip's codes are unpacked once, 256 columns at a time, for all tokens of a pass, which go
+through them four at a time (simd/panels.py, in assembly).
+
+Codes up to 127 stay bytes, and int16 holds sums of as many quads as ``Product.every`` says; larger ones become int16 themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from shoal.kernels.cpu.groups import GROUPS
+from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.jit import inline, specialised
+from shoal.kernels.cpu.pack import Layout
+from shoal.kernels.cpu.simd import (
+    Address,
+    Function,
+    load_i64,
+    scratch,
+    splat,
+    store_f32x16,
+    store_i64,
+    store_words,
+    tile_load,
+)
+from shoal.kernels.cpu.simd.panels import (
+    FLOAT_BYTES,
+    P_CODES,
+    P_FLOATS,
+    P_GROUPS,
+    P_OFFSETS,
+    P_SCALES,
+    P_STRIDE,
+    P_SUMS,
+    P_TILES,
+    P_X,
+    PANEL_GROUPS,
+    PANEL_TOKENS,
+    Product,
+    panel_product,
+)
+from shoal.kernels.cpu.strips import (
+    COLUMNS,
+    HALF_SUMS,
+    MINUS_SUMS,
+    STRIP_BYTES,
+    SUMS,
+    WEIGHTS,
+    ask_ahead,
+    put_tile,
+    store_codes,
+    token_input,
+)
+
+_LEAST, _LEAST_OF_LIGHT = 8, 32  # tokens; codes of _LIGHT are as quickly unpacked for every tile
+_LIGHT = ("Q4_0", "Q4_1")
+_T4 = (0,) * PANEL_TOKENS
+_K2, _K8 = (0,) * 2, (0,) * 8
+
+# Set for each type at the end.
+HEAD: Function = None
+READ: Function = None
+UNPACK: Function = None
+STORE: Function = None
+UNPACK_PANEL: Function = None
+PRODUCT: Function = None
+GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = CODE_BYTES = OFFSETS = OFFSETS_PER = SHIFT = LEAST = 0
+HALVES = AFFINE = False
+
+
+@inline
+def _no_panels(args: Address, index: int, t: int, end: int) -> int:
+    return t
+
+
+def _panels(args: Address, index: int, t: int, end: int) -> int:
+    """Strip ``index`` for tokens from t on, four at a time, some groups after another, unpacked once for all tokens. Returns the first
+    token that is left."""
+    count = (end - t) // PANEL_TOKENS * PANEL_TOKENS
+    if count < LEAST:
+        return t
+    call, sums, codes, floats = scratch(_K2), scratch(_K8), scratch(_K8), scratch(_K2)
+    for i in range(count):
+        store_f32x16(sums + 64 * i, splat(0.0))
+    w = load_i64(args + WEIGHTS) + index * load_i64(args + STRIP_BYTES)
+    groups = load_i64(args + COLUMNS) // 32
+    x, stride, scale, scale_stride = token_input(args, t)
+    offset = load_i64(args + OFFSETS) + t * (scale_stride // OFFSETS_PER)
+    for first in range(0, groups, PANEL_GROUPS):
+        here = min(PANEL_GROUPS, groups - first)
+        w = UNPACK_PANEL(args, w, here, codes, floats)
+        store_i64(call + P_CODES, codes)
+        store_i64(call + P_FLOATS, floats)
+        store_i64(call + P_GROUPS, here)
+        store_i64(call + P_X, x + 32 * first)
+        store_i64(call + P_SCALES, scale + 8 * first)
+        store_i64(call + P_OFFSETS, offset + 8 // OFFSETS_PER * first)
+        store_i64(call + P_STRIDE, stride)
+        store_i64(call + P_SUMS, sums)
+        store_i64(call + P_TILES, count // PANEL_TOKENS)
+        PRODUCT(call)
+    for i in range(0, count, PANEL_TOKENS):
+        put_tile(_T4, tile_load(_T4, sums + 64 * i, 64), args, index, t + i)
+    return t + count
+
+
+def _unpack_panel(args: Address, w: Address, groups: int, codes: Address, floats: Address) -> Address:
+    """Some groups of a strip. Returns where the next ones are."""
+    for _ in range(0, groups, GROUPS_PER_BLOCK):
+        head = HEAD(args, w)
+        w += HEAD_BYTES
+        for _ in range(GROUPS_PER_BLOCK):
+            group, d, m, e, n = UNPACK(READ(w, head))
+            STORE(codes, group, SHIFT)
+            store_f32x16(floats, d)
+            if AFFINE:
+                store_f32x16(floats + 64, m)
+            if HALVES:
+                store_f32x16(floats + 128, e)
+            if HALVES and AFFINE:
+                store_f32x16(floats + 192, n)
+            ask_ahead(_T4, w, GROUP_BYTES)
+            w, codes, floats = w + GROUP_BYTES, codes + CODE_BYTES, floats + FLOAT_BYTES
+    return w
+
+
+@inline
+def _store_bytes(at: Address, codes: Any, shift: int) -> None:
+    store_codes(at, codes)
+
+
+@inline
+def _store_words(at: Address, codes: Any, shift: int) -> None:
+    c0, c1, c2, c3, c4, c5, c6, c7 = codes
+    store_words(at, c0, shift)
+    store_words(at + 128, c1, shift)
+    store_words(at + 256, c2, shift)
+    store_words(at + 384, c3, shift)
+    store_words(at + 512, c4, shift)
+    store_words(at + 640, c5, shift)
+    store_words(at + 768, c6, shift)
+    store_words(at + 896, c7, shift)
+
+
+def panels_of(layout: Layout, names: dict[str, Any]) -> Function:
+    """A function (args, strip, first token, end) that does what tokens of a strip it can, and returns the first that is left; ``names``
+    are those of the type in linear.py."""
+    if ISA != "avx2" or layout.is_float:
+        return _no_panels
+    reader, lower = GROUPS[layout.name], layout.name.lower()
+    every = max(n for n in (0, 1, 2, 4) if n * 2 * 127 * reader.largest < 32768)
+    kind: Literal["bytes", "words"] = "bytes" if every else "words"
+    code_bytes, affine = 512 if every else 1024, reader.shift is None
+    offsets = MINUS_SUMS if not affine else HALF_SUMS if reader.halves else SUMS
+    names = names | {
+        "STORE": _store_bytes if every else _store_words,
+        "CODE_BYTES": code_bytes,
+        "OFFSETS": offsets,
+        "OFFSETS_PER": 2 if offsets == SUMS else 1,
+        "SHIFT": reader.shift or 0,
+        "HALVES": reader.halves,
+        "AFFINE": affine,
+        "LEAST": _LEAST_OF_LIGHT if layout.name in _LIGHT else _LEAST,
+        "PRODUCT": panel_product(Product(kind, code_bytes, every, reader.halves, reader.shift)),
+    }
+    names["UNPACK_PANEL"] = inline(specialised(_unpack_panel, f"unpack_panel_{lower}", **names))
+    return inline(specialised(_panels, f"panels_{lower}", **names))
