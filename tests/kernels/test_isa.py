@@ -76,8 +76,47 @@ print(digest.hexdigest())
 """
 
 
+MANY_TOKENS = """
+import hashlib
+import numpy as np
+from shoal.gguf.quants import format_named
+from shoal.kernels.base import RawTensor
+from shoal.kernels.cpu.backend import CPUBackend
+from tests.kernels.runner import multiply
+from tests.support.gguf_builder import random_rows
+
+backend = CPUBackend(2)
+digest = hashlib.sha256()
+rng = np.random.default_rng(3)
+
+def multiply_all(name, columns, change=lambda data: None):
+    fmt = format_named(name)
+    data = random_rows(fmt, (40, columns), rng, 0.05)
+    change(data)
+    x = rng.standard_normal((38, columns)).astype(np.float32)
+    x[5], x[6] = 1, -1  # all of them the largest
+    matrix = backend.matrix([RawTensor("w", fmt, (40, columns), data)])
+    for rows in (2, 9, 38):
+        digest.update(multiply(backend, matrix, x[:rows]).tobytes())
+
+for name in ("Q4_0", "Q5_1", "Q4_K", "Q2_K", "Q6_K", "IQ3_XXS", "IQ2_S", "IQ4_NL", "Q8_0"):
+    multiply_all(name, 2048 if name == "Q4_K" else 512)
+multiply_all("Q4_0", 96, lambda data: data.reshape(-1, 18)[:, 2:].fill(255))
+multiply_all("Q5_1", 96, lambda data: data.reshape(-1, 24)[:, 4:].fill(255))
+multiply_all("Q8_0", 96, lambda data: data.reshape(-1, 34)[:, 2:].fill(128))
+print(digest.hexdigest())
+"""
+
+
 def test_every_instruction_set_gives_the_same_bits() -> None:
     assert len(set(said_by_each_isa(PROGRAM))) == 1
+
+
+@needs_x86
+def test_codes_unpacked_for_many_tokens_give_the_same_bits() -> None:
+    """One type for every product of simd/panels.py, and the largest sums that int16 must hold."""
+    sets = [name for name in isa.possible() if name != "portable"]
+    assert len(set(said_with(MANY_TOKENS, [{"SHOAL_ISA": name} for name in sets]))) == 1
 
 
 @needs_x86
