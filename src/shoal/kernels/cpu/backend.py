@@ -33,11 +33,13 @@ from shoal.kernels.base import (
 from shoal.kernels.cpu import attention, sample, sample_row, sample_steps
 from shoal.kernels.cpu.arena import Arena
 from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.ops import CPUOps
 from shoal.kernels.cpu.pack import LAYOUTS, PackedMatrix, pack_matrix
 from shoal.kernels.cpu.paged import PagedCache
 from shoal.kernels.cpu.pool import CHUNKS_PER_THREAD, Pool, program
 from shoal.kernels.cpu.recording import LINE, Rows, address_of, padded
+from shoal.kernels.cpu.together import compile_together
 
 
 class CPUBackend:
@@ -97,11 +99,15 @@ class CPUBackend:
         self, layers: Layers, head: Head, cache: PagedCache, limits: StepLimits, states: Head | None = None
     ) -> BoundNetwork:
         """Record the programs and compile what they use."""
-        return _Bound(self, layers, (head, states), cache, limits)
+        bound = _Bound(self, layers, (head, states), cache, limits)
+        bound.compile()
+        return bound
 
     def bind_layers(self, layers: Layers, cache: PagedCache, limits: StepLimits) -> BoundLayers:
         """The same without a head."""
-        return _Body(self, layers, cache, limits)
+        body = _Body(self, layers, cache, limits)
+        body.compile()
+        return body
 
     def owners(self, tensor: str) -> tuple[Backend, ...]:
         """All of it."""
@@ -123,10 +129,19 @@ class _Body:
         self._step = np.zeros(attention.STEP_FIELDS, np.int64)
         body = CPUOps(backend.threads, cache, self._step, address_of(self._step), limits)
         self._last = layers(body)
-        self._body, self._layers = body, body.program()
+        self._recorders = [body]  # their memory is the programs'
+        self._layers = np.zeros(0, np.int64)
         self._hidden = _view(self._last, body)
         self._inbox = None if body.inbox is None else _view(body.inbox, body)
         self.hidden: NDArray[np.float32] = self._hidden[:0]
+
+    def compile(self) -> None:
+        """Make programs of what was recorded."""
+        compile_together(self._kernels(), self._threads)
+        self._layers = self._recorders[0].program()
+
+    def _kernels(self) -> list[Lazy]:
+        return [kernel for recorder in self._recorders for kernel, _, _ in recorder.ops]
 
     def receive(self, rows: NDArray[np.float32]) -> None:
         assert self._inbox is not None, "these layers begin with an embedding"
@@ -171,9 +186,17 @@ class _Bound(_Body):
 
         self._logits = _Tail(recorder(), head, self._last)
         self._states = self._logits if states is None else _Tail(recorder(), states, self._last)
+        self._recorders += [self._logits.recorder, self._states.recorder]
         self._sampler = _Sampler(backend, self._logits.rows, address_of(self._logit_space))
-        self._head_and_sample = np.concatenate([self._logits.program, self._sampler.program()])
+        self._head_and_sample = np.zeros(0, np.int64)
         self.last_logits: NDArray[np.float32] = self._logits.rows[:0]
+
+    def compile(self) -> None:
+        compile_together([*self._kernels(), sample.sample], self._threads)
+        super().compile()
+        self._logits.program = self._logits.recorder.program()
+        self._states.program = self._states.recorder.program()
+        self._head_and_sample = np.concatenate([self._logits.program, self._sampler.program()])
 
     def logits(self, rows: IntArray) -> NDArray[np.float32]:
         self.last_logits = self._choose(self._logits, rows)
@@ -200,12 +223,12 @@ class _Bound(_Body):
 
 
 class _Tail:
-    """What is read from the hidden state: its program, the row numbers it is for, and the rows it leaves."""
+    """What is read from the hidden state: its program (once there is one), the row numbers it is for, and the rows it leaves."""
 
     def __init__(self, recorder: CPUOps, head: Head, hidden: Rows) -> None:
         out = head(recorder, hidden)
-        self.index, self.rows, self.program = recorder.logit_index, _view(out, recorder), recorder.program()
-        self._recorder = recorder  # its memory is the program's
+        self.recorder, self.index, self.rows = recorder, recorder.logit_index, _view(out, recorder)
+        self.program = np.zeros(0, np.int64)
 
 
 def _view(rows: Rows, recorder: CPUOps) -> NDArray[np.float32]:

@@ -40,6 +40,15 @@ class KernelStore:
             found = self._read(self._spare / name)
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name, of whatever use."""
+        return any(folder is not None and (folder / name).exists() for folder in (self.folder, self._spare))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what is saved can be loaded."""
+        return not self._unwritable or self._spare is not None
+
     def save(self, name: str, content: bytes) -> None:
         """Keep ``content`` for later processes, if there is a place for it."""
         place = self.folder

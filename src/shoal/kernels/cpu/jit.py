@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite
 import numba
@@ -132,6 +132,8 @@ class Lazy:
     the cache."""
 
     on_compile: Callable[[str], None] | None = None
+    known: ClassVar[dict[tuple[str, str], Lazy]] = {}
+    """All that there are, by module and name."""
 
     def __init__(self, body: Callable[..., Any], build: Callable[[NullCache], Any]) -> None:
         self.name = body.__name__
@@ -139,6 +141,12 @@ class Lazy:
         self.__doc__ = body.__doc__
         self._build = build
         self._made: Any = None
+        Lazy.known[self.module, self.name] = self
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether it need not be compiled, unless its file turns out to be of no use."""
+        return self._made is not None or (self.cache_name is not None and STORE.has(self.cache_name))
 
     def get(self) -> Any:
         """The compiled function. Raises ParameterError if Numba is told not to compile."""

@@ -1,0 +1,54 @@
+"""Kernels compiled by several processes: in processes of their own, with an empty store each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import sys
+from shoal.kernels.cpu import attention, elementwise, together
+from shoal.kernels.cpu.jit import STORE, Lazy
+
+heard = []
+Lazy.on_compile = heard.append
+kernels = [elementwise.quantise, elementwise.add_rows, elementwise.multiply, elementwise.add_bias, attention.merge]
+{change}
+together.compile_together(kernels, 2)
+assert all(kernel.get() for kernel in kernels)
+print(len(heard), len(set(heard)), sum(STORE.has(kernel.cache_name) for kernel in kernels))
+"""
+
+
+def _said(folder: Path, change: str = "") -> list[int]:
+    environment = {**os.environ, "SHOAL_KERNEL_CACHE": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM.format(change=change)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_each_is_compiled_by_one_and_loaded_by_the_next_start(tmp_path: Path) -> None:
+    assert _said(tmp_path) == [5, 5, 5]
+    assert _said(tmp_path) == [0, 0, 5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "sys.executable = '/nonexistent'",
+        "sys.executable = '/bin/false'",
+        "sys.executable = '/bin/cat'",
+        "sys.executable = ''",
+    ],
+)
+def test_without_a_helper_all_is_compiled_here(tmp_path: Path, change: str) -> None:
+    assert _said(tmp_path, change) == [5, 5, 5]
+
+
+def test_without_a_place_for_kernels_all_is_compiled_here(tmp_path: Path) -> None:
+    assert _said(tmp_path, "STORE.folder = None; STORE.__dict__['_spare'] = None") == [5, 5, 0]
