@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, KVGroup, Rope, StepInput, StepLimits
-from shoal.kernels.cuda.attention import attention, attention_space
+from shoal.kernels.cuda.attention import attention, attention_space, largest_parts
 from shoal.kernels.cuda.cache import kv_cache
 from shoal.kernels.cuda.rotary import rope_store, rope_table
 from shoal.kernels.cuda.step import StagedStep
@@ -81,10 +81,15 @@ class PagedRun:
         width = self.shape.heads * self.shape.head_dim
         room = torch.full((len(rows) + 3, width + 5), torch.nan)
         out = room[: len(rows), 2:-3]
-        attention(rows[:, :width], out, self.cache, self.layer, self.shape, self.staged.arrays, self.space)
+        largest = torch.full((largest_parts(self.shape, self.cache.dtype), len(rows) + 3), torch.nan)
+        attention(rows[:, :width], out, self.cache, self.layer, self.shape, self.staged.arrays, self.space, largest)
         assert room[len(rows) :].isnan().all()
         assert room[:, :2].isnan().all()
         assert room[:, -3:].isnan().all()
+        assert largest[:, len(rows) :].isnan().all()
+        finite = out.isfinite().all(dim=1)
+        assert torch.equal(largest[:, : len(rows)].amax(dim=0)[finite], out.abs().amax(dim=1)[finite])
+        assert not self.space.arrived.any()
         return out
 
     @staticmethod

@@ -11,10 +11,10 @@ import torch
 
 from shoal.kernels.base import PAGE_SIZE, StepLimits
 from shoal.kernels.cuda import attention as kernels
-from shoal.kernels.cuda.attention import record_count
+from shoal.kernels.cuda.attention import attention, record_count
 from shoal.kernels.cuda.launch import launches_go_to
 from shoal.kernels.reference import PIECE
-from tests.kernels.cuda.paged import PagedRun, nmse, twin
+from tests.kernels.cuda.paged import PagedRun, nmse, split_heads, twin
 from tests.kernels.ragged import Case, make_case
 
 TO_TWIN, TO_FLOAT = 1e-8, 5e-5
@@ -144,7 +144,9 @@ def test_prompts_in_chunks_have_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("programs", [1, 6, 1000])
-def test_the_number_of_splits_changes_no_bit(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+def test_the_number_of_programs_that_share_a_single_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
     case = make_case(4, 2, 32, LENGTHS)
     run = PagedRun(case, "f16", sum(LENGTHS))
     at_once = run.run(*case.whole())
@@ -163,7 +165,7 @@ def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPa
         with launches_go_to(lambda kernel, grid, args, options, to=launches: to.append((kernel.__name__, options))):
             run.run(*case.step([(s, PIECE + 8, PIECE + 9) for s in range(singles)]))
         seen.append(launches)
-    assert seen[0]
+    assert [name for name, _ in seen[0]] == ["_split"]
     assert all(launches == seen[0] for launches in seen)
 
 
@@ -178,6 +180,32 @@ def test_the_number_of_queries_of_a_program_changes_no_bit(
     run = PagedRun(case, "f16")
     assert torch.equal(run.run(*case.whole()), at_once)
     assert torch.equal(run.run(*case.step([(0, 89, 90)]))[0], at_once[89])
+
+
+@pytest.mark.parametrize("pieces", [4, 5, 9])
+def test_any_number_of_records_is_folded_as_a_chunk_folds(pieces: int) -> None:
+    """However many are read at a time; and again, with the counters as the first time left them. The head has two slices."""
+    case = replace(make_case(3, 1, 80, [PIECE * pieces - 3]), rope=None)
+    run, roomless = PagedRun(case, "f32"), PagedRun(case, "f32", records=0)
+    step, qkv = case.whole()
+    run.fill(step, *split_heads(qkv, case.shape, step.positions, None)[1:])
+    roomless.cache = run.cache
+    last = case.step([(0, case.lengths[0] - 1, case.lengths[0])])
+    expected = roomless.run(*last)
+    for _ in range(2):
+        assert torch.equal(run.run(*last), expected)
+
+
+def test_how_large_a_row_is_need_not_be_asked() -> None:
+    case = make_case(4, 2, 32, [PIECE + 9, 20])
+    run = PagedRun(case, "f16", 400)
+    run.run(*case.whole())
+    step, qkv = case.step([(0, PIECE + 8, PIECE + 9), (1, 3, 20)])
+    at_once = run.run(step, qkv)
+    q = torch.from_numpy(split_heads(qkv, case.shape, step.positions, case.rope)[0].reshape(len(qkv), -1))
+    out = torch.empty_like(q)
+    attention(q, out, run.cache, run.layer, run.shape, run.staged.arrays, run.space)
+    assert torch.equal(out, at_once)
 
 
 def test_other_pages_change_no_bit() -> None:

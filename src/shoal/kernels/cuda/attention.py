@@ -4,8 +4,12 @@ KV is cut into *pieces* of 256 positions, counted from the start of the sequence
 query a *record*: the largest score, the sum of exp(score - largest), and the V rows weighted so, which tile after tile adds to.
 Records are folded in the order of the pieces. As a record depends on query and piece alone, it does not matter who makes it: rows
 of sequences with one row in the step (*singles*) have pieces worked on by programs side by side, which leave records in a
-workspace, and `_merge` folds them; programs for several rows (*chunks*) walk all pieces and fold as they go. What a query does not
-see adds exact zeros to its record, and a piece that is all hidden is folded away without a trace.
+workspace; programs for several rows (*chunks*) walk all pieces and fold as they go. What a query does not see adds exact zeros to
+its record, and a piece that is all hidden is folded away without a trace.
+
+The programs that share a single count themselves when they are done, and whoever comes last folds. None waits for another. The count
+decides who folds, not in what order: that is always the order of the pieces, all of them read back from the workspace, so the bits
+do not depend on who was last.
 
 A program has up to N queries of one KV head, row by row, and in a row head by head. Matrix products take float16: q divided by a
 power of two above its head's largest magnitude, which its scores are multiplied by again; K and V as stored; weights rounded once.
@@ -35,6 +39,7 @@ from shoal.kernels.cuda.step import CHUNK_ROWS, StepArrays
 _SPACE_BYTES = 64 << 20  # for records, or more where one sequence of greatest length needs it
 _PROGRAMS = 2048  # as many as keep a device busy
 _WIDE_BLOCK = 64  # wide heads are multiplied so many dims at a time
+_NARROW_SLICE = 64  # the fewest dims of a large head that a program adds up
 
 PIECE: tl.constexpr = tl.constexpr(reference.PIECE)
 TILE: tl.constexpr = tl.constexpr(reference.TILE)
@@ -46,10 +51,12 @@ _LOWEST: tl.constexpr = tl.constexpr(-1e30)  # the largest score where nothing i
 @dataclass(frozen=True, slots=True)
 class AttentionSpace:
     """Workspace for ``count`` records of all query heads: ``tops`` float32 [count, heads, 2] holds largest scores and sums, ``sums``
-    float32 [count, heads, head_dim] weighted V."""
+    float32 [count, heads, head_dim] weighted V. ``arrived`` int32 [count, heads * slices] counts the programs that are done with
+    queries whose first record this is: 0 before and after each launch."""
 
     tops: Tensor
     sums: Tensor
+    arrived: Tensor
 
 
 def record_count(limits: StepLimits, heads: int, head_dim: int) -> int:
@@ -62,8 +69,17 @@ def record_count(limits: StepLimits, heads: int, head_dim: int) -> int:
 
 def attention_space(records: int, heads: int, head_dim: int) -> AttentionSpace:
     """Workspace for a step at a time, of layers of up to so many heads of such a size."""
-    sizes = (records * heads * 2, records * heads * head_dim)
-    return AttentionSpace(*(torch.empty(size, dtype=torch.float32, device=device()) for size in sizes))
+    most_slices = -(-head_dim // _NARROW_SLICE)
+    return AttentionSpace(
+        tops=torch.empty(records * heads * 2, dtype=torch.float32, device=device()),
+        sums=torch.empty(records * heads * head_dim, dtype=torch.float32, device=device()),
+        arrived=torch.zeros(records * heads * most_slices, dtype=torch.int32, device=device()),
+    )
+
+
+def largest_parts(shape: AttentionShape, dtype: str) -> int:
+    """In how many parts ``attention`` says how large a row is; ``dtype`` is that of the pages."""
+    return shape.heads * _slices(dtype, shape.head_dim)
 
 
 def attention(
@@ -74,20 +90,22 @@ def attention(
     shape: AttentionShape,
     step: StepArrays,
     space: AttentionSpace,
+    largest: Tensor | None = None,
 ) -> None:
     """Attention of each row of q (float32 [rows, heads * head_dim], more columns may follow) over its sequence's pages of ``layer``,
-    into ``out`` (likewise). Rows of sequences that hold nothing get zeros."""
+    into ``out`` (likewise). Rows of sequences that hold nothing get zeros. ``largest`` float32 [``largest_parts``, at least rows] gets
+    the largest magnitude of each part of a row: the largest of them is the row's."""
     options = {**_options(cache.dtype, shape.head_dim), **_constants(cache, layer, shape, step.groups)}
-    memory = _memory(q, out, cache, layer, shape, step)
+    memory = _memory(q, out, largest, cache, layer, shape, step)
     group = shape.heads // shape.kv_heads
 
     tile = _single_tile(cache.dtype, group, shape.head_dim)
     across = shape.kv_heads * -(-group // tile) * options["SLICES"]
     splits = _splits(step.num_singles * across, shape.window, step.max_pieces)
     grid = (step.num_singles, across, splits)
-    launch(_split, grid, *memory, step.singles, space.tops, space.sums, N=tile, **options)
-    if step.max_pieces > 1:
-        _launch_merge(out, shape, step, space)
+    workspace = space.tops, space.sums, space.arrived
+    fold = min(tile, triton.next_power_of_2(group))
+    launch(_split, grid, *memory, step.singles, *workspace, N=tile, FOLD=fold, **options)
 
     tile = _chunk_tile(cache.dtype, shape.head_dim)
     across = shape.kv_heads * -(-group * CHUNK_ROWS // tile) * options["SLICES"]
@@ -98,26 +116,6 @@ def _splits(programs: int, window: int, max_pieces: int) -> int:
     """How many programs share the pieces of a sequence: enough to keep a device busy, by numbers that a recorded graph has."""
     visible = min(max_pieces, -(-window // reference.PIECE) + 1) if window else max_pieces
     return max(1, min(visible, _PROGRAMS // max(1, programs)))
-
-
-def _launch_merge(out: Tensor, shape: AttentionShape, step: StepArrays, space: AttentionSpace) -> None:
-    launch(
-        _merge,
-        (step.num_singles, shape.heads),
-        out,
-        out.stride(0),
-        step.positions,
-        step.kv_len,
-        step.singles,
-        space.tops,
-        space.sums,
-        HEADS=shape.heads,
-        D=shape.head_dim,
-        WINDOW=shape.window,
-        CAUSAL=shape.causal,
-        BLOCK=triton.next_power_of_2(shape.head_dim),
-        warps=1 if shape.head_dim <= 256 else 4,
-    )
 
 
 def _single_tile(dtype: str, group: int, head_dim: int) -> int:
@@ -137,7 +135,16 @@ def _is_wide(dtype: str, head_dim: int) -> bool:
 
 def _slice(dtype: str, head_dim: int) -> int:
     """Dims of V that a program adds up; scores are computed for each slice again."""
-    return 64 if dtype == "f32" or head_dim > 256 else 128
+    width = _NARROW_SLICE if dtype == "f32" or head_dim > 256 else 128
+    return min(width, _padded(head_dim))
+
+
+def _slices(dtype: str, head_dim: int) -> int:
+    return -(-head_dim // _slice(dtype, head_dim))
+
+
+def _padded(head_dim: int) -> int:
+    return max(reference.KV_GROUP, int(triton.next_power_of_2(head_dim)))
 
 
 def _options(dtype: str, head_dim: int) -> dict[str, int]:
@@ -149,17 +156,15 @@ def _options(dtype: str, head_dim: int) -> dict[str, int]:
 
 def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:
     d = shape.head_dim
-    padded = max(reference.KV_GROUP, triton.next_power_of_2(d))
-    block = _WIDE_BLOCK if _is_wide(cache.dtype, d) else padded
-    width = min(_slice(cache.dtype, d), padded)
+    block = _WIDE_BLOCK if _is_wide(cache.dtype, d) else _padded(d)
     return {
         "HEADS": shape.heads,
         "KV_HEADS": shape.kv_heads,
         "D": d,
         "BLOCK": block,
         "BLOCKS": -(-d // block),
-        "SLICE": width,
-        "SLICES": -(-d // width),
+        "SLICE": _slice(cache.dtype, d),
+        "SLICES": _slices(cache.dtype, d),
         "SCALES": scale_count(d) if cache.dtype == "q8_0" else 0,
         "SCALE_BLOCK": triton.next_power_of_2(scale_count(d)),
         "HALF": cache.dtype != "f32",
@@ -174,12 +179,19 @@ def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int
 
 
 def _memory(
-    q: Tensor, out: Tensor, cache: PagedCache, layer: int, shape: AttentionShape, step: StepArrays
-) -> tuple[Tensor | int, ...]:
+    q: Tensor,
+    out: Tensor,
+    largest: Tensor | None,
+    cache: PagedCache,
+    layer: int,
+    shape: AttentionShape,
+    step: StepArrays,
+) -> tuple[Tensor | int | None, ...]:
     pages = cache.layers[layer]
     slopes = q if shape.slopes is None else _slopes(shape.slopes)
+    rows = q, q.stride(0), out, out.stride(0), largest, 0 if largest is None else largest.stride(0)
     numbers = step.positions, step.kv_len, step.table_stride, step.page_table
-    return q, q.stride(0), out, out.stride(0), slopes, pages.k, pages.v, pages.k_scales, pages.v_scales, *numbers
+    return *rows, slopes, pages.k, pages.v, pages.k_scales, pages.v_scales, *numbers
 
 
 @cache
@@ -192,16 +204,16 @@ def _slopes(slopes: tuple[float, ...]) -> Tensor:
 
 @triton.jit
 def _fold(top, total, sums, next_top, next_total, next_sums):  # type: ignore[no-untyped-def]
-    """A record and that of a later piece as one: largest scores and sums [n], weighted V [dims, n]."""
+    """A record and that of a later piece as one: largest scores and sums, which go with each query's weighted V."""
     largest = tl.maximum(top, next_top)
     a, b = tl.exp(top - largest), tl.exp(next_top - largest)
-    return largest, total * a + next_total * b, sums * a[None, :] + next_sums * b[None, :]
+    return largest, total * a + next_total * b, sums * a + next_sums * b
 
 
 @triton.jit
 def _attended(total, sums):  # type: ignore[no-untyped-def]
     """What a record means: zeros where nothing is seen."""
-    return sums / tl.where(total == 0.0, 1.0, total)[None, :]
+    return sums / tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
@@ -437,11 +449,83 @@ def _piece(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _store(  # type: ignore[no-untyped-def]
+    out,
+    out_stride,
+    largest,
+    largest_stride,
+    result,
+    row,
+    head,
+    valid,
+    part,
+    D: tl.constexpr,
+    SLICE: tl.constexpr,
+    SLICES: tl.constexpr,
+):
+    """Slice ``part`` of the output of some queries, [SLICE, n], and its largest magnitudes."""
+    d = part * SLICE + tl.arange(0, SLICE)
+    at = out + row.to(tl.int64) * out_stride + head * D
+    tl.store(at[None, :] + d[:, None], result, mask=valid[None, :] & (d < D)[:, None])
+    if largest is not None:
+        at = largest + (head * SLICES + part).to(tl.int64) * largest_stride + row
+        tl.store(at, tl.max(tl.abs(result), axis=0), mask=valid)
+
+
+@triton.jit
+def _record(tops, records, place, there, d, D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The record at each place [n, 1], for dims d [1, SLICE]; others wrote it: it is not read from a cache that may be older. One that
+    is not there says that nothing is seen."""
+    top = tl.load(tops + 2 * place, mask=there, other=_LOWEST, cache_modifier=".cg")
+    total = tl.load(tops + 2 * place + 1, mask=there, other=0.0, cache_modifier=".cg")
+    sums = tl.load(records + place * D + d, mask=there & (d < D), other=0.0, cache_modifier=".cg")
+    return top, total, sums
+
+
+@triton.jit
+def _folded(  # type: ignore[no-untyped-def]
+    tops, records, place, valid, count, d, HEADS: tl.constexpr, D: tl.constexpr, FOLD: tl.constexpr, SLICE: tl.constexpr
+):
+    """What ``count`` records of each query mean together, from ``place`` [FOLD] on, in their order: [FOLD, SLICE]. Four are read at
+    a time, so that memory is not waited for at each."""
+    place, valid, d = place[:, None], valid[:, None], d[None, :]
+    end = place + count * HEADS
+    top = tl.full([FOLD, 1], _LOWEST, tl.float32)
+    total = tl.zeros([FOLD, 1], tl.float32)
+    sums = tl.zeros([FOLD, SLICE], tl.float32)
+    for i in range(0, count, 4):
+        a = place + i * HEADS
+        b, c, e = a + HEADS, a + 2 * HEADS, a + 3 * HEADS
+        top_a, total_a, sums_a = _record(tops, records, a, valid, d, D)
+        top_b, total_b, sums_b = _record(tops, records, b, valid & (b < end), d, D)
+        top_c, total_c, sums_c = _record(tops, records, c, valid & (c < end), d, D)
+        top_e, total_e, sums_e = _record(tops, records, e, valid & (e < end), d, D)
+        top, total, sums = _fold(top, total, sums, top_a, total_a, sums_a)
+        top, total, sums = _fold(top, total, sums, top_b, total_b, sums_b)
+        top, total, sums = _fold(top, total, sums, top_c, total_c, sums_c)
+        top, total, sums = _fold(top, total, sums, top_e, total_e, sums_e)
+    return _attended(total, sums)
+
+
+@triton.jit
+def _is_last(arrived, programs):  # type: ignore[no-untyped-def]
+    """Whether all others of so many programs have said so before: what they had stored is then seen here. The last sets the count
+    back."""
+    tl.debug_barrier()  # one thread counts for all, when all have stored
+    last = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == programs - 1
+    if last:
+        tl.store(arrived, 0)
+    return last
+
+
+@triton.jit
 def _split(  # type: ignore[no-untyped-def]
     q,
     q_stride,
     out,
     out_stride,
+    largest,
+    largest_stride,
     slopes,
     keys,
     values,
@@ -454,6 +538,7 @@ def _split(  # type: ignore[no-untyped-def]
     items,
     tops,
     records,
+    arrived,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
@@ -472,101 +557,77 @@ def _split(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     N: tl.constexpr,
+    FOLD: tl.constexpr,
 ):
-    """Some pieces of a single, for up to N of its heads and SLICE dims: to records, or to ``out`` if there is one piece. The programs
-    along the last axis take turns; how many there are is no constant, or each number of singles would have a kernel of its own."""
+    """Some pieces of a single, for up to N of its heads and SLICE dims: to records, which the last program folds; or to ``out`` if
+    there is one piece. The programs along the last axis take turns; how many there are is no constant, or each number of singles
+    would have a kernel of its own."""
     G: tl.constexpr = HEADS // KV_HEADS
     TILES: tl.constexpr = (G + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
-    kv_head, tile, first = across // SLICES // TILES, across // SLICES % TILES, across % SLICES * SLICE
+    kv_head, tile, part = across // SLICES // TILES, across // SLICES % TILES, across % SLICES
     sequence, base, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
-    valid, row, head, own, q_at = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, N)
     position = tl.load(positions + base)
     begin, end = _seen(position, position, tl.load(kv_len + sequence), WINDOW, CAUSAL)
-    power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
-    block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
-    factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
-    slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
-    pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
-    d = first + tl.arange(0, SLICE)
-    mask = valid[None, :] & (d < D)[:, None]
-    last_piece = tl.maximum(begin, end - 1) // PIECE
-    for piece in range(begin // PIECE + tl.program_id(2), last_piece + 1, tl.num_programs(2)):
-        top, total, sums = _piece(
-            piece,
-            begin,
-            end,
-            block,
-            q_at,
-            valid,
-            inverse,
-            factor,
-            slope,
-            own,
-            pages,
-            kv_head,
-            first,
-            keys,
-            values,
-            k_scales,
-            v_scales,
-            KV_HEADS,
-            D,
-            BLOCK,
-            BLOCKS,
-            SLICE,
-            SCALES,
-            SCALE_BLOCK,
-            HALF,
-            CAP,
-            SLOPED,
-            WINDOW,
-            CAUSAL,
-            N,
-        )
-        if record < 0:
-            out_at = out + row.to(tl.int64) * out_stride + head * D
-            tl.store(out_at[None, :] + d[:, None], _attended(total, sums), mask=mask)
-        else:
-            place = (record + piece) * HEADS + head
-            tl.store(records + place[None, :] * D + d[:, None], sums, mask=mask)
-            tl.store(tops + 2 * place, top, mask=valid)
-            tl.store(tops + 2 * place + 1, total, mask=valid)
-
-
-@triton.jit
-def _merge(  # type: ignore[no-untyped-def]
-    out,
-    out_stride,
-    positions,
-    kv_len,
-    items,
-    tops,
-    records,
-    HEADS: tl.constexpr,
-    D: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """The records of a single's head, folded in order."""
-    item, head = items + 4 * tl.program_id(0), tl.program_id(1)
-    sequence, row, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
-    if record >= 0:
-        position = tl.load(positions + row)
-        begin, end = _seen(position, position, tl.load(kv_len + sequence), WINDOW, CAUSAL)
-        one, d = tl.arange(0, 1), tl.arange(0, BLOCK)
-        top = tl.full([1], _LOWEST, tl.float32)
-        total = tl.zeros([1], tl.float32)
-        sums = tl.zeros([BLOCK, 1], tl.float32)
-        for piece in range(begin // PIECE, (end + PIECE - 1) // PIECE):
-            place = (record + piece) * HEADS + head + one
-            piece_sums = tl.load(records + place[None, :] * D + d[:, None], mask=(d < D)[:, None], other=0.0)
-            top, total, sums = _fold(
-                top, total, sums, tl.load(tops + 2 * place), tl.load(tops + 2 * place + 1), piece_sums
+    first_piece, last_piece = begin // PIECE, tl.maximum(begin, end - 1) // PIECE
+    pieces = last_piece - first_piece + 1
+    programs = tl.minimum(pieces, tl.num_programs(2))
+    if tl.program_id(2) < programs:
+        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, N)
+        power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
+        block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
+        factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
+        slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
+        pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
+        d = part * SLICE + tl.arange(0, SLICE)
+        for piece in range(first_piece + tl.program_id(2), last_piece + 1, programs):
+            top, total, sums = _piece(
+                piece,
+                begin,
+                end,
+                block,
+                q_at,
+                valid,
+                inverse,
+                factor,
+                slope,
+                own,
+                pages,
+                kv_head,
+                part * SLICE,
+                keys,
+                values,
+                k_scales,
+                v_scales,
+                KV_HEADS,
+                D,
+                BLOCK,
+                BLOCKS,
+                SLICE,
+                SCALES,
+                SCALE_BLOCK,
+                HALF,
+                CAP,
+                SLOPED,
+                WINDOW,
+                CAUSAL,
+                N,
             )
-        at = out + row.to(tl.int64) * out_stride + head * D + d
-        tl.store(at[:, None], _attended(total, sums), mask=(d < D)[:, None])
+            if record < 0:
+                result = _attended(total[None, :], sums)
+                _store(out, out_stride, largest, largest_stride, result, row, head, valid, part, D, SLICE, SLICES)
+            else:
+                place = (record + piece) * HEADS + head
+                tl.store(records + place[None, :] * D + d[:, None], sums, mask=valid[None, :] & (d < D)[:, None])
+                tl.store(tops + 2 * place, top, mask=valid)  # the same whichever slice it comes with
+                tl.store(tops + 2 * place + 1, total, mask=valid)
+        if record >= 0:  # not `and`: that would count where there is no record, too
+            last = _is_last(arrived + record * tl.num_programs(1) + across, programs)
+            if last:
+                there, row_, head_, _, _ = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, FOLD)
+                place = (record + first_piece) * HEADS + head_
+                result = tl.trans(_folded(tops, records, place, there, pieces, d, HEADS, D, FOLD, SLICE))
+                _store(out, out_stride, largest, largest_stride, result, row_, head_, there, part, D, SLICE, SLICES)
 
 
 @triton.jit
@@ -575,6 +636,8 @@ def _walk(  # type: ignore[no-untyped-def]
     q_stride,
     out,
     out_stride,
+    largest,
+    largest_stride,
     slopes,
     keys,
     values,
@@ -609,7 +672,7 @@ def _walk(  # type: ignore[no-untyped-def]
     G: tl.constexpr = HEADS // KV_HEADS
     TILES: tl.constexpr = (G * ROWS + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
-    kv_head, tile, first = across // SLICES // TILES, across // SLICES % TILES, across % SLICES * SLICE
+    kv_head, tile, part = across // SLICES // TILES, across // SLICES % TILES, across % SLICES
     sequence, base, rows = tl.load(item), tl.load(item + 1), tl.load(item + 2)
     if tile * N < rows * G:
         valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, N)
@@ -620,8 +683,8 @@ def _walk(  # type: ignore[no-untyped-def]
         factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
         slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
         pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
-        top = tl.full([N], _LOWEST, tl.float32)
-        total = tl.zeros([N], tl.float32)
+        top = tl.full([1, N], _LOWEST, tl.float32)
+        total = tl.zeros([1, N], tl.float32)
         sums = tl.zeros([SLICE, N], tl.float32)
         for piece in range(begin // PIECE, (end + PIECE - 1) // PIECE):
             piece_top, piece_total, piece_sums = _piece(
@@ -637,7 +700,7 @@ def _walk(  # type: ignore[no-untyped-def]
                 own,
                 pages,
                 kv_head,
-                first,
+                part * SLICE,
                 keys,
                 values,
                 k_scales,
@@ -656,7 +719,6 @@ def _walk(  # type: ignore[no-untyped-def]
                 CAUSAL,
                 N,
             )
-            top, total, sums = _fold(top, total, sums, piece_top, piece_total, piece_sums)
-        d = first + tl.arange(0, SLICE)
-        out_at = out + row.to(tl.int64) * out_stride + head * D
-        tl.store(out_at[None, :] + d[:, None], _attended(total, sums), mask=valid[None, :] & (d < D)[:, None])
+            top, total, sums = _fold(top, total, sums, piece_top[None, :], piece_total[None, :], piece_sums)
+        result = _attended(total, sums)
+        _store(out, out_stride, largest, largest_stride, result, row, head, valid, part, D, SLICE, SLICES)
