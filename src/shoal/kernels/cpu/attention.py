@@ -18,7 +18,8 @@ then. What lies between there and a query's own window adds exact zeros too, and
 a trace, so that it makes no difference which rows share a tile.
 
 Queries are worked on in *tiles* that share every load of K and V: the query heads of a KV head for a single row, neighbouring
-rows of one query head otherwise. A tile that is not full computes what lies behind its last query, and drops it.
+rows of one query head otherwise. A tile that is not full computes what lies behind its last query, and drops it: so a few rows
+(drafts, the end of a prompt) are worked on one by one.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ UNBOUNDED = 1 << 40  # more positions than there are
     TASK_COUNT,  # address of the number of tasks
     MERGES,  # int32 [merges, 4] (below)
     MERGE_COUNT,  # address of the number of merges
+    FEW,  # fewer neighbouring rows than this are single rows
     TASKS_WANTED,  # tasks of single rows, so that every thread has some
     SLOTS,  # workspace for records: how many slots, address of the first, bytes of one
     SLOT_START,
@@ -121,8 +123,8 @@ UNBOUNDED = 1 << 40  # more positions than there are
     BLOCK_SCORE,  # for tasks of several rows
     BLOCK_WEIGH,
     BEND,  # address of the kernel `bend`, if the layer needs it
-) = (8 * i for i in range(40))
-ATTENTION_FIELDS = 40
+) = (8 * i for i in range(41))
+ATTENTION_FIELDS = 41
 
 # The step header: first the row space, then addresses and sizes of what the step is made of.
 (ROWS, ROWS_PER_CHUNK, ROW_CHUNKS, SEQS, TOKENS, POSITIONS, ROW_START, KV_LEN) = (8 * i for i in range(8))
@@ -279,11 +281,12 @@ def _plan_row(args: Address, sequence: int, row: int, longest: int, slot: int) -
 @inline
 def _longest(args: Address) -> Any:
     """The most pieces of a task, so that there are about as many tasks of single rows as are wanted."""
-    step, total = load_i64(args + STEP), 0
+    step, total, few = load_i64(args + STEP), 0, load_i64(args + FEW)
     for s in range(load_i64(step + SEQS)):
-        first = load_i32(load_i64(step + ROW_START) + 4 * s)
-        if load_i32(load_i64(step + ROW_START) + 4 * s + 4) - first == 1:
-            total += load_i64(args + KV_HEADS) * _pieces(args, first)
+        first, last = load_i32(load_i64(step + ROW_START) + 4 * s), load_i32(load_i64(step + ROW_START) + 4 * s + 4)
+        if last - first < few:
+            for row in range(first, last):
+                total += load_i64(args + KV_HEADS) * _pieces(args, row)
     return max(1, total // load_i64(args + TASKS_WANTED))
 
 
@@ -293,12 +296,13 @@ def plan(args: Address, chunk: int) -> None:
     step = load_i64(args + STEP)
     store_i64(load_i64(args + TASK_COUNT), 0)
     store_i64(load_i64(args + MERGE_COUNT), 0)
-    longest, slot = _longest(args), 0
+    longest, few, slot = _longest(args), load_i64(args + FEW), 0
     for s in range(load_i64(step + SEQS)):
         first, last = load_i32(load_i64(step + ROW_START) + 4 * s), load_i32(load_i64(step + ROW_START) + 4 * s + 4)
         for row in range(first, last, QUERY_BLOCK):
-            if last - row == 1:
-                slot = _plan_row(args, s, row, longest, slot)
+            if last - row < few:
+                for one in range(row, last):
+                    slot = _plan_row(args, s, one, longest, slot)
             else:
                 for h in range(load_i64(args + HEADS)):
                     _add_task(args, s, h, 1, row, min(QUERY_BLOCK, last - row))
@@ -677,3 +681,19 @@ def record_bytes(head_dim: int) -> int:
 def row_tile(group: int) -> int:
     """Queries in a tile where ``group`` query heads share a KV head: they are dealt out evenly to as few tiles as can be."""
     return -(-group // -(-group // MAX_TILE))
+
+
+def few_rows(group: int, causal: bool) -> int:
+    """From how many neighbouring rows on it takes less time to work on them together than one by one, at most MAX_TILE + 1. Rows of
+    an encoder see more than a single row does."""
+    return next(n for n in range(2, MAX_TILE + 2) if not causal or n * _group_time(group) >= group * _tile_time(MAX_TILE))
+
+
+def _group_time(group: int) -> int:
+    tile = row_tile(group)
+    return -(-group // tile) * _tile_time(tile)
+
+
+def _tile_time(tile: int) -> int:
+    """Of a tile, for each dim: so many multiplications, or the wait for one's sum (lab log)."""
+    return max(4 if MAX_TILE == 8 else 2, tile)

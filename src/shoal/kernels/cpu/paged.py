@@ -149,7 +149,9 @@ class PagedOps:
         slots = shape.kv_heads * pieces + _SLOTS_PER_THREAD * self._threads
         tile = attention.row_tile(group)
         slot_bytes = -(-group // tile) * tile * record_bytes
-        tasks = shape.heads * (limits.max_rows // attention.QUERY_BLOCK + limits.max_seqs) + slots
+        few = attention.few_rows(group, shape.causal)
+        per_block = max(shape.heads, few * shape.kv_heads)  # of neighbouring rows, or of single ones
+        tasks = per_block * (limits.max_rows // attention.QUERY_BLOCK + limits.max_seqs) + slots
         task_count, merge_count = (self._keep(np.zeros(1, np.int64)) for _ in range(2))
         fields = {
             attention.TASKS: self._keep(np.zeros(tasks * attention.TASK_BYTES, np.uint8)),
@@ -157,6 +159,7 @@ class PagedOps:
             attention.MERGES: self._keep(np.zeros(slots * attention.MERGE_BYTES, np.uint8)),
             attention.MERGE_COUNT: merge_count,
             attention.RECORD_BYTES: record_bytes,
+            attention.FEW: few,
             attention.TASKS_WANTED: _TASKS_PER_THREAD * self._threads,
             attention.SLOTS: slots,
             attention.SLOT_START: self._keep(np.zeros(slots * slot_bytes, np.uint8)),
