@@ -153,17 +153,18 @@ class ModelDrafter:
     def _read(self, behind: list[_Text]) -> None:
         """Compute what texts lack but for the last token, as much as a step holds."""
         left, may_begin = self.pace.rows_to_read(self._most_rows), self.pace.may_begin
-        busy: set[int] = set()  # requests: the other samples of one wait for what the first of them reads
+        busy: set[int] = set()  # requests: the other samples of one wait for the prompt that the first of them reads
         texts, counts = list[_Text](), list[int]()
         for text in behind:
             begun, request = bool(text.seq.pages[0]), id(text.key.request)
             if not left or not (text.reading or may_begin) or (request in busy and not begun):
                 continue
-            if not begun:
+            if self._share and not begun:
                 self._begin(text)
-            busy.add(request)
+            if self._share and text.settled < text.seq.num_prompt // PAGE_SIZE * PAGE_SIZE:
+                busy.add(request)
             count = min(text.lack - 1, left)
-            if count and self._extend(text, count):
+            if self._is_behind(text) and self._extend(text, count):
                 texts.append(text)
                 counts.append(count)
                 left -= count
@@ -176,11 +177,10 @@ class ModelDrafter:
 
     def _begin(self, text: _Text) -> None:
         """Begin with the pages that others have left."""
-        if self._share:
-            keys = text.seq.page_keys(PAGE_SIZE, (text.known - 1) // PAGE_SIZE)
-            keys = keys[: longest_prefix(self._groups, keys)]
-            text.seq.pages = [group.share(keys) for group in self._groups]
-            text.seq.num_computed = text.settled = len(keys) * PAGE_SIZE
+        keys = text.seq.page_keys(PAGE_SIZE, (text.known - 1) // PAGE_SIZE)
+        keys = keys[: longest_prefix(self._groups, keys)]
+        text.seq.pages = [group.share(keys) for group in self._groups]
+        text.seq.num_computed = text.settled = len(keys) * PAGE_SIZE
 
     def _settle(self, text: _Text) -> None:
         """What has come is computed: let others find its full pages, and let go of those that no later token sees."""
