@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shoal.engine import masks
+from shoal.engine.constraint import Mask
 from shoal.engine.draft_model import ModelDrafter
 from shoal.engine.draft_model_pace import ModelPace
 from shoal.engine.engine import Engine, Request
 from shoal.engine.memory_plan import MemoryPlan
 from shoal.engine.sequence import Sequence as Running
 from shoal.gguf.reader import GGUFFile
-from shoal.kernels.base import AttentionShape, Head, IntArray, KVGroup, Layers, SampleRows, StepInput, StepLimits
+from shoal.kernels.base import (
+    PAGE_SIZE,
+    AttentionShape,
+    Head,
+    IntArray,
+    KVGroup,
+    Layers,
+    SampleRows,
+    StepInput,
+    StepLimits,
+)
 from shoal.kernels.load import load_backend
 from shoal.models.weights import Model, load_model
 from shoal.params import EngineConfig, SamplingParams
 from tests.engine.random_network import VOCAB as NETWORK_VOCAB
 from tests.engine.random_network import write_network
+from tests.engine.steps import END, Steps
 from tests.engine.toy import (
     PAGE_BYTES,
     Result,
@@ -101,9 +115,9 @@ def drafting_engine(
     windows: tuple[int, ...] = (0,),
     prefix_caching: bool = True,
 ) -> Engine:
-    """As ``toy_engine``, with memory for ``pages`` pages of both models."""
+    """As ``toy_engine``, with memory for ``pages`` pages of both models, which hold a sequence at least."""
     config = EngineConfig(
-        max_model_len=longest,
+        max_model_len=min(longest, pages * PAGE_SIZE),
         max_num_seqs=seqs,
         max_num_batched_tokens=budget,
         kv_cache_memory=2 * pages * PAGE_BYTES * len(windows),
@@ -293,6 +307,70 @@ def test_log_probabilities_are_the_same() -> None:
     }
 
 
+# --- constraints
+
+
+def constrained(name: str, constraint: Steps, **fields: Any) -> Request:
+    params = SamplingParams(**{"temperature": 1.0, "max_tokens": 12, **fields})
+    return Request(name, (5, 6, 7), params, frozenset((END,)), seed=len(name), constraint=constraint)
+
+
+def ten_steps(**fields: Any) -> Steps:
+    return Steps(tuple((10 + i, 20 + i, 30 + i) for i in range(10)), **fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"min_tokens": 4}, {"temperature": 0.0, "stop_token_ids": [13, 24]}])
+def test_guesses_are_what_the_constraint_allows(fields: dict[str, Any]) -> None:
+    free = frozenset(range(4, 10)) if fields else frozenset[int]()
+    requests = [constrained("r" * i, ten_steps(accepting=free), **fields) for i in range(1, 6)]
+    engine = drafting_engine()
+    plain = run(Engine(toy_model(), ToyBackend(), EngineConfig(max_model_len=64)), requests)
+    results = run(engine, requests)
+    assert {name: (result.token_ids, result.end) for name, result in results.items()} == {
+        name: (result.token_ids, result.end) for name, result in plain.items()
+    }
+    stats = engine.stats()
+    assert stats.spec_decode_num_accepted_tokens == stats.spec_decode_num_draft_tokens > 10
+
+
+@pytest.mark.parametrize("place", range(10))
+def test_a_limit_breaks_at_its_token_and_no_guess_before(place: int) -> None:
+    text = solo([constrained("r", ten_steps())])["r"]
+    result = run(drafting_engine(), [constrained("r", ten_steps(broken_at=place))])["r"]
+    assert (result.token_ids, result.end, result.error) == (text[:place], ("error", None), "too many items")
+
+
+class SlowAhead(Steps):
+    """The masks of copies are never ready, but for the request's own."""
+
+    release = threading.Event()
+    is_copy = False
+
+    def fill_mask(self, row: Mask) -> None:
+        if self.is_copy and self.place >= 3:
+            self.release.wait(20)
+        super().fill_mask(row)
+
+    def copy(self) -> SlowAhead:
+        twin = replace(self, filled=[])
+        twin.is_copy = self.place > 0  # the request's own is copied once, before it begins
+        return twin
+
+
+def test_a_guess_whose_mask_is_late_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masks, "MASK_SECONDS", 0.05)
+    others = [constrained(f"other{i}", ten_steps()) for i in range(3)]
+    text = solo([constrained("r", ten_steps()), *others])
+    engine = drafting_engine()
+    try:
+        results = run(engine, [constrained("r", SlowAhead(ten_steps().sets)), *others])
+        assert tokens(results) == text
+        assert {result.end for result in results.values()} == {("stop", None)}
+    finally:
+        SlowAhead.release.set()
+        engine.close()
+
+
 # --- what it holds
 
 
@@ -379,7 +457,7 @@ def test_beyond_its_context_there_are_no_guesses() -> None:
 
 def test_a_new_size_is_one_for_both() -> None:
     requests = mixed_requests(12, np.random.default_rng(2))
-    engine = drafting_engine(pages=40)
+    engine = drafting_engine(pages=40, longest=24 * PAGE_SIZE)
     for request in requests:
         engine.add(request)
     results: dict[str, Result] = {}

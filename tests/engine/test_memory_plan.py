@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -182,7 +183,7 @@ def with_draft(config: EngineConfig, draft: ModelConfig, owned: OwnedPages | Non
 
 def test_a_draft_model_has_pages_for_as_many_tokens_out_of_the_same_memory() -> None:
     """Of one that takes two thirds of a token's bytes, that share."""
-    made = with_draft(EngineConfig(kv_cache_memory=90 * PAGE_BYTES), windowed(0, 0))
+    made = with_draft(EngineConfig(max_model_len=256, kv_cache_memory=90 * PAGE_BYTES), windowed(0, 0))
     assert made.draft is not None
     assert (made.num_pages, made.draft.num_pages) == ((30,), (30,))
     assert (made.kv_bytes, made.draft.kv_bytes) == (30 * PAGE_BYTES, 60 * PAGE_BYTES)
@@ -218,10 +219,21 @@ def test_a_draft_model_has_its_own_context_and_windows() -> None:
 
 def test_pages_of_a_draft_model_that_give_way_count_too(room: SimpleNamespace) -> None:
     room.available = 0
-    config = EngineConfig(kv_cache_memory=90 * PAGE_BYTES)
+    config = EngineConfig(max_model_len=256, kv_cache_memory=90 * PAGE_BYTES)
     owned = OwnedPages((30, 30), (30, 29))
     with pytest.raises(
         MemoryLimitError, match=f"{93 * PAGE_BYTES} bytes are needed, {90 * PAGE_BYTES - 2 * PAGE_BYTES} bytes"
     ):
-        with_draft(EngineConfig(kv_cache_memory=93 * PAGE_BYTES), windowed(0, 0), owned)
+        with_draft(replace(config, kv_cache_memory=93 * PAGE_BYTES), windowed(0, 0), owned)
     assert with_draft(config, windowed(0, 0), owned).num_pages == (30,)
+
+
+def test_what_the_user_gives_must_hold_a_sequence_of_both() -> None:
+    """No answer may end for want of pages that there would be without the draft model."""
+    both = EngineConfig(max_model_len=256, kv_cache_memory=32 * PAGE_BYTES)
+    made = with_draft(both, windowed(0))
+    assert (made.num_pages, made.num_seqs(256)) == ((16,), 1)
+    says = f"need {32 * PAGE_BYTES} bytes, {32 * PAGE_BYTES - 1} bytes are given: lower max_model_len, or have no draft"
+    with pytest.raises(MemoryLimitError, match=says):
+        with_draft(replace(both, kv_cache_memory=32 * PAGE_BYTES - 1), windowed(0))
+    assert plan(replace(both, kv_cache_memory=4 * PAGE_BYTES)).num_pages == (4,)

@@ -10,6 +10,7 @@ from itertools import takewhile
 from shoal.engine.draft import Wanted
 from shoal.engine.draft_model_pace import ModelPace
 from shoal.engine.kv_group import PageGroup, longest_prefix
+from shoal.engine.masks import MaskFiller, Masks
 from shoal.engine.memory_plan import DraftSize, MemoryPlan, draft_home
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
@@ -71,7 +72,7 @@ class ModelDrafter:
         self._texts: dict[object, _Text] = {}  # the least recently wanted first
         self._asked: set[object] = set()  # those that are wanted now
         self._groups: list[PageGroup] = []
-        self._compute: tuple[ModelRunner, Sampler] | None = None
+        self._compute: tuple[ModelRunner, Sampler, MaskFiller] | None = None
 
     @property
     def size(self) -> DraftSize:
@@ -87,12 +88,15 @@ class ModelDrafter:
         """Take the memory that was planned."""
         limits = plan.step_limits(config)
         runner = ModelRunner.planned(self._model, self._backend, plan, config)
-        self._compute = runner, Sampler(runner.network, self._model.config.vocab_size, limits.max_seqs)
+        vocab_size, most = self._model.config.vocab_size, limits.max_seqs
+        self._compute = runner, Sampler(runner.network, vocab_size, most), MaskFiller(vocab_size, most)
         self._groups, self._most_rows = plan.page_groups(), limits.max_rows
         self._max_len, self._share = plan.max_model_len, config.enable_prefix_caching
 
     def unbind(self) -> None:
         """Let go of it, and of all texts."""
+        if self._compute is not None:
+            self._compute[2].close()
         self._compute = None
         self._texts.clear()
         self._groups = []
@@ -131,7 +135,8 @@ class ModelDrafter:
         return text
 
     def _new(self, key: object) -> _Text:
-        """What the request asks of its tokens goes for the guesses too, as far as that says which tokens come."""
+        """What the request asks of its tokens goes for the guesses too, as far as that says which tokens come. Its constraint is copied
+        for each draft anew."""
         assert isinstance(key, Sequence), "the engine's keys are its sequences"
         plain = replace(key.request.params, n=1, logprobs=None, logprob_token_ids=None, prompt_logprobs=None)
         request = replace(key.request, params=plain, constraint=None)
@@ -198,8 +203,10 @@ class ModelDrafter:
 
     def _guess(self, texts: list[_Text]) -> None:
         """Rounds, until all that is wanted is guessed."""
-        for text in texts:  # what samplers remember is the text's; what they make of guesses is forgotten with these
-            text.seq.sampling = None if text.key.sampling is None else text.key.sampling.copy()
+        for text in texts:  # what samplers and constraints remember is the text's; what guesses add goes with them
+            seq, key = text.seq, text.key
+            seq.sampling = None if key.sampling is None else key.sampling.copy()
+            seq.constraint = None if key.constraint is None else key.constraint.copy()
         going_on = texts
         while going_on:
             for part in self._parts(going_on):
@@ -221,31 +228,38 @@ class ModelDrafter:
 
     def _round(self, texts: list[_Text]) -> None:
         """A further guess for each."""
-        batch = self._forward(texts, [text.lack for text in texts])
-        _, sampler = self._bound
-        tokens, _ = sampler.sample(batch.sampling)
+        batch, masks = self._forward(texts, [text.lack for text in texts])
+        _, sampler, _ = self._bound
+        tokens, _ = sampler.sample(batch.sampling, None, masks)
         for text, token in zip(texts, tokens, strict=True):
-            if token < 0:  # NaN: this is as far as the model knows
+            if token < 0 or text.seq.constraint_error is not None:  # NaN, or no mask: this is as far as it goes
                 text.most = 0
                 continue
             text.seq.origin.sound = True
             text.seq.token_ids.append(token)
-            text.draft.append(token)
+            if text.seq.constraint is not None and _is_complete(text.seq, token):
+                text.most = 0  # nothing follows it: it comes with the token before it
+            else:
+                text.draft.append(token)
 
-    def _forward(self, texts: list[_Text], counts: list[int]) -> StepBatch:
-        """Compute so many further tokens of each."""
-        runner, _ = self._bound
+    def _forward(self, texts: list[_Text], counts: list[int]) -> tuple[StepBatch, Masks | None]:
+        """Compute so many further tokens of each, and masks of those that are sampled."""
+        runner, _, filler = self._bound
         batch = StepBatch()
         for text, count in zip(texts, counts, strict=True):
             batch.add(text.seq, count)
-        runner.forward(batch)
+        filler.start(batch.sampling)
+        try:
+            runner.forward(batch)
+        finally:
+            masks = filler.wait(batch.sampling)
         self.rows += batch.num_rows
         for seq in batch.sequences:
             seq.num_computed += seq.num_scheduled
-        return batch
+        return batch, masks
 
     @property
-    def _bound(self) -> tuple[ModelRunner, Sampler]:
+    def _bound(self) -> tuple[ModelRunner, Sampler, MaskFiller]:
         assert self._compute is not None, "it is bound before anything is wanted"
         return self._compute
 
@@ -278,6 +292,14 @@ class ModelDrafter:
         text.seq.origin.sound = text.seq.origin.sound is True
         for index, group in enumerate(self._groups):
             group.pool.release(self._held(text, index))
+
+
+def _is_complete(seq: Sequence, token: int) -> bool:
+    """Whether nothing follows a guess, for the constraint has all that it wants, or does not allow it."""
+    try:
+        return seq.follow(token)
+    except Exception:  # should it come to that, the same is raised for the sequence itself
+        return True
 
 
 def _num_alike(one: list[int], other: list[int]) -> int:

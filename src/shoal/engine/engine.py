@@ -137,7 +137,10 @@ def _model_drafter(draft: Model, backend: Backend, config: EngineConfig, clock: 
     return ModelDrafter(draft, backend, wanted.num_speculative_tokens, ModelPace(_target_seconds(config), clock))
 
 
-def _drafter(wanted: SpeculativeConfig) -> Drafter:
+def _drafter(wanted: SpeculativeConfig) -> Drafter | None:
+    """None where it is a model, which has to be given."""
+    if wanted.method == "draft_model":
+        return None
     if wanted.method == "suffix":
         return SuffixDrafter(
             wanted.num_speculative_tokens,
@@ -146,7 +149,6 @@ def _drafter(wanted: SpeculativeConfig) -> Drafter:
             least_share=wanted.suffix_decoding_min_token_prob,
             most_texts=wanted.suffix_decoding_max_cached_requests,
         )
-    assert wanted.method == "ngram", "a draft model comes beside the config"
     least, most = wanted.prompt_lookup_min, wanted.prompt_lookup_max
     assert least is not None
     assert most is not None

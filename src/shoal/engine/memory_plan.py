@@ -117,7 +117,8 @@ def plan_memory(
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
     sequence, if that is more) and 40 % of the memory available, to a container if it has less; in a GPU's own memory, all that is left.
     Where layers lie on two backends, there are as many pages as the tighter has room for. A ``draft`` model has pages for as many
-    tokens, out of the same memory; its sequences are no longer than its own context.
+    tokens, out of the same memory; its sequences are no longer than its own context. What the user gives must hold a sequence of both
+    then, so that no request is refused and no answer ends for want of pages that there would be without it.
 
     Raises MemoryLimitError with needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
@@ -137,7 +138,14 @@ def plan_memory(
         homes.append(_Home(owner, sizes, owned, (unloaded or {}).get(owner, 0)))
     # In all homes together a page of a group takes what it takes in each.
     everywhere = _together([home.sizes for home in homes])
-    pages = everywhere.pages(_level(config, everywhere, homes))
+    level = _level(config, everywhere, homes)
+    if draft is not None and level < everywhere.seq_level:
+        needed = everywhere.num_bytes(everywhere.seq_level)
+        raise MemoryLimitError(
+            f"kv_cache_memory: KV pages of both models for one sequence of max_model_len need {needed} bytes,"
+            f" {config.kv_cache_memory} bytes are given: lower max_model_len, or have no draft model"
+        )
+    pages = everywhere.pages(level)
     planned = tuple(replace(g, num_pages=n) for g, n in zip(everywhere.groups, pages, strict=True))
     of_draft = None if draft is None else MemoryPlan(draft.weights_bytes, draft_longest, planned[len(uses) :])
     return MemoryPlan(weights_bytes, longest, planned[: len(uses)], of_draft)
