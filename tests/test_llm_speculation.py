@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from shoal.engine.draft_model_pace import ModelPace
 from shoal.engine.draft_pace import DraftPace
+from shoal.gguf.reader import GGUFFile
 from shoal.llm import LLM, CompletionOutput
 from shoal.params import SamplingParams, SpeculativeConfig, StructuredOutputsParams
 from tests.support.tiny_model import VOCAB_SIZE, write_tiny_model
@@ -114,6 +116,41 @@ def test_a_real_model_guesses_right_for_itself(
     assert [output.outputs for output in found] == [output.outputs for output in expected]
     assert stats.spec_decode_num_accepted_tokens == stats.spec_decode_num_draft_tokens
     assert stats.spec_decode_num_accepted_tokens > 0.7 * stats.generation_tokens
+
+
+def coarser(path: Path, copy: Path) -> Path:
+    """A copy with matrices in 8 levels instead of 16 (Q4_1: float16 scale and minimum, then two codes a byte)."""
+    data = np.fromfile(path, np.uint8)
+    with GGUFFile.open(path) as file:
+        for name, info in file.tensors.items():
+            if info.format.name == "Q4_1" and "ffn_down" in name:
+                blocks = data[info.offset : info.offset + info.nbytes].reshape(-1, info.format.block_bytes)
+                scales = blocks[:, :4].copy().view(np.float16)
+                scales[:, 1] += scales[:, 0] / 2  # what lies between two levels
+                blocks[:, :4], blocks[:, 4:] = scales.view(np.uint8), blocks[:, 4:] & 0xEE
+    data.tofile(copy)
+    return copy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_coarser_copy_of_a_real_model_is_often_right(
+    smollm2_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(ModelPace, "may_begin", True)
+    monkeypatch.setattr(DraftPace, "counts", lambda self, chances, most, room: [max(0, count) for count in most])
+    prompts = ["The capital of France is", "1, 2, 3, 4, 5, 6,"]
+    params = SamplingParams(temperature=temperature, max_tokens=30, seed=3, n=2, top_p=0.9)
+    sizes: dict[str, Any] = {"device": "cpu", "max_model_len": 256, "max_num_seqs": 8}
+    with LLM(smollm2_path, **sizes) as plain:
+        expected = plain.generate(prompts, params, use_tqdm=False)
+    copy = coarser(smollm2_path, tmp_path / "coarser.gguf")
+    guesses = {"method": "draft_model", "model": copy, "num_speculative_tokens": 4}
+    with LLM(smollm2_path, **sizes, speculative_config=guesses) as llm:
+        found = llm.generate(prompts, params, use_tqdm=False)
+        stats = llm.engine.stats()
+    copy.unlink()
+    assert [output.outputs for output in found] == [output.outputs for output in expected]
+    assert 0 < stats.spec_decode_num_accepted_tokens < stats.spec_decode_num_draft_tokens
 
 
 def test_a_new_size_holds_for_the_draft_model_too(path: Path, plain: LLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from collections.abc import Sequence as Row
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,10 @@ from shoal.engine.sequence import Metrics, Sequence, Status
 from shoal.kernels.base import PAGE_SIZE, Backend
 from shoal.models.weights import Model
 from shoal.params import EngineConfig
+
+_AT_ONCE = (
+    8  # tokens that a text may lack where guesses begin: what the last step has brought, and a few without guesses
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +74,7 @@ class ModelDrafter:
         self.longest, self.pace = longest, pace
         self.rows = 0  # tokens computed since the start
         self._model, self._backend = model, draft_home(backend)
-        self._texts: dict[object, _Text] = {}  # the least recently wanted first
+        self._texts = OrderedDict[object, _Text]()  # the least recently wanted first
         self._asked: set[object] = set()  # those that are wanted now
         self._groups: list[PageGroup] = []
         self._compute: tuple[ModelRunner, Sampler, MaskFiller] | None = None
@@ -129,9 +134,11 @@ class ModelDrafter:
         if most < 1:
             self.ended(one.key, [])
             return None
-        text = self._texts.pop(one.key, None) or self._new(one.key)
+        if one.key not in self._texts:
+            self._texts[one.key] = self._new(one.key)
+        self._texts.move_to_end(one.key)
+        text = self._texts[one.key]
         text.take(one.token_ids, most)
-        self._texts[one.key] = text
         return text
 
     def _new(self, key: object) -> _Text:
@@ -147,8 +154,8 @@ class ModelDrafter:
     # -- what texts lack -------------------------------------------------------------------------------------------
 
     def _is_behind(self, text: _Text) -> bool:
-        """Whether it lacks more than what a step with guesses may have brought."""
-        return text.lack > min(self.longest + 1, self._most_rows)
+        """Whether it lacks more than the first round takes in."""
+        return text.lack > min(_AT_ONCE, self._most_rows)
 
     def _is_ready(self, text: _Text) -> bool:
         """Whether it lacks no more, and has pages for its guesses."""
