@@ -15,6 +15,7 @@ import pytest
 
 from shoal.engine import masks
 from shoal.engine.constraint import Mask
+from shoal.engine.draft import Wanted
 from shoal.engine.draft_model import ModelDrafter
 from shoal.engine.draft_model_pace import ModelPace
 from shoal.engine.engine import Engine, Request
@@ -416,6 +417,28 @@ def test_where_its_pages_run_out_there_are_fewer_guesses(pages: int) -> None:
     drafter(engine).bind(with_pages(plan, pages), engine.config)
     assert tokens(run(engine, requests)) == solo(requests)
     assert_all_free(engine)
+
+
+@pytest.mark.parametrize("pages", [8, 11, 14])
+def test_no_guess_is_made_that_there_are_no_pages_for(pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model itself: its guesses would be dropped."""
+    made = 0
+    draft = ModelDrafter.draft
+
+    def counted(drafter: ModelDrafter, wanted: Sequence[Wanted]) -> list[list[int]]:
+        nonlocal made
+        drafts = draft(drafter, wanted)
+        made += sum(map(len, drafts))
+        return drafts
+
+    monkeypatch.setattr(ModelDrafter, "draft", counted)
+    params = SamplingParams(temperature=1.0, max_tokens=50, allowed_token_ids=list(range(50)))
+    requests = [Request(f"r{i}", tuple(range(i, i + 10)), params, seed=i) for i in range(8)]
+    engine = drafting_engine(pages=pages)
+    assert tokens(run(engine, requests)) == solo(requests)
+    stats = engine.stats()
+    assert stats.preemptions > 0
+    assert stats.spec_decode_num_draft_tokens == made > 50
 
 
 def test_who_is_not_asked_for_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
