@@ -69,7 +69,7 @@ def open_draft(target: GGUFFile, config: EngineConfig) -> Iterator[DraftFile | N
             _refuse(path, f"no encoder such as {draft.model.architecture}: it continues no text")
         difference = _difference(target, file) or _sizes_differ(model, draft.model)
         if difference is not None:
-            _refuse(path, f"of the same vocabulary as {target.path}: {difference}")
+            _refuse(path, f"a model of the same vocabulary as {target.path}: {difference}")
         yield draft
 
 
