@@ -51,8 +51,8 @@ class _Text:
         return len(self.draft) < self.most and self.draft[-1] not in self.seq.stop_ids
 
     def take(self, tokens: list[int], most: int) -> None:
-        """Take in what has come, of which the last guesses may be a part, and forget those that were wrong. The last token is always
-        computed again: its row is where guesses begin."""
+        """Take in what has come, of which the last guesses may be a part, and forget those that were wrong. The last token is yet to be
+        computed, or is so again: guesses begin at its row."""
         known = self.seq.token_ids
         same = self.settled + _num_alike(known[self.settled :], tokens[self.settled :])
         del known[same:]
