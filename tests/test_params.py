@@ -65,9 +65,16 @@ def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]
     [
         ([], r"speculative_config: got \[\], must be an object"),
         ({}, "speculative_config: got {}, must be given with a method"),
-        ({"method": "eagle"}, "speculative_config.method: got 'eagle', must be one of ngram, suffix"),
+        ({"method": "eagle"}, "speculative_config.method: got 'eagle', must be one of ngram, suffix, draft_model"),
         ({"method": "suffix", "prompt_lookup_max": 3}, "prompt_lookup_max: got 3, must be left out for method suffix"),
         ({"method": "ngram", "suffix_decoding_min_token_prob": 0.5}, "must be left out for method ngram"),
+        ({"method": "suffix", "model": "a.gguf"}, "config.model: got 'a.gguf', must be left out for method suffix"),
+        ({"method": "draft_model"}, "speculative_config.model: got None, must be a path or a name of a model"),
+        ({"method": "draft_model", "model": 3}, "config.model: got 3, must be a path or a name"),
+        (
+            {"method": "draft_model", "model": "a.gguf", "prompt_lookup_max": 3},
+            "prompt_lookup_max: got 3, must be left out for method draft_model",
+        ),
         (
             {"method": "suffix", "suffix_decoding_min_token_prob": 1.5},
             "min_token_prob: got 1.5, must be .* from 0 to 1",

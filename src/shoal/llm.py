@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shoal import hub
 from shoal.engine.draft import Drafter
+from shoal.engine.draft_file import DraftFile, open_draft
 from shoal.engine.engine import Engine, EngineStats
 from shoal.engine.memory_plan import max_model_len
 from shoal.engine.placement import open_backend
@@ -121,12 +122,13 @@ class LLM:
     ) -> None:
         config = _config(config, flags)
         self.path = hub.resolve(model)
-        with GGUFFile.open(self.path) as file:
-            self._backend, decided = open_backend(file, config, on_compile or _say_compiled)
+        with GGUFFile.open(self.path) as file, open_draft(file, config) as named:
+            draft = named if drafter is None else None
+            self._backend, decided = open_backend(file, config, on_compile or _say_compiled, draft)
             try:
                 if decided is not config:  # a GPU is there: what was made of it is news
                     say(self._backend.describe())
-                self._load(file, decided, drafter)
+                self._load(file, decided, draft, drafter)
             except BaseException:
                 self._backend.close()
                 raise
@@ -138,7 +140,7 @@ class LLM:
         self._answers = Answers(self._submitter, self._dispatcher, self.engine)
         self._own = self.session()
 
-    def _load(self, file: GGUFFile, config: EngineConfig, drafter: Drafter | None) -> None:
+    def _load(self, file: GGUFFile, config: EngineConfig, draft: DraftFile | None, drafter: Drafter | None) -> None:
         model_config = ModelConfig.from_gguf(file)
         longest = max_model_len(model_config, config)
         # What an encoder takes follows from the size of a step, which may change.
@@ -147,7 +149,8 @@ class LLM:
         self.chat_defaults = sampling_defaults(file)
         loaded = load_model(file, self._backend, max_model_len=longest)
         self._model_config, self.vocab_size = loaded.config, loaded.config.vocab_size
-        self.engine = Engine(loaded, self._backend, config, drafter=drafter)
+        draft_model = None if draft is None else draft.load(self._backend, longest)
+        self.engine = Engine(loaded, self._backend, config, draft=draft_model, drafter=drafter)
 
     def __enter__(self) -> LLM:
         return self

@@ -22,8 +22,8 @@ MAX_SECONDS = 1e9
 MAX_DRAFT = 64
 MAX_LOOKUP = 64
 
-SPECULATIVE_METHODS = ("ngram", "suffix")
-_METHOD_OF = {"prompt_lookup": "ngram", "suffix_decoding": "suffix"}  # by how its fields begin
+SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model")
+_METHOD_OF = {"prompt_lookup": "ngram", "suffix_decoding": "suffix", "model": "draft_model"}  # by how its fields begin
 
 DEVICES = ("auto", "cpu", "cuda", "reference")
 
@@ -359,12 +359,13 @@ class PoolingParams:
 class SpeculativeConfig:
     """Whose guesses of what comes next are computed in one step with what they follow. Names are vLLM's.
 
-    ``method``: ngram or suffix. ``num_speculative_tokens``: of a guess at most; there are fewer where more would not pay. ngram:
-    what followed the last ``prompt_lookup_max`` tokens of prompt and output when they came before, or fewer tokens down to
+    ``method``: ngram, suffix or draft_model. ``num_speculative_tokens``: of a guess at most; there are fewer where more would not
+    pay. ngram: what followed the last ``prompt_lookup_max`` tokens of prompt and output when they came before, or fewer tokens down to
     ``prompt_lookup_min`` (each is the other where only one is given, else 5). suffix: what followed the longest end of the text,
     counted up to ``suffix_decoding_max_tree_depth`` tokens, when it came before in it or in the last
     ``suffix_decoding_max_cached_requests`` answers; ``suffix_decoding_max_spec_factor`` times as many tokens at most, and only as
-    long as ``suffix_decoding_min_token_prob`` of the places where it came go on alike.
+    long as ``suffix_decoding_min_token_prob`` of the places where it came go on alike. draft_model: what another ``model`` of the same
+    vocabulary goes on with: a path, a short name or ``hf:ORG/REPO:QUANT``.
 
     Raises ParameterError that names the field, its value and the allowed range.
     """
@@ -377,6 +378,7 @@ class SpeculativeConfig:
     suffix_decoding_max_cached_requests: int = 10_000
     suffix_decoding_max_spec_factor: float = 1.0
     suffix_decoding_min_token_prob: float = 0.1
+    model: str | Path | None = None
 
     @classmethod
     def of(cls, given: Any) -> SpeculativeConfig:
@@ -412,6 +414,8 @@ class SpeculativeConfig:
                 object.__setattr__(self, "prompt_lookup_max", 5)
                 object.__setattr__(self, "prompt_lookup_min", 5)
             self._set("prompt_lookup_min", 1, self.prompt_lookup_max or 1)
+        if self.method == "draft_model" and not (self.model and isinstance(self.model, (str, Path))):
+            raise ParameterError("speculative_config.model", self.model, "a path or a name of a model")
         self._set("suffix_decoding_max_tree_depth", 1, 1024)
         self._set("suffix_decoding_max_cached_requests", 0, 2**31 - 1)
         for name, high in (("suffix_decoding_max_spec_factor", 1e3), ("suffix_decoding_min_token_prob", 1.0)):

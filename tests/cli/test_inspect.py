@@ -159,3 +159,23 @@ def test_a_broken_file_is_one_line_and_exit_code_2(shoal: Shoal, tmp_path: Path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"shoal: {path}: ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_draft_model_takes(shoal: Shoal, model: Path, tmp_path: Path) -> None:
+    draft = write_tiny_model(tmp_path / "draft.gguf", layers=1, context=64)
+    plain, memory = (facts(shoal, model, *FLAGS, *more)["memory"] for more in ((), ("--draft-model", draft)))
+    kv_per_token = memory["kv_per_token"] // 2  # one layer of two
+    tokens = memory["tokens"]
+    weights = facts(shoal, draft, *FLAGS)["memory"]["weights"]
+    assert memory["draft_model"] == {
+        "weights": weights,
+        "kv_per_token": kv_per_token,
+        "kv_cache": kv_per_token * tokens,
+        "max_model_len": 64,
+    }
+    assert {name: value for name, value in memory.items() if name != "draft_model"} == plain
+    assert "draft model" in shoal("inspect", model, *FLAGS, "--draft-model", draft).stdout
+    other = write_tiny_model(tmp_path / "other.gguf", keys={"tokenizer.ggml.bos_token_id": 7})
+    refused = shoal("inspect", model, *FLAGS, "--draft-model", other)
+    assert refused.returncode != 0
+    assert "bos is token None there, 7 in" in refused.stderr

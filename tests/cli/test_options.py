@@ -97,8 +97,9 @@ def test_every_flag_reaches_the_config(tmp_path: Path) -> None:
         preempt_for_priority=True,
     )
     offered = {parameter.name for parameter in probe.params}
-    assert offered - {"model_argument", "model_flags"} == {*given, "enable_prefix_caching", "preempt_for_priority"}
-    assert offered - {"model_argument", "model_flags"} <= {field.name for field in fields(EngineConfig)}
+    offered -= {"model_argument", "model_flags", "draft_model"}
+    assert offered == {*given, "enable_prefix_caching", "preempt_for_priority"}
+    assert offered <= {field.name for field in fields(EngineConfig)}
 
 
 @pytest.mark.parametrize("flag", ["--chat-template-kwargs", "--speculative-config"])
@@ -107,6 +108,14 @@ def test_template_arguments_and_speculation_must_be_an_object(flag: str, value: 
     result = run(probe, flag, value)
     assert result.exit_code == 2
     assert "JSON" in result.output
+
+
+def test_a_draft_model_is_short_for_a_speculative_config() -> None:
+    spelled_out = {"method": "draft_model", "model": "small.gguf"}
+    assert config("--draft-model", "small.gguf") == EngineConfig(speculative_config=spelled_out)
+    result = run(probe, "--draft-model", "small.gguf", "--speculative-config", '{"method": "ngram"}')
+    assert result.exit_code == 2
+    assert "give one of them" in result.output
 
 
 def test_parsers_have_vllms_names_too() -> None:

@@ -18,11 +18,13 @@ from tests.support.gguf_builder import GGUFBuilder
 NUM_REQUESTS = {"random weights": 64, "SmolLM2": 14}  # a real model takes its time
 LENGTHS = (1, 7, 17, 33, 600)  # these are among the prompts: one token, partial tails, and the longest
 GUESSES = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+ITSELF = {"method": "draft_model", "model": "itself", "num_speculative_tokens": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "chunks of 16, one thread": {"max_num_batched_tokens": 16, "threads": 1},
     "chunks of 64, two threads": {"max_num_batched_tokens": 64, "threads": 2},
     "chunks of 512, few at a time": {"max_num_batched_tokens": 512, "max_num_seqs": 3},
     "guesses from n-grams": {"speculative_config": GUESSES},
+    "guesses of the model itself": {"speculative_config": ITSELF},
     "guesses, few at a time, one thread": {"speculative_config": GUESSES, "max_num_seqs": 2, "threads": 1},
 }
 FORMATS = {
@@ -88,6 +90,8 @@ def write_mixed_model(path: Path) -> Path:
     }
     for key, value in numbers.items():
         builder.add(f"llama.{key}", value)
+    builder.add("tokenizer.ggml.model", "gpt2")  # for draft models, whose vocabulary is compared
+    builder.add("tokenizer.ggml.tokens", [str(token) for token in range(VOCAB)])
     shapes = {
         "attn_q": (WIDTH, WIDTH),
         "attn_k": (WIDTH // 2, WIDTH),
@@ -117,6 +121,8 @@ class Case:
             self.solo = [generate(llm, [request])[0] for request in self.requests]
 
     def open(self, **flags: Any) -> LLM:
+        if flags.get("speculative_config") == ITSELF:
+            flags["speculative_config"] = {**ITSELF, "model": self.path}
         return LLM(self.path, **{"device": "cpu", "max_model_len": 1024, "skip_tokenizer_init": True, **flags})
 
 
@@ -171,13 +177,13 @@ def test_late_arrivals_change_nothing(case: Case) -> None:
     assert [answers[str(i)] for i in range(len(case.requests))] == case.solo
 
 
-@pytest.mark.parametrize("speculative_config", [None, GUESSES], ids=["plain", "drafted"])
+@pytest.mark.parametrize("speculative_config", [None, GUESSES, ITSELF], ids=["plain", "ngram", "draft_model"])
 def test_preemption_changes_nothing(case: Case, speculative_config: dict[str, Any] | None) -> None:
     with case.open() as llm:
         page = sum(group.page_bytes for group in llm.engine.memory_plan.groups)
-    with case.open(
-        kv_cache_memory=40 * page, speculative_config=speculative_config
-    ) as llm:  # 640 tokens for all of them
+    models = 2 if speculative_config is ITSELF else 1
+    sizes = {"kv_cache_memory": models * 40 * page, "max_model_len": 640}  # 640 tokens for all of them
+    with case.open(**sizes, speculative_config=speculative_config) as llm:
         assert generate(llm, case.requests) == case.solo
         stats = llm.engine.stats()
     assert stats.preemptions > 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shoal.engine import memory_plan
-from shoal.engine.memory_plan import MemoryPlan, OwnedPages, plan_memory
+from shoal.engine.memory_plan import DraftSize, MemoryPlan, OwnedPages, plan_memory
 from shoal.errors import MemoryLimitError, ParameterError
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig
@@ -171,3 +172,68 @@ def test_what_the_user_gives_is_used_up_or_enough(windows: list[int], pages: int
         group.use.most_pages(length) + (fit - 1) * group.use.settled_pages(length) <= group.num_pages
         for group in made.groups
     )
+
+
+# --- with a draft model
+
+
+def with_draft(config: EngineConfig, draft: ModelConfig, owned: OwnedPages | None = None) -> MemoryPlan:
+    return plan_memory(MODEL, 1000, config, ToyBackend(), owned or OwnedPages(), draft=DraftSize(draft, 10))
+
+
+def test_a_draft_model_has_pages_for_as_many_tokens_out_of_the_same_memory() -> None:
+    """Of one that takes two thirds of a token's bytes, that share."""
+    made = with_draft(EngineConfig(max_model_len=256, kv_cache_memory=90 * PAGE_BYTES), windowed(0, 0))
+    assert made.draft is not None
+    assert (made.num_pages, made.draft.num_pages) == ((30,), (30,))
+    assert (made.kv_bytes, made.draft.kv_bytes) == (30 * PAGE_BYTES, 60 * PAGE_BYTES)
+    assert (made.weights_bytes, made.draft.weights_bytes) == (1000, 10)
+    assert (made.kv_bytes_per_token, made.draft.kv_bytes_per_token) == (16, 32)
+
+
+def test_by_default_both_share_what_one_would_have(room: SimpleNamespace) -> None:
+    config = EngineConfig(max_num_seqs=3)
+    made = with_draft(config, windowed(0))
+    assert made.draft is not None
+    assert made.num_pages == made.draft.num_pages == plan(config).num_pages
+    many = with_draft(EngineConfig(max_num_seqs=65536), windowed(0))
+    assert many.draft is not None
+    assert many.kv_bytes + many.draft.kv_bytes == 1 << 30
+    room.available = 2 * 4096 * 16
+    with pytest.raises(
+        MemoryLimitError, match=r"need 131072 bytes, 131072 bytes of memory are available, of which 52428"
+    ):
+        with_draft(EngineConfig(), windowed(0))
+    with pytest.raises(MemoryLimitError, match="one page needs 512 bytes, 511 bytes are given"):
+        with_draft(EngineConfig(kv_cache_memory=2 * PAGE_BYTES - 1), windowed(0))
+
+
+def test_a_draft_model_has_its_own_context_and_windows() -> None:
+    made = with_draft(EngineConfig(max_num_seqs=2), toy_model(context=1024, windows=(128, 0, 2000)).config)
+    assert made.draft is not None
+    assert (made.max_model_len, made.draft.max_model_len) == (4096, 1024)
+    assert [(g.use.window, g.layers) for g in made.draft.groups] == [(128, (0,)), (0, (1, 2))]
+    assert made.num_pages == (2 * 256,)
+    assert made.draft.num_pages[0] < made.draft.num_pages[1] == 2 * 256
+
+
+def test_pages_of_a_draft_model_that_give_way_count_too(room: SimpleNamespace) -> None:
+    room.available = 0
+    config = EngineConfig(max_model_len=256, kv_cache_memory=90 * PAGE_BYTES)
+    owned = OwnedPages((30, 30), (30, 29))
+    with pytest.raises(
+        MemoryLimitError, match=f"{93 * PAGE_BYTES} bytes are needed, {90 * PAGE_BYTES - 2 * PAGE_BYTES} bytes"
+    ):
+        with_draft(replace(config, kv_cache_memory=93 * PAGE_BYTES), windowed(0, 0), owned)
+    assert with_draft(config, windowed(0, 0), owned).num_pages == (30,)
+
+
+def test_what_the_user_gives_must_hold_a_sequence_of_both() -> None:
+    """No answer may end for want of pages that there would be without the draft model."""
+    both = EngineConfig(max_model_len=256, kv_cache_memory=32 * PAGE_BYTES)
+    made = with_draft(both, windowed(0))
+    assert (made.num_pages, made.num_seqs(256)) == ((16,), 1)
+    says = f"need {32 * PAGE_BYTES} bytes, {32 * PAGE_BYTES - 1} bytes are given: lower max_model_len, or have no draft"
+    with pytest.raises(MemoryLimitError, match=says):
+        with_draft(replace(both, kv_cache_memory=32 * PAGE_BYTES - 1), windowed(0))
+    assert plan(replace(both, kv_cache_memory=4 * PAGE_BYTES)).num_pages == (4,)

@@ -15,6 +15,8 @@ from shoal.errors import GGUFError, MemoryLimitError, UnsupportedError
 from shoal.params import EngineConfig, SamplingParams
 
 if TYPE_CHECKING:
+    from shoal.engine.draft_file import DraftFile
+    from shoal.engine.memory_plan import MemoryPlan
     from shoal.gguf.reader import GGUFFile
     from shoal.kernels.base import Backend
 
@@ -47,25 +49,27 @@ def inspect(model: str, as_json: bool, check_tensors: bool, engine_config: Engin
 
 def model_facts(file: GGUFFile, config: EngineConfig) -> dict[str, Any]:
     """Everything that ``inspect`` tells, ready for JSON. Sizes are in bytes, lengths in tokens."""
+    from shoal.engine.draft_file import open_draft
     from shoal.engine.placement import open_backend
     from shoal.models.sampling_defaults import sampling_defaults
 
-    backend, config = open_backend(file, config)
-    try:
-        return {
-            "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
-            "architecture": file.label("general.architecture"),
-            "name": file.label("general.name"),
-            **_support(file, config, backend),
-            "hyper_parameters": _hyper_parameters(file),
-            "tensors": _tensors(file),
-            "tokenizer": _tokenizer(file),
-            "chat_template": _template(file, config),
-            "sampling_defaults": sampling_defaults(file),
-            "batching": _batching(file, backend),
-        }
-    finally:
-        backend.close()
+    with open_draft(file, config) as draft:
+        backend, config = open_backend(file, config, draft=draft)
+        try:
+            return {
+                "file": {"path": str(file.path), "bytes": file.file_size, "gguf_version": file.version},
+                "architecture": file.label("general.architecture"),
+                "name": file.label("general.name"),
+                **_support(file, config, backend, draft),
+                "hyper_parameters": _hyper_parameters(file),
+                "tensors": _tensors(file),
+                "tokenizer": _tokenizer(file),
+                "chat_template": _template(file, config),
+                "sampling_defaults": sampling_defaults(file),
+                "batching": _batching(file, backend),
+            }
+        finally:
+            backend.close()
 
 
 def _batching(file: GGUFFile, backend: Backend) -> dict[str, Any]:
@@ -80,13 +84,13 @@ def _batching(file: GGUFFile, backend: Backend) -> dict[str, Any]:
     }
 
 
-def _support(file: GGUFFile, config: EngineConfig, backend: Backend) -> dict[str, Any]:
+def _support(file: GGUFFile, config: EngineConfig, backend: Backend, draft: DraftFile | None) -> dict[str, Any]:
     """Whether shoal runs the model and if not why; backend, memory and limits if it does."""
     from dataclasses import asdict
 
     from shoal.engine.memory_plan import plan_memory
-    from shoal.engine.placement import parts
-    from shoal.models.weights import check_supported, require_memory, weights_by_owner
+    from shoal.engine.placement import parts, unloaded_weights
+    from shoal.models.weights import check_supported, require_memory
     from shoal.system.machine_limits import limits_in_force
 
     facts: dict[str, Any] = {"backend": backend.describe(), "machine": limits_in_force()}
@@ -94,7 +98,8 @@ def _support(file: GGUFFile, config: EngineConfig, backend: Backend) -> dict[str
         model = check_supported(file, backend)
         weights = sum(info.nbytes for info in file.tensors.values())
         require_memory(file, backend)
-        plan = plan_memory(model, weights, config, backend, unloaded=weights_by_owner(file, backend))
+        unloaded, size = unloaded_weights(file, draft, backend), None if draft is None else draft.size
+        plan = plan_memory(model, weights, config, backend, unloaded=unloaded, draft=size)
     except (UnsupportedError, GGUFError, MemoryLimitError) as error:
         return {"supported": False, "reason": str(error), **facts}
     lengths = [length for length in _LENGTHS if length < plan.max_model_len] + [plan.max_model_len]
@@ -112,6 +117,7 @@ def _support(file: GGUFFile, config: EngineConfig, backend: Backend) -> dict[str
             for group in plan.groups
         ],
         "parts": [asdict(part) for part in parts(file, backend, model, config, plan)],
+        **_draft_memory(plan.draft),
         "tokens": plan.num_tokens,
         "sequences_that_fit": {str(length): plan.num_seqs(length) for length in lengths},
     }
@@ -127,6 +133,14 @@ def _support(file: GGUFFile, config: EngineConfig, backend: Backend) -> dict[str
         },
         "defaults": _defaults(config, plan.max_model_len, plan.kv_bytes),
     }
+
+
+def _draft_memory(plan: MemoryPlan | None) -> dict[str, Any]:
+    """What a draft model takes beside the model."""
+    if plan is None:
+        return {}
+    sizes = {"weights": plan.weights_bytes, "kv_per_token": plan.kv_bytes_per_token, "kv_cache": plan.kv_bytes}
+    return {"draft_model": {**sizes, "max_model_len": plan.max_model_len}}
 
 
 def _defaults(config: EngineConfig, max_model_len: int, kv_bytes: int) -> dict[str, Any]:
@@ -295,6 +309,11 @@ def _memory_lines(memory: Mapping[str, Any], *, encoder: bool) -> Iterator[str]:
         held = f"{part['layers']} layers{' and the head' if part['head'] else ''}"
         rows[f"  on {part['backend']}"] = (
             f"{held}: weights {_size(part['weights'])}, KV cache {_size(part['kv_cache'])}"
+        )
+    if "draft_model" in memory:
+        draft = memory["draft_model"]
+        rows["draft model"] = (
+            f"weights {_size(draft['weights'])}, KV cache {_size(draft['kv_cache'])}, {draft['kv_per_token']} bytes a token"
         )
     for length, count in memory["sequences_that_fit"].items():
         rows[f"of {length} tokens"] = f"{count} sequences fit"

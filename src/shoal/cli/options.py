@@ -68,6 +68,11 @@ _ENGINE_FLAGS: dict[str, tuple[Any, str, str | None]] = {
         'JSON object as in vLLM, such as {"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}.',
         "no speculation",
     ),
+    "draft_model": (
+        str,
+        "A smaller model of the same vocabulary that guesses what comes: short for a --speculative-config with that.",
+        "none",
+    ),
     "threads": (integer, "Threads that compute.", "the usable cores, or the CPU quota where that is less"),
     "device": (
         click.Choice(DEVICES),
@@ -127,15 +132,26 @@ def _with_engine_flags(command: Command, changed_defaults: dict[str, Any]) -> Co
     @functools.wraps(command)
     def with_config(*args: Any, **kwargs: Any) -> Any:
         values = {name: kwargs.pop(name) for name in _ENGINE_FLAGS}
-        return command(*args, engine_config=EngineConfig(**values), **kwargs)
+        return command(*args, engine_config=EngineConfig(**_spelled_out(values)), **kwargs)
 
     defaults: dict[str, Any] = {field.name: field.default for field in fields(EngineConfig)} | changed_defaults
+    defaults["draft_model"] = None
     decorated: Command = with_config
     for name, (kind, text, default_in_words) in reversed(_ENGINE_FLAGS.items()):
         shown = default_in_words if defaults[name] is None else True
         option = click.option(_spelling(name, kind), type=kind, default=defaults[name], show_default=shown, help=text)
         decorated = option(decorated)
     return decorated
+
+
+def _spelled_out(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of EngineConfig that flags stand for."""
+    draft_model = values.pop("draft_model")
+    if draft_model is not None:
+        if values["speculative_config"] is not None:
+            raise click.UsageError("--draft-model is short for a --speculative-config: give one of them.")
+        values["speculative_config"] = {"method": "draft_model", "model": draft_model}
+    return values
 
 
 def _spelling(name: str, kind: Any) -> str:

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 
-_REMEMBERED = 7  # steps of so many rows
+REMEMBERED = 7  # steps of so many rows
 _KEPT, _DOUBTFUL = (
     512,
     128,
@@ -29,6 +30,8 @@ class DraftPace:
     arithmetic. Both are seen in the time of steps by their number of rows.
     """
 
+    fade = _FADE
+
     def __init__(self, target: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._target, self._clock = target, clock
         self._steps = 0
@@ -37,18 +40,18 @@ class DraftPace:
         self._rows: list[int] = []  # the keys, in order
         self._since_plain: dict[int, int] = {}  # by sequences: drafted steps since one without drafts
         self._draft_seconds = 0.0  # what a drafted token costs before the step, if nothing disturbs it
-        self._last_drafts: deque[float] = deque(maxlen=_REMEMBERED)
+        self._last_drafts: deque[float] = deque(maxlen=REMEMBERED)
 
     def record(self, sequences: int, rows: int, seconds: float) -> None:
         """Take in a step in which every sequence decodes."""
         self._steps += 1
         if rows not in self._seconds:
-            self._seconds[rows] = deque(maxlen=_REMEMBERED)
+            self._seconds[rows] = deque(maxlen=REMEMBERED)
             self._rows = sorted(self._seconds)
         self._seconds[rows].append((self._steps, seconds))
-        self._typical[rows] = _undisturbed([spent for _, spent in self._seconds[rows]])
+        self._typical[rows] = undisturbed([spent for _, spent in self._seconds[rows]])
         if rows == sequences:
-            self._draft_seconds *= 1 - _FADE
+            self._draft_seconds *= 1 - self.fade
         self._since_plain[sequences] = 0 if rows == sequences else self._since_plain.get(sequences, 0) + 1
         if self._steps % _DOUBTFUL == 0:
             self._drop_old()
@@ -59,15 +62,15 @@ class DraftPace:
         start = self._clock()
         yield
         self._last_drafts.append((self._clock() - start) / count)
-        self._draft_seconds = _undisturbed(list(self._last_drafts))
+        self._draft_seconds = undisturbed(list(self._last_drafts))
 
     def counts(self, chances: list[float], most: list[int], room: int) -> list[int]:
         """How many tokens to draft for each of the sequences that all decode. ``most``: that make sense for it."""
         plain = len(chances)
         if plain not in self._seconds or self._since_plain.get(plain, _PLAIN_EVERY) >= _PLAIN_EVERY:
             return [0] * plain
-        values = sorted(_values(chances, most), reverse=True)[: min(room, self._unknown(plain))]
-        worth = values[: self._best(plain, [value for value, _ in values])]
+        values = sorted(_values(chances, most), key=itemgetter(0), reverse=True)[: min(room, self._unknown(plain))]
+        worth = values[: self._best(plain, values)]
         counts = [0] * plain
         for _, index in worth:
             counts[index] += 1
@@ -87,20 +90,25 @@ class DraftPace:
         """How many further rows may be tried: no more than twice of what was ever seen, and a few."""
         return 2 * max(0, self._rows[-1] - plain) + _FEW
 
-    def _best(self, plain: int, values: list[float]) -> int:
+    def _best(self, plain: int, values: list[tuple[float, int]]) -> int:
         """How many of the best guesses are worth their rows: the number with the most tokens a second."""
         alone, further = self._typical[plain], self._slope(plain)
         best, most = 0, plain / max(alone, 1e-9) * _GAIN
         tokens = float(plain)
-        for count, value in enumerate(values, 1):
+        costs = self._draft_costs([owner for _, owner in values])
+        for count, ((value, _), cost) in enumerate(zip(values, costs, strict=True), 1):
             tokens += value
-            seconds = max(alone, self._time(plain + count, further)) + count * self._draft_seconds
+            seconds = max(alone, self._time(plain + count, further)) + cost
             if self._target is not None and seconds > max(self._target, alone):
                 break
             rate = tokens / max(seconds, 1e-9)
             if rate > most:
                 best, most = count, rate
         return best
+
+    def _draft_costs(self, owners: list[int]) -> Iterator[float]:
+        """Seconds before the step for the first guess, the first two and so on, by whose they are."""
+        return (count * self._draft_seconds for count in range(1, len(owners) + 1))
 
     def _time(self, rows: int, further: float) -> float:
         """What a step of so many rows takes: what it took, or what lies between its neighbours, or ``further`` for each row more."""
@@ -130,15 +138,16 @@ class DraftPace:
         self._rows = sorted(self._seconds)
 
 
-def _undisturbed(seconds: list[float]) -> float:
+def undisturbed(seconds: list[float]) -> float:
     """The lower quartile: what disturbs a step makes it longer."""
     return sorted(seconds)[len(seconds) // 4]
 
 
 def _values(chances: list[float], most: list[int]) -> Iterator[tuple[float, int]]:
-    """How likely each token of each draft is to be kept, and whose it is."""
-    for index, (chance, count) in enumerate(zip(chances, most, strict=True)):
-        kept = 1.0
-        for _ in range(count):
-            kept *= chance
-            yield kept, index
+    """How likely each token of each draft is to be kept, and whose it is: first the first ones of all, then the second."""
+    kept = list(chances)
+    for place in range(max(most, default=0)):
+        for index, (chance, count) in enumerate(zip(chances, most, strict=True)):
+            if place < count:
+                yield kept[index], index
+                kept[index] *= chance

@@ -12,21 +12,21 @@ from traceback import clear_frames
 from typing import NamedTuple
 
 from shoal.engine.draft import Drafter, Speculation
+from shoal.engine.draft_model import ModelDrafter
+from shoal.engine.draft_model_pace import ModelPace
 from shoal.engine.draft_ngram import NgramDrafter
 from shoal.engine.draft_pace import DraftPace
 from shoal.engine.draft_suffix import SuffixDrafter
-from shoal.engine.kv_group import PageGroup
 from shoal.engine.masks import MaskFiller
-from shoal.engine.memory_plan import MemoryPlan, OwnedPages, kv_dtype, plan_memory
+from shoal.engine.memory_plan import NOTHING, MemoryPlan, OwnedPages, plan_memory
 from shoal.engine.pace import StepPacer
-from shoal.engine.page_pool import PagePool
 from shoal.engine.runner import ModelRunner
 from shoal.engine.sampler import Sampler
 from shoal.engine.sampling_state import check_ids
 from shoal.engine.scheduler import DraftResult, Scheduler, SchedulerLimits, StepBatch, StepResult
 from shoal.engine.sequence import FinishReason, Metrics, Output, Request, Sequence, Status, TokenLogprobs, TokenWords
 from shoal.errors import EngineError, RequestError
-from shoal.kernels.base import PAGE_SIZE, Backend, KVGroup, StepLimits
+from shoal.kernels.base import Backend
 from shoal.models.weights import Encoder, Model
 from shoal.params import MAX_N, EngineConfig, SpeculativeConfig
 
@@ -103,10 +103,6 @@ def _slot(seq: Sequence) -> Slot:
     )
 
 
-def _page_groups(plan: MemoryPlan) -> list[PageGroup]:
-    return [PageGroup(PagePool(group.num_pages), group.use) for group in plan.groups]
-
-
 def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) -> SchedulerLimits:
     return SchedulerLimits(
         max_model_len=plan.max_model_len,
@@ -118,18 +114,33 @@ def _scheduler_limits(plan: MemoryPlan, config: EngineConfig, *, encoder: bool) 
 
 
 def _speculation(
-    config: EngineConfig, drafter: Drafter | None, clock: Callable[[], float], vocab_size: int
+    drafter: Drafter | None, config: EngineConfig, clock: Callable[[], float], vocab_size: int
 ) -> Speculation | None:
-    wanted, target = config.speculative_config, config.target_step_ms
+    """With ``drafter``, or with the one that ``config`` names."""
+    wanted, target = config.speculative_config, _target_seconds(config)
     if drafter is None and wanted is not None:
         assert isinstance(wanted, SpeculativeConfig), "EngineConfig made it one"
         drafter = _drafter(wanted)
     if drafter is None:
         return None
-    return Speculation(drafter, DraftPace(None if target is None else target / 1000, clock), vocab_size)
+    pace = drafter.pace if isinstance(drafter, ModelDrafter) else DraftPace(target, clock)
+    return Speculation(drafter, pace, vocab_size)
 
 
-def _drafter(wanted: SpeculativeConfig) -> Drafter:
+def _target_seconds(config: EngineConfig) -> float | None:
+    return None if config.target_step_ms is None else config.target_step_ms / 1000
+
+
+def _model_drafter(draft: Model, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> ModelDrafter:
+    wanted = config.speculative_config
+    assert isinstance(wanted, SpeculativeConfig), "a draft model comes with the config that names it"
+    return ModelDrafter(draft, backend, wanted.num_speculative_tokens, ModelPace(_target_seconds(config), clock))
+
+
+def _drafter(wanted: SpeculativeConfig) -> Drafter | None:
+    """None where it is a model, which has to be given."""
+    if wanted.method == "draft_model":
+        return None
     if wanted.method == "suffix":
         return SuffixDrafter(
             wanted.num_speculative_tokens,
@@ -144,21 +155,13 @@ def _drafter(wanted: SpeculativeConfig) -> Drafter:
     return NgramDrafter(wanted.num_speculative_tokens, least, most)
 
 
-def _step_limits(plan: MemoryPlan, config: EngineConfig) -> StepLimits:
-    return StepLimits(
-        max_rows=config.max_num_batched_tokens,
-        max_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
-        max_pages_per_seq=-(-plan.max_model_len // PAGE_SIZE),
-    )
-
-
 class Engine:
     """Many requests, one step at a time. Not thread-safe: one thread owns it.
 
     ``backend`` must be the one that packed ``model``; it may serve other engines too and is not closed with this one.
     ``clock`` gives the seconds of ``Metrics`` and time limits. ``check_every_step`` asserts after each call that pages and sequences
-    fit together. ``drafter``, or ``speculation`` as a whole: in place of what ``config`` says. ``num_pages``: of each KV group. Raises
-    as ``plan_memory``.
+    fit together. ``draft``: the draft model that ``config`` names, packed by ``draft_home(backend)``. ``drafter``, or ``speculation``
+    as a whole: in place of what ``config`` says. ``num_pages``: of each KV group. Raises as ``plan_memory``.
     """
 
     def __init__(
@@ -169,11 +172,13 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         check_every_step: bool = False,
+        draft: Model | None = None,
         drafter: Drafter | None = None,
         speculation: Speculation | None = None,
     ) -> None:
-        plan = plan_memory(model.config, model.nbytes, config, backend)
         self._model, self._backend = model, backend
+        self._draft = None if draft is None else _model_drafter(draft, backend, config, clock)
+        plan = self._plan(config)
         self._clock = clock
         self._check_every_step = check_every_step
         self._vocab_size = model.config.vocab_size
@@ -188,12 +193,12 @@ class Engine:
         self._broken: str | None = None
         self._encoder = model.config.architecture if model.config.arch.encoder else None
         encoder = self._encoder is not None
-        target = None if encoder else config.target_step_ms  # the inputs of an encoder are not cut
-        self._pacer = None if target is None else StepPacer(target / 1000)
-        speculation = speculation or _speculation(config, drafter, clock, self._vocab_size)
+        target = None if encoder else _target_seconds(config)  # the inputs of an encoder are not cut
+        self._pacer = None if target is None else StepPacer(target)
+        speculation = speculation or _speculation(self._draft or drafter, config, clock, self._vocab_size)
         self._speculation = None if encoder else speculation
         self._scheduler = Scheduler(
-            _page_groups(plan),
+            plan.page_groups(),
             _scheduler_limits(plan, config, encoder=encoder),
             prefix_caching=config.enable_prefix_caching and not encoder,
             pacer=self._pacer,
@@ -202,16 +207,21 @@ class Engine:
         self._compute: tuple[ModelRunner, Sampler] | None = self._bound(plan, config)
         self._adopt(plan, config)
 
+    def _plan(self, config: EngineConfig, owned: OwnedPages = NOTHING) -> MemoryPlan:
+        draft = None if self._draft is None else self._draft.size
+        return plan_memory(self._model.config, self._model.nbytes, config, self._backend, owned, draft=draft)
+
     def _bound(self, plan: MemoryPlan, config: EngineConfig) -> tuple[ModelRunner, Sampler]:
-        """KV memory and buffers, and what computes with them."""
-        limits = _step_limits(plan, config)
+        """KV memory and buffers, and what computes with them; those of the draft model too."""
+        limits = plan.step_limits(config)
         most = MAX_N * limits.max_seqs  # all samples of a prompt get their first token in one step
         if self._speculation is not None:
             most = max(most, limits.max_rows)
         self._masks = MaskFiller(self._vocab_size, most)
-        caches = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
-        dtype = kv_dtype(self._model.config, config)
-        runner = ModelRunner(self._model, self._backend, caches, dtype, limits)
+        runner = ModelRunner.planned(self._model, self._backend, plan, config)
+        if self._draft is not None:
+            assert plan.draft is not None, "it was planned for"
+            self._draft.bind(plan.draft, config)
         return runner, Sampler(runner.network, self._vocab_size, most)
 
     def _adopt(self, plan: MemoryPlan, config: EngineConfig) -> None:
@@ -294,9 +304,9 @@ class Engine:
             raise EngineError("the engine is closed")
         if config == self.config:
             return
-        plan = plan_memory(self._model.config, self._model.nbytes, config, self._backend, self._owned_pages())
+        plan = self._plan(config, self._owned_pages())
         self._scheduler.preempt_all()
-        self._compute = None  # the old pages go before the new ones come
+        self._let_go()  # the old pages go before the new ones come
         try:
             self._compute = self._bound(plan, config)
         except BaseException as error:
@@ -308,6 +318,7 @@ class Engine:
 
     def _restore(self) -> None:
         """The pages of before, all free. Without them nothing can be computed any more."""
+        self._let_go()
         try:
             self._compute = self._bound(self.memory_plan, self.config)
         except BaseException as error:
@@ -319,11 +330,20 @@ class Engine:
     def _resize_scheduler(self) -> None:
         plan = self.memory_plan
         limits = _scheduler_limits(plan, self.config, encoder=self._encoder is not None)
-        self._outputs += self._scheduler.resize(_page_groups(plan), limits, self._clock())
+        self._outputs += self._scheduler.resize(plan.page_groups(), limits, self._clock())
         self._check()
 
+    def _let_go(self) -> None:
+        """Of KV memory, and of what computes with it."""
+        self._compute = None
+        if self._draft is not None:
+            self._draft.unbind()
+
     def _owned_pages(self) -> OwnedPages:
-        return OwnedPages(self.num_pages, tuple(group.pool.num_filled for group in self._scheduler.groups))
+        total, filled = self.num_pages, tuple(group.pool.num_filled for group in self._scheduler.groups)
+        if self._draft is not None and self.memory_plan.draft is not None:
+            total, filled = total + self.memory_plan.draft.num_pages, filled + self._draft.num_filled
+        return OwnedPages(total, filled)
 
     def stats(self) -> EngineStats:
         """Where the engine stands now."""
@@ -357,7 +377,7 @@ class Engine:
         self._sequences.clear()
         self._outputs.clear()
         self._masks.close()
-        self._compute = None
+        self._let_go()
 
     def _begin(self, sequences: list[Sequence], now: float) -> None:
         for seq in sequences:
@@ -466,6 +486,8 @@ class Engine:
     def _check(self) -> None:
         if self._check_every_step:
             self._scheduler.check()
+            if self._draft is not None:
+                self._draft.check()
 
 
 def _cut_off_drafted(batch: StepBatch, tokens: list[int], logprobs: list[TokenLogprobs | None]) -> list[DraftResult]:

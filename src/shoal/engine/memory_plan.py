@@ -6,10 +6,12 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
+from typing import NamedTuple
 
-from shoal.engine.kv_group import PageUse
+from shoal.engine.kv_group import PageGroup, PageUse
+from shoal.engine.page_pool import PagePool
 from shoal.errors import MemoryLimitError, ParameterError
-from shoal.kernels.base import PAGE_SIZE, Backend
+from shoal.kernels.base import PAGE_SIZE, Backend, StepLimits
 from shoal.models.config import ModelConfig
 from shoal.params import EngineConfig, parse_size
 from shoal.system.machine_limits import MemoryRoom, memory_room
@@ -36,11 +38,12 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What an engine takes; ``max_model_len`` in tokens."""
+    """What an engine takes; ``max_model_len`` in tokens. ``draft``: what its draft model takes beside that."""
 
     weights_bytes: int
     max_model_len: int
     groups: tuple[GroupPlan, ...]
+    draft: MemoryPlan | None = None
 
     @property
     def num_pages(self) -> tuple[int, ...]:
@@ -66,16 +69,36 @@ class MemoryPlan:
         """How many sequences of ``length`` tokens fit at once; 0 if not even one does."""
         return min(group.num_seqs(length) for group in self.groups)
 
+    def page_groups(self) -> list[PageGroup]:
+        """The groups with all their pages free."""
+        return [PageGroup(PagePool(group.num_pages), group.use) for group in self.groups]
+
+    def step_limits(self, config: EngineConfig) -> StepLimits:
+        """The largest step."""
+        return StepLimits(
+            max_rows=config.max_num_batched_tokens,
+            max_seqs=min(config.max_num_seqs, config.max_num_batched_tokens),
+            max_pages_per_seq=-(-self.max_model_len // PAGE_SIZE),
+        )
+
+
+class DraftSize(NamedTuple):
+    """A draft model, and bytes of its weights in the file."""
+
+    model: ModelConfig
+    weights_bytes: int
+
 
 @dataclass(frozen=True, slots=True)
 class OwnedPages:
-    """KV pages of each group that give way to the new ones; ``filled`` of them have been written to, as far as is known."""
+    """KV pages of each group that give way to the new ones, a draft model's after the others; ``filled`` of them have been written to,
+    as far as is known."""
 
     total: tuple[int, ...] = ()
     filled: tuple[int, ...] = ()
 
 
-_NOTHING = OwnedPages()
+NOTHING = OwnedPages()
 
 
 def plan_memory(
@@ -83,38 +106,54 @@ def plan_memory(
     weights_bytes: int,
     config: EngineConfig,
     backend: Backend,
-    owned: OwnedPages = _NOTHING,
+    owned: OwnedPages = NOTHING,
     *,
     unloaded: Mapping[Backend, int] | None = None,
+    draft: DraftSize | None = None,
 ) -> MemoryPlan:
     """How long sequences may be and how many KV pages of ``backend`` there will be, given the memory available now and what is
     ``owned`` already. ``unloaded``: bytes of weights that each backend is still to get.
 
     Without ``kv_cache_memory``: what ``max_num_seqs`` sequences of ``max_model_len`` need, at most 1 GiB (or one such
     sequence, if that is more) and 40 % of the memory available, to a container if it has less; in a GPU's own memory, all that is left.
-    Where layers lie on two backends, there are as many pages as the tighter has room for.
+    Where layers lie on two backends, there are as many pages as the tighter has room for. A ``draft`` model has pages for as many
+    tokens, out of the same memory; its sequences are no longer than its own context. What the user gives must hold a sequence of both
+    then, so that no request is refused and no answer ends for want of pages that there would be without it.
 
     Raises MemoryLimitError with needed and available bytes, ParameterError for a ``max_model_len`` that the model does not have.
     """
     longest = max_model_len(model, config)
     if model.arch.encoder:
         return MemoryPlan(weights_bytes, longest, (_encoder_group(model, config, backend),))
-    uses = {
-        layers: PageUse(PAGE_SIZE, config.max_num_batched_tokens, window)
-        for window, layers in _layers_by_window(model.windows, longest).items()
-    }
-    homes = [
-        _Home(owner, _sizes(uses, page_bytes, longest, config.max_num_seqs), owned, (unloaded or {}).get(owner, 0))
-        for owner, page_bytes in _page_bytes(model, config, backend).items()
-    ]
+    uses = _uses(model, longest, config)
+    draft_longest = 0 if draft is None else min(longest, draft.model.context_length)
+    draft_uses = {} if draft is None else _uses(draft.model, draft_longest, config)
+    homes = []
+    for owner, page_bytes in _page_bytes(model, config, backend).items():
+        groups = _groups(uses, page_bytes)
+        if draft is not None:
+            at_home = owner is draft_home(backend)
+            groups += _groups(draft_uses, _page_bytes(draft.model, config, owner)[owner] if at_home else {})
+        sizes = _Sizes(groups, longest, config.max_num_seqs)
+        homes.append(_Home(owner, sizes, owned, (unloaded or {}).get(owner, 0)))
     # In all homes together a page of a group takes what it takes in each.
     everywhere = _together([home.sizes for home in homes])
-    pages = everywhere.pages(_level(config, everywhere, homes))
-    return MemoryPlan(
-        weights_bytes,
-        longest,
-        tuple(replace(g, num_pages=n) for g, n in zip(everywhere.groups, pages, strict=True)),
-    )
+    level = _level(config, everywhere, homes)
+    if draft is not None and level < everywhere.seq_level:
+        needed = everywhere.num_bytes(everywhere.seq_level)
+        raise MemoryLimitError(
+            f"kv_cache_memory: KV pages of both models for one sequence of max_model_len need {needed} bytes,"
+            f" {config.kv_cache_memory} bytes are given: lower max_model_len, or have no draft model"
+        )
+    pages = everywhere.pages(level)
+    planned = tuple(replace(g, num_pages=n) for g, n in zip(everywhere.groups, pages, strict=True))
+    of_draft = None if draft is None else MemoryPlan(draft.weights_bytes, draft_longest, planned[len(uses) :])
+    return MemoryPlan(weights_bytes, longest, planned[: len(uses)], of_draft)
+
+
+def draft_home(backend: Backend) -> Backend:
+    """Which of the backends that ``backend`` is made of computes a draft model: the one with the head, which is the faster."""
+    return backend.owners("output.weight")[0]
 
 
 def kv_dtype(model: ModelConfig, config: EngineConfig) -> str:
@@ -150,6 +189,14 @@ def _encoder_group(model: ModelConfig, config: EngineConfig, backend: Backend) -
     page_bytes = PAGE_SIZE * backend.kv_token_bytes(model.n_kv_heads, model.head_dim, kv_dtype(model, config))
     rows, seqs = config.max_num_batched_tokens, min(config.max_num_seqs, config.max_num_batched_tokens)
     return GroupPlan((0,), PageUse(PAGE_SIZE, rows), page_bytes, -(-rows // PAGE_SIZE) + seqs)
+
+
+def _uses(model: ModelConfig, longest: int, config: EngineConfig) -> dict[tuple[int, ...], PageUse]:
+    """The KV groups by their layers."""
+    return {
+        layers: PageUse(PAGE_SIZE, config.max_num_batched_tokens, window)
+        for window, layers in _layers_by_window(model.windows, longest).items()
+    }
 
 
 def _layers_by_window(windows: tuple[int, ...], longest: int) -> dict[int, tuple[int, ...]]:
@@ -209,14 +256,11 @@ def _page_bytes(model: ModelConfig, config: EngineConfig, backend: Backend) -> d
     return found
 
 
-def _sizes(
-    uses: Mapping[tuple[int, ...], PageUse], page_bytes: Mapping[int, int], longest: int, max_seqs: int
-) -> _Sizes:
+def _groups(uses: Mapping[tuple[int, ...], PageUse], page_bytes: Mapping[int, int]) -> list[GroupPlan]:
     """All groups, of which only layers with ``page_bytes`` take memory."""
-    groups = [
+    return [
         GroupPlan(layers, use, sum(page_bytes.get(layer, 0) for layer in layers), 0) for layers, use in uses.items()
     ]
-    return _Sizes(groups, longest, max_seqs)
 
 
 def _together(parts: list[_Sizes]) -> _Sizes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
-from shoal.engine.memory_plan import MemoryPlan, kv_dtype, plan_memory
+from shoal.engine.draft_file import DraftFile, open_draft
+from shoal.engine.memory_plan import MemoryPlan, draft_home, kv_dtype, plan_memory
 from shoal.errors import GGUFError, MemoryLimitError, ParameterError, UnsupportedError
 from shoal.gguf.reader import GGUFFile
 from shoal.kernels.base import PAGE_SIZE, Backend
@@ -29,9 +31,12 @@ class Part:
     kv_cache: int
 
 
-def open_backend(file: GGUFFile, config: EngineConfig, on_compile: OnCompile = None) -> tuple[Backend, EngineConfig]:
+def open_backend(
+    file: GGUFFile, config: EngineConfig, on_compile: OnCompile = None, draft: DraftFile | None = None
+) -> tuple[Backend, EngineConfig]:
     """The backend that ``config`` asks for, and ``config`` with what was decided: where there is a GPU, ``device`` and ``gpu_layers``
-    say what computes the model. The same model with that config is computed to the same bits, whatever memory is free then.
+    say what computes the model. The same model with that config is computed to the same bits, whatever memory is free then. A
+    ``draft`` model has its share of the GPU's memory.
 
     Raises as ``load_backend``, and ParameterError for ``gpu_layers`` without a GPU or through the middle of an encoder.
     """
@@ -43,7 +48,7 @@ def open_backend(file: GGUFFile, config: EngineConfig, on_compile: OnCompile = N
         return load_backend(config.device, config.threads, on_compile), config
     gpu = load_backend("cuda", None, on_compile, gpu_memory_utilization=config.gpu_memory_utilization)
     try:
-        return _with_gpu(file, config, gpu, lambda: load_backend("cpu", config.threads, on_compile))
+        return _with_gpu(file, config, gpu, lambda: load_backend("cpu", config.threads, on_compile), draft)
     except BaseException:
         gpu.close()
         raise
@@ -55,7 +60,8 @@ def settled(file: GGUFFile, config: EngineConfig) -> EngineConfig:
         return replace(config, device="cpu")
     if find_device(config.device) != "cuda":
         return config
-    backend, decided = open_backend(file, config)
+    with open_draft(file, config) as draft:
+        backend, decided = open_backend(file, config, draft=draft)
     backend.close()
     return decided
 
@@ -72,21 +78,31 @@ def parts(file: GGUFFile, backend: Backend, model: ModelConfig, config: EngineCo
     return sorted(found, key=lambda part: part.head)
 
 
+def unloaded_weights(file: GGUFFile, draft: DraftFile | None, backend: Backend) -> dict[Backend, int]:
+    """Bytes of weights, as the files have them, that each of the backends is to get that ``backend`` is made of."""
+    found = weights_by_owner(file, backend)
+    if draft is not None:
+        home = draft_home(backend)
+        found[home] = found.get(home, 0) + draft.weights_bytes
+    return found
+
+
 def _declines(config: EngineConfig) -> bool:
     """Whether nothing is for the GPU, so that none need be there."""
     return config.gpu_layers == 0 and config.device in ("auto", "cuda")
 
 
 def _with_gpu(
-    file: GGUFFile, config: EngineConfig, gpu: Backend, load_cpu: Callable[[], Backend]
+    file: GGUFFile, config: EngineConfig, gpu: Backend, load_cpu: Callable[[], Backend], draft: DraftFile | None
 ) -> tuple[Backend, EngineConfig]:
     try:
         model = ModelConfig.from_gguf(file)
     except (GGUFError, UnsupportedError):  # whoever loads the model says why it cannot be
         return gpu, replace(config, device="cuda")
+    fits = partial(_fits, file, model, config, draft)
     wanted = config.gpu_layers
     if wanted == "auto":
-        wanted = "all" if _fits(file, model, config, gpu) else 0 if model.arch.encoder else "auto"
+        wanted = "all" if fits(gpu) else 0 if model.arch.encoder else "auto"
     if wanted == "all" or (wanted != "auto" and int(wanted) > model.n_layers):
         return gpu, replace(config, device="cuda", gpu_layers="all")
     if model.arch.encoder and wanted != 0:
@@ -95,7 +111,7 @@ def _with_gpu(
         )
     cpu = load_cpu()
     try:
-        count = _most_layers(file, model, config, (cpu, gpu)) if wanted == "auto" else int(wanted)
+        count = _most_layers(file, model, (cpu, gpu), fits) if wanted == "auto" else int(wanted)
     except BaseException:
         cpu.close()
         raise
@@ -111,21 +127,23 @@ def _split(file: GGUFFile, model: ModelConfig, both: tuple[Backend, Backend], gp
     return SplitBackend(*both, cut)
 
 
-def _most_layers(file: GGUFFile, model: ModelConfig, config: EngineConfig, both: tuple[Backend, Backend]) -> int:
+def _most_layers(
+    file: GGUFFile, model: ModelConfig, both: tuple[Backend, Backend], fits: Callable[[Backend], bool]
+) -> int:
     """The most of ``gpu_layers`` that fit, which are not all; 0 if nothing does."""
     counts = range(model.n_layers, 0, -1)
-    return next((n for n in counts if _fits(file, model, config, _split(file, model, both, n))), 0)
+    return next((n for n in counts if fits(_split(file, model, both, n))), 0)
 
 
-def _fits(file: GGUFFile, model: ModelConfig, config: EngineConfig, backend: Backend) -> bool:
+def _fits(file: GGUFFile, model: ModelConfig, config: EngineConfig, draft: DraftFile | None, backend: Backend) -> bool:
     """Whether there is memory for the weights and for the KV pages of one sequence of full length, or what the user wants of them."""
-    unloaded = weights_by_owner(file, backend)
+    unloaded = unloaded_weights(file, draft, backend)
     for owner, nbytes in unloaded.items():
         room = owner.memory_room()
         if room is not None and room.available < nbytes:
             return False
     try:
-        plan_memory(model, 0, config, backend, unloaded=unloaded)
+        plan_memory(model, 0, config, backend, unloaded=unloaded, draft=None if draft is None else draft.size)
     except MemoryLimitError:
         return False
     return True

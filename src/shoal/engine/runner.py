@@ -7,6 +7,7 @@ from collections.abc import Sequence as Row
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.engine.memory_plan import MemoryPlan, kv_dtype
 from shoal.engine.scheduler import PageCopy, StepBatch
 from shoal.engine.sequence import Sequence
 from shoal.engine.step import StepArrays
@@ -14,6 +15,7 @@ from shoal.kernels.base import LOGIT_ROWS, Backend, BoundNetwork, Head, KVGroup,
 from shoal.models.encoder import run_classifier, run_encoder, run_encoder_states
 from shoal.models.transformer import run_head, run_layers, run_states
 from shoal.models.weights import Encoder, Model
+from shoal.params import EngineConfig
 
 
 class ModelRunner:
@@ -27,6 +29,12 @@ class ModelRunner:
         self._arrays = StepArrays(limits, len(groups))
         self._backend = backend
         self._model = model  # a bound network may hold bare addresses of its weights: they must live as long
+
+    @classmethod
+    def planned(cls, model: Model | Encoder, backend: Backend, plan: MemoryPlan, config: EngineConfig) -> ModelRunner:
+        """With the memory that was planned for the model."""
+        groups = [KVGroup(group.layers, group.num_pages) for group in plan.groups]
+        return cls(model, backend, groups, kv_dtype(model.config, config), plan.step_limits(config))
 
     def forward(self, batch: StepBatch) -> None:
         """Run all layers over the batch. Its hidden states stay for ``rows`` and the sampler."""

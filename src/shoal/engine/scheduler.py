@@ -478,7 +478,17 @@ class Scheduler:
     def _draft(self, speculation: Speculation) -> None:
         """Drafts for this step."""
         if all(seq.decodes for seq in self.running):
-            speculation.draft(self.running, self.limits.max_num_batched_tokens - len(self.running))
+            speculation.draft(self.running, self._room_for_drafts())
+
+    def _room_for_drafts(self) -> int:
+        """How many tokens drafts may have, all together, so that there are rows and pages for them: none is to be made in vain. So many
+        tokens of so many sequences begin no more pages than there are tokens, nor than one for each sequence and each full page."""
+        rows, seqs = self.limits.max_num_batched_tokens - len(self.running), len(self.running)
+        spare = min(group.pool.num_free for group in self.groups)
+        if spare < 2 * seqs + rows // self._page_size:
+            spare -= sum(self._short(seq, 1) for seq in self.running)
+            rows = max(0, min(rows, max(spare, (spare - seqs) * self._page_size)))
+        return rows
 
     def _forget_drafts(self) -> None:
         for seq in self.running:

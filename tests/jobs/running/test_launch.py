@@ -80,9 +80,9 @@ def stopping_after(rows: int) -> Callable[[JobProgress], None]:
     return report
 
 
-def stop(model: Path, source: Path, output: Path, rows: int) -> None:
+def stop(model: Path, source: Path, output: Path, rows: int, config: EngineConfig | None = None) -> None:
     """Run a job that commits every row, and let it fall over."""
-    files, config = JobFiles.named(source, output), EngineConfig(device="reference", max_num_seqs=2)
+    files, config = JobFiles.named(source, output), config or EngineConfig(device="reference", max_num_seqs=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shoal.jobs.durable.ledger._SHORTEST_INTERVAL", 0.0)
         patch.setattr("shoal.jobs.durable.ledger._INTERVAL_PER_COST", 0)
@@ -146,6 +146,24 @@ def test_a_job_that_fell_over_goes_on(model: Path, source: Path, tmp_path: Path)
     summary = run(model, source, parts)
     assert (summary.state, summary.resumed, summary.done, summary.failed) == ("finished", 2, 20, 2)
     assert parts.read_bytes().startswith(first)
+    assert records(parts) == records(whole)
+
+
+@pytest.mark.parametrize("begun_with", [True, False])
+def test_a_job_goes_on_with_or_without_a_draft_model(
+    model: Path, source: Path, tmp_path: Path, begun_with: bool
+) -> None:
+    """What it answers does not depend on that."""
+    whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
+    run(model, source, whole)
+    itself = {"method": "draft_model", "model": model}
+    guesses = EngineConfig(device="reference", max_num_seqs=4, speculative_config=itself)
+    if begun_with:
+        stop(model, source, parts, 5, guesses)
+        assert run(model, source, parts).resumed == 1
+    else:
+        stop(model, source, parts, 5)
+        assert run(model, source, parts, speculative_config=itself).resumed == 1
     assert records(parts) == records(whole)
 
 
