@@ -686,7 +686,9 @@ def row_tile(group: int) -> int:
 def few_rows(group: int, causal: bool) -> int:
     """From how many neighbouring rows on it takes less time to work on them together than one by one, at most MAX_TILE + 1. Rows of
     an encoder see more than a single row does."""
-    return next(n for n in range(2, MAX_TILE + 2) if not causal or n * _group_time(group) >= group * _tile_time(MAX_TILE))
+    return next(
+        n for n in range(2, MAX_TILE + 2) if not causal or n * _group_time(group) >= group * _tile_time(MAX_TILE)
+    )
 
 
 def _group_time(group: int) -> int:
