@@ -16,6 +16,7 @@ from shoal.kernels.base import Activation, RawTensor
 from shoal.kernels.cuda import linear as products
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device
 from shoal.kernels.cuda.linear import (
+    CHIPS,
     CONFIGS,
     FEW,
     GATED_TILE,
@@ -24,6 +25,7 @@ from shoal.kernels.cuda.linear import (
     Config,
     Scratch,
     Source,
+    as_on,
     can_gate,
     config,
     gated_parts,
@@ -150,6 +152,9 @@ def test_pieces_are_added_in_one_program_as_in_many(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(products, "FEW", 0)
     for source in SOURCES:
         assert torch.equal(multiplied(matrix, x, source=source), many)
+    monkeypatch.undo()
+    with as_on(CHIPS["gfx942"]):
+        assert torch.equal(multiplied(matrix, x), many)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="only there the order of programs can be chosen")

@@ -69,16 +69,18 @@ TUNED: dict[tuple[str, int, int, int], Config] = {}
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What configurations depend on: bytes of shared memory that a program can have, and the table of configurations."""
+    """What launches depend on: bytes of shared memory that a program can have, the table of configurations, and whether a program can
+    leave sums to another: on AMD a barrier of Triton's does not wait until what other waves have stored can be seen."""
 
     shared: int
     configs: dict[int, Config]
+    side_by_side: bool = True
 
 
 CHIPS = {
     "sm_80": Chip(163 << 10, SMALL_CONFIGS),
     "sm_90": Chip(227 << 10, CONFIGS),
-    "gfx942": Chip(64 << 10, SMALL_CONFIGS),
+    "gfx942": Chip(64 << 10, SMALL_CONFIGS, side_by_side=False),
 }
 _absent = Chip(1 << 30, CONFIGS)
 
@@ -102,9 +104,9 @@ def chip() -> Chip:
 @cache
 def _this_chip() -> Chip:
     properties = torch.cuda.get_device_properties(device())
-    wgmma = torch.version.hip is None and properties.major >= 9
+    amd = torch.version.hip is not None
     shared = getattr(properties, "shared_memory_per_block_optin", 1 << 16)
-    return Chip(shared, CONFIGS if wgmma else SMALL_CONFIGS)
+    return Chip(shared, SMALL_CONFIGS if amd or properties.major < 9 else CONFIGS, side_by_side=not amd)
 
 
 def bucket(rows: int) -> int:
@@ -271,7 +273,7 @@ def _multiply(product: _Product, epilogue: _Epilogue) -> None:
     shape, (count, each) = config(part, rows, floats=product.source.floats is not None), pieces(part)
     width, block_m = (part.rows // 2, GATED_TILE) if epilogue.activation else (part.rows, shape.block_m)
     tiles = triton.cdiv(width, block_m), triton.cdiv(rows, shape.block_n)
-    side_by_side = rows <= FEW and count > 1
+    side_by_side = rows <= FEW and count > 1 and chip().side_by_side
     launch(
         _product,
         (*tiles, count if side_by_side else 1),
