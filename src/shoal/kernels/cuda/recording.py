@@ -176,6 +176,7 @@ class Recording:
         self.calls.pop()
         source, matrix = fused.arguments["source"], fused.arguments["matrix"]
         product = {"source": source, "matrix": matrix, "activation": activation}
+        out.source = gate_up.source  # or what the product is to leave could lie where it reads
         return self.produce_largest(out, linear.gated_parts(matrix), linear.linear_gated, **product)
 
     def _gate_product(self, x: Rows) -> Call | None:
@@ -205,7 +206,10 @@ class Recording:
                 half = self.half_of(x)
                 x.read = Read(linear.Source(*half.tensors), (half.values, half.scale))
             else:
-                half, parts = self.new_half(x.width), self._buffer((x.parts,), torch.float32)
+                half = self.new_half(x.width)
+                parts = self._buffer(
+                    (x.parts, 1), torch.float32
+                )  # of another shape than any rows: the producer reads some
                 largest = producer.arguments["largest"] = parts.data.view(x.parts, self.max_rows)
                 x.read = Read(linear.Source(*half.tensors, x.data, largest), (half.values, half.scale, parts, x.buffer))
         return x.read
