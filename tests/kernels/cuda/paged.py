@@ -71,7 +71,7 @@ class PagedRun:
         saved; `store` and `attend` are the kernels."""
         q, k, v = split_heads(qkv, self.shape, step.positions, self.rope)
         self.fill(step, k, v)
-        arrays = self.staged.set(self._both_groups(step), bucket)
+        arrays = self.staged.set(self.both_groups(step), bucket)
         rows = torch.zeros(arrays.rows, qkv.shape[1])
         rows[: len(q), : q[0].size] = torch.from_numpy(q.reshape(len(q), -1))
         return self.attend(rows)
@@ -93,7 +93,7 @@ class PagedRun:
         return out
 
     @staticmethod
-    def _both_groups(step: StepInput) -> StepInput:
+    def both_groups(step: StepInput) -> StepInput:
         table = np.concatenate(
             [np.full_like(step.page_table, 1 << 20), step.page_table]
         )  # nothing is in the first group

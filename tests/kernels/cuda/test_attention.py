@@ -131,6 +131,34 @@ def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: d
         assert torch.equal(run.run(*step), torch.cat(want))
 
 
+@pytest.mark.parametrize("rows", [2, 5, 8])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "changes"), [("f16", 3, LONG[0]), ("f16", 1, LONG[1]), ("q8_0", 5, LONG[2])]
+)
+def test_a_few_rows_over_a_long_context_have_the_same_bits(
+    dtype: str, heads: int, changes: dict[str, Any], rows: int
+) -> None:
+    """With records, and without: one tile of queries or more; some rows see a piece that others do not; beside singles and chunks."""
+    case = bend(make_case(heads, 1, 32, [2 * PIECE + 3, PIECE + 40, 7]), changes)
+    run = PagedRun(case, dtype, sum(case.lengths))
+    roomless = PagedRun(case, dtype, sum(case.lengths), records=0)
+    for whole, qkv in [case.step([(s, 0, n)]) for s, n in enumerate(case.lengths)]:
+        run.fill(whole, *split_heads(qkv, case.shape, whole.positions, case.rope)[1:])
+    roomless.cache = run.cache
+    spans = [
+        (0, 2 * PIECE + 3 - rows, 2 * PIECE + 3),
+        (1, PIECE + 20, PIECE + 30),
+        (2, 5, 7),
+        (1, PIECE + 39, PIECE + 40),
+    ]
+    step = case.step(spans)
+    arrays = run.staged.set(run.both_groups(step[0]))
+    assert (arrays.num_singles, arrays.num_shorts, arrays.num_chunks) == (1, 2, 1)
+    assert torch.equal(run.run(*step), roomless.run(*step))
+    at_once = run.run(*case.step([(0, 2 * PIECE - 20, 2 * PIECE + 3)]))
+    assert torch.equal(run.run(*case.step(spans[:1])), at_once[-rows:])
+
+
 def test_prompts_in_chunks_have_the_same_bits() -> None:
     case = make_case(2, 1, 32, [PIECE + 44, 33])
     at_once = PagedRun(case, "f16", 400).run(*case.whole())
@@ -151,8 +179,11 @@ def test_the_number_of_programs_that_share_a_single_changes_no_bit(
     run = PagedRun(case, "f16", sum(LENGTHS))
     at_once = run.run(*case.whole())
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    ends = np.cumsum(LENGTHS)
     last = run.run(*case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)]))
-    assert torch.equal(last, at_once[np.cumsum(LENGTHS) - 1])
+    assert torch.equal(last, at_once[ends - 1])
+    few = run.run(*case.step([(s, n - 3, n) for s, n in enumerate(LENGTHS)]))
+    assert torch.equal(few, torch.cat([at_once[end - 3 : end] for end in ends]))
 
 
 def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,17 +200,18 @@ def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPa
     assert all(launches == seen[0] for launches in seen)
 
 
-@pytest.mark.parametrize(("singles", "chunks"), [(16, 16), (32, 64), (64, 32)])
+@pytest.mark.parametrize(("few", "chunks"), [(16, 16), (32, 64), (64, 32)])
 def test_the_number_of_queries_of_a_program_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch, singles: int, chunks: int
+    monkeypatch: pytest.MonkeyPatch, few: int, chunks: int
 ) -> None:
     case = make_case(20, 1, 32, [90, 1])
     at_once = PagedRun(case, "f16").run(*case.whole())
-    monkeypatch.setattr(kernels, "_single_tile", lambda *_: singles)
+    monkeypatch.setattr(kernels, "_few_tile", lambda *_: few)
     monkeypatch.setattr(kernels, "_chunk_tile", lambda *_: chunks)
     run = PagedRun(case, "f16")
     assert torch.equal(run.run(*case.whole()), at_once)
     assert torch.equal(run.run(*case.step([(0, 89, 90)]))[0], at_once[89])
+    assert torch.equal(run.run(*case.step([(0, 85, 90)])), at_once[85:90])
 
 
 @pytest.mark.parametrize("pieces", [4, 5, 9])
@@ -261,7 +293,8 @@ def test_rows_that_pad_are_zeros_and_change_no_bit() -> None:
 
 
 def test_records_are_as_many_as_can_be_needed_or_fit() -> None:
-    assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 4 * 3
+    assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 4 * 8 * 3
+    assert record_count(StepLimits(20, 4, 40), heads=32, head_dim=128) == 20 * 3
     many = record_count(StepLimits(256, 256, 8192), heads=32, head_dim=128)
     assert 1000 * 512 > many > 4000
     assert record_count(StepLimits(256, 256, 8192), heads=128, head_dim=576) == 512

@@ -3,11 +3,11 @@
 KV is cut into *pieces* of 256 positions, counted from the start of the sequence, and a piece into *tiles* of 64. A piece gives each
 query a *record*: the largest score, the sum of exp(score - largest), and the V rows weighted so, which tile after tile adds to.
 Records are folded in the order of the pieces. As a record depends on query and piece alone, it does not matter who makes it: rows
-of sequences with one row in the step (*singles*) have pieces worked on by programs side by side, which leave records in a
-workspace; programs for several rows (*chunks*) walk all pieces and fold as they go. What a query does not see adds exact zeros to
-its record, and a piece that is all hidden is folded away without a trace.
+of sequences with one row in the step (*singles*) or a few (*shorts*) have pieces worked on by programs side by side, which leave
+records in a workspace; programs for more rows (*chunks*) walk all pieces and fold as they go. What a query does not see adds exact
+zeros to its record, and a piece that is all hidden is folded away without a trace.
 
-The programs that share a single count themselves when they are done, and whoever comes last folds. None waits for another. The count
+The programs that share queries count themselves when they are done, and whoever comes last folds. None waits for another. The count
 decides who folds, not in what order: that is always the order of the pieces, all of them read back from the workspace, so the bits
 do not depend on who was last.
 
@@ -34,7 +34,7 @@ from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, StepLimits
 from shoal.kernels.cuda.cache import PagedCache, scale_count
 from shoal.kernels.cuda.launch import Tensor, device, launch
-from shoal.kernels.cuda.step import CHUNK_ROWS, StepArrays
+from shoal.kernels.cuda.step import CHUNK_ROWS, SHORT_ROWS, StepArrays
 
 _SPACE_BYTES = 64 << 20  # for records, or more where one sequence of greatest length needs it
 _PROGRAMS = 2048  # as many as keep a device busy
@@ -63,8 +63,9 @@ def record_count(limits: StepLimits, heads: int, head_dim: int) -> int:
     """How many records there is room for, for layers of up to so many heads of such a size: what all sequences at once can need,
     or what fits the memory set aside."""
     pieces = -(-limits.max_pages_per_seq * PAGE_SIZE // reference.PIECE)
+    rows = min(limits.max_seqs * SHORT_ROWS, limits.max_rows)
     fitting = _SPACE_BYTES // (4 * max(heads, 1) * (head_dim + 2))
-    return min(limits.max_seqs * pieces, max(pieces, fitting))
+    return min(rows * pieces, max(pieces, fitting))
 
 
 def attention_space(records: int, heads: int, head_dim: int) -> AttentionSpace:
@@ -99,14 +100,17 @@ def attention(
     memory = _memory(q, out, largest, cache, layer, shape, step)
     group = shape.heads // shape.kv_heads
 
-    tile = _single_tile(cache.dtype, group, shape.head_dim)
-    across = shape.kv_heads * -(-group // tile) * options["SLICES"]
-    splits = _splits(step.num_singles * across, shape.window, step.max_pieces)
-    grid = (step.num_singles, across, splits)
-    workspace = space.tops, space.sums, space.arrived
-    fold = min(tile, triton.next_power_of_2(group))
-    launch(_split, grid, *memory, step.singles, *workspace, N=tile, FOLD=fold, **options)
+    def split(items: Tensor, count: int, rows: int) -> None:
+        queries = group * rows
+        tile = _few_tile(cache.dtype, queries, shape.head_dim)
+        across = shape.kv_heads * -(-queries // tile) * options["SLICES"]
+        grid = (count, across, _splits(count * across, shape.window, step.max_pieces))
+        workspace = space.tops, space.sums, space.arrived
+        fold = min(8, triton.next_power_of_2(queries))
+        launch(_split, grid, *memory, items, *workspace, N=tile, ROWS=rows, FOLD=fold, **options)
 
+    split(step.singles, step.num_singles, 1)
+    split(step.shorts, step.num_shorts, SHORT_ROWS)
     tile = _chunk_tile(cache.dtype, shape.head_dim)
     across = shape.kv_heads * -(-group * CHUNK_ROWS // tile) * options["SLICES"]
     launch(_walk, (step.num_chunks, across), *memory, step.chunks, N=tile, ROWS=CHUNK_ROWS, **options)
@@ -118,9 +122,9 @@ def _splits(programs: int, window: int, max_pieces: int) -> int:
     return max(1, min(visible, _PROGRAMS // max(1, programs)))
 
 
-def _single_tile(dtype: str, group: int, head_dim: int) -> int:
-    """Queries of a program that has one row of ``group`` heads of each KV head."""
-    return 16 if group <= 16 else _chunk_tile(dtype, head_dim)
+def _few_tile(dtype: str, queries: int, head_dim: int) -> int:
+    """Queries of a program where there are so many of a KV head."""
+    return 16 if queries <= 16 else _chunk_tile(dtype, head_dim)
 
 
 def _chunk_tile(dtype: str, head_dim: int) -> int:
@@ -484,18 +488,18 @@ def _record(tops, records, place, there, d, D: tl.constexpr):  # type: ignore[no
 
 @triton.jit
 def _folded(  # type: ignore[no-untyped-def]
-    tops, records, place, valid, count, d, HEADS: tl.constexpr, D: tl.constexpr, FOLD: tl.constexpr, SLICE: tl.constexpr
+    tops, records, place, apart, valid, count, d, D: tl.constexpr, FOLD: tl.constexpr, SLICE: tl.constexpr
 ):
-    """What ``count`` records of each query mean together, from ``place`` [FOLD] on, in their order: [FOLD, SLICE]. Four are read at
-    a time, so that memory is not waited for at each."""
+    """What ``count`` records of each query mean together, from ``place`` [FOLD] on, so far ``apart``, in their order: [SLICE, FOLD].
+    Four are read at a time, so that memory is not waited for at each."""
     place, valid, d = place[:, None], valid[:, None], d[None, :]
-    end = place + count * HEADS
+    end = place + count * apart
     top = tl.full([FOLD, 1], _LOWEST, tl.float32)
     total = tl.zeros([FOLD, 1], tl.float32)
     sums = tl.zeros([FOLD, SLICE], tl.float32)
     for i in range(0, count, 4):
-        a = place + i * HEADS
-        b, c, e = a + HEADS, a + 2 * HEADS, a + 3 * HEADS
+        a = place + i * apart
+        b, c, e = a + apart, a + 2 * apart, a + 3 * apart
         top_a, total_a, sums_a = _record(tops, records, a, valid, d, D)
         top_b, total_b, sums_b = _record(tops, records, b, valid & (b < end), d, D)
         top_c, total_c, sums_c = _record(tops, records, c, valid & (c < end), d, D)
@@ -504,7 +508,7 @@ def _folded(  # type: ignore[no-untyped-def]
         top, total, sums = _fold(top, total, sums, top_b, total_b, sums_b)
         top, total, sums = _fold(top, total, sums, top_c, total_c, sums_c)
         top, total, sums = _fold(top, total, sums, top_e, total_e, sums_e)
-    return _attended(total, sums)
+    return tl.trans(_attended(total, sums))
 
 
 @triton.jit
@@ -557,23 +561,25 @@ def _split(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
     GROUPS: tl.constexpr,
     N: tl.constexpr,
+    ROWS: tl.constexpr,
     FOLD: tl.constexpr,
 ):
-    """Some pieces of a single, for up to N of its heads and SLICE dims: to records, which the last program folds; or to ``out`` if
-    there is one piece. The programs along the last axis take turns; how many there are is no constant, or each number of singles
-    would have a kernel of its own."""
+    """Some pieces for up to N queries of a single or a short and SLICE dims: to records, which the last program folds, FOLD queries
+    at a time; or to ``out`` if there is one piece. The programs along the last axis take turns; how many there are is no constant,
+    or each number of singles would have a kernel of its own."""
     G: tl.constexpr = HEADS // KV_HEADS
-    TILES: tl.constexpr = (G + N - 1) // N
+    TILES: tl.constexpr = (G * ROWS + N - 1) // N
     item, across = items + 4 * tl.program_id(0), tl.program_id(1)
     kv_head, tile, part = across // SLICES // TILES, across // SLICES % TILES, across % SLICES
     sequence, base, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
-    position = tl.load(positions + base)
-    begin, end = _seen(position, position, tl.load(kv_len + sequence), WINDOW, CAUSAL)
+    rows = 1 if ROWS == 1 else tl.load(item + 2)
+    first_seeing, last_seeing = _tile_rows(tl.load(positions + base), rows, tile, G, N)
+    begin, end = _seen(first_seeing, last_seeing, tl.load(kv_len + sequence), WINDOW, CAUSAL)
     first_piece, last_piece = begin // PIECE, tl.maximum(begin, end - 1) // PIECE
     pieces = last_piece - first_piece + 1
     programs = tl.minimum(pieces, tl.num_programs(2))
-    if tl.program_id(2) < programs:
-        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, N)
+    if (tile * N < rows * G) & (tl.program_id(2) < programs):
+        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, N)
         power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
         block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
         factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
@@ -617,17 +623,20 @@ def _split(  # type: ignore[no-untyped-def]
                 result = _attended(total[None, :], sums)
                 _store(out, out_stride, largest, largest_stride, result, row, head, valid, part, D, SLICE, SLICES)
             else:
-                place = (record + piece) * HEADS + head
+                place = (record + piece * rows + row - base) * HEADS + head
                 tl.store(records + place[None, :] * D + d[:, None], sums, mask=valid[None, :] & (d < D)[:, None])
                 tl.store(tops + 2 * place, top, mask=valid)  # the same whichever slice it comes with
                 tl.store(tops + 2 * place + 1, total, mask=valid)
         if record >= 0:  # not `and`: that would count where there is no record, too
             last = _is_last(arrived + record * tl.num_programs(1) + across, programs)
             if last:
-                there, row_, head_, _, _ = _queries(q, q_stride, positions, base, 1, kv_head, tile, G, D, FOLD)
-                place = (record + first_piece) * HEADS + head_
-                result = tl.trans(_folded(tops, records, place, there, pieces, d, HEADS, D, FOLD, SLICE))
-                _store(out, out_stride, largest, largest_stride, result, row_, head_, there, part, D, SLICE, SLICES)
+                for flat in range(tile * N, tl.minimum(tile * N + N, rows * G), FOLD):
+                    there, row_, head_, _, _ = _queries(
+                        q, q_stride, positions, base, rows, kv_head, flat // FOLD, G, D, FOLD
+                    )
+                    place = (record + first_piece * rows + row_ - base) * HEADS + head_
+                    result = _folded(tops, records, place, rows * HEADS, there, pieces, d, D, FOLD, SLICE)
+                    _store(out, out_stride, largest, largest_stride, result, row_, head_, there, part, D, SLICE, SLICES)
 
 
 @triton.jit
