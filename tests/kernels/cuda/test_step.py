@@ -50,6 +50,8 @@ def test_what_the_device_gets(bucket: int | None) -> None:
     assert arrays.singles[: 1 + pad].tolist() == [[1, 3, 1, -1], *([3, row, 1, -1] for row in range(7, rows))]
     assert arrays.shorts[: arrays.num_shorts].tolist() == [[0, 0, 3, -1], [2, 4, 3, -1]]
     assert arrays.num_chunks == 0
+    assert not arrays.only_singles
+    assert staged.set(make_step([(5, 6), (300, 301)]), bucket).only_singles
 
 
 def test_its_addresses_stay() -> None:

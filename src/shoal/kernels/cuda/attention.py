@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
@@ -32,6 +32,7 @@ import triton.language as tl
 
 from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, StepLimits
+from shoal.kernels.cuda.activation import half_scale, tanh
 from shoal.kernels.cuda.cache import PagedCache, scale_count
 from shoal.kernels.cuda.launch import Tensor, device, launch
 from shoal.kernels.cuda.step import CHUNK_ROWS, SHORT_ROWS, StepArrays
@@ -46,6 +47,31 @@ TILE: tl.constexpr = tl.constexpr(reference.TILE)
 _SCALED: tl.constexpr = tl.constexpr(reference.KV_GROUP)
 _PAGE: tl.constexpr = tl.constexpr(PAGE_SIZE)
 _LOWEST: tl.constexpr = tl.constexpr(-1e30)  # the largest score where nothing is seen: exp(-infinity - it) is 0
+
+
+class Constants(NamedTuple):
+    """What kernels are compiled for, whatever the tile: heads of D dims, of which queries load BLOCK at a time, BLOCKS times, and
+    of which a program adds up SLICE, one of SLICES; SCALES of a stored head (0: none), SCALE_BLOCK that a program loads; whether
+    products take HALF precision; SCALE, CAP, SLOPED, WINDOW and CAUSAL of an AttentionShape; and which page table, of how many, is
+    the layer's."""
+
+    HEADS: int
+    KV_HEADS: int
+    D: int
+    BLOCK: int
+    BLOCKS: int
+    SLICE: int
+    SLICES: int
+    SCALES: int
+    SCALE_BLOCK: int
+    HALF: bool
+    SCALE: float
+    CAP: float
+    SLOPED: bool
+    WINDOW: int
+    CAUSAL: bool
+    GROUP: int
+    GROUPS: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,24 +122,24 @@ def attention(
     """Attention of each row of q (float32 [rows, heads * head_dim], more columns may follow) over its sequence's pages of ``layer``,
     into ``out`` (likewise). Rows of sequences that hold nothing get zeros. ``largest`` float32 [``largest_parts``, at least rows] gets
     the largest magnitude of each part of a row: the largest of them is the row's."""
-    options = {**_options(cache.dtype, shape.head_dim), **_constants(cache, layer, shape, step.groups)}
-    memory = _memory(q, out, largest, cache, layer, shape, step)
+    constants, options = _constants(cache, layer, shape, step.groups), _options(cache.dtype, shape.head_dim)
+    memory, workspace = _memory(q, out, largest, cache, layer, shape, step), (space.tops, space.sums, space.arrived)
     group = shape.heads // shape.kv_heads
-
-    def split(items: Tensor, count: int, rows: int) -> None:
-        queries = group * rows
-        tile = _few_tile(cache.dtype, queries, shape.head_dim)
-        across = shape.kv_heads * -(-queries // tile) * options["SLICES"]
+    for items, count, rows in ((step.singles, step.num_singles, 1), (step.shorts, step.num_shorts, SHORT_ROWS)):
+        tile = _few_tile(cache.dtype, group * rows, shape.head_dim)
+        across = _across(constants, tile, rows)
         grid = (count, across, _splits(count * across, shape.window, step.max_pieces))
-        workspace = space.tops, space.sums, space.arrived
-        fold = min(8, triton.next_power_of_2(queries))
-        launch(_split, grid, *memory, items, *workspace, N=tile, ROWS=rows, FOLD=fold, **options)
-
-    split(step.singles, step.num_singles, 1)
-    split(step.shorts, step.num_shorts, SHORT_ROWS)
+        fold = min(8, triton.next_power_of_2(group * rows))
+        launch(_split, grid, *memory, items, *workspace, C=constants, N=tile, ROWS=rows, FOLD=fold, **options)
     tile = _chunk_tile(cache.dtype, shape.head_dim)
-    across = shape.kv_heads * -(-group * CHUNK_ROWS // tile) * options["SLICES"]
-    launch(_walk, (step.num_chunks, across), *memory, step.chunks, N=tile, ROWS=CHUNK_ROWS, **options)
+    across = _across(constants, tile, CHUNK_ROWS)
+    launch(_walk, (step.num_chunks, across), *memory, step.chunks, C=constants, N=tile, ROWS=CHUNK_ROWS, **options)
+
+
+def _across(constants: Constants, tile: int, rows: int) -> int:
+    """How many programs it takes for so many rows, with ``tile`` queries each."""
+    queries = constants.HEADS // constants.KV_HEADS * rows
+    return constants.KV_HEADS * -(-queries // tile) * constants.SLICES
 
 
 def _splits(programs: int, window: int, max_pieces: int) -> int:
@@ -158,28 +184,28 @@ def _options(dtype: str, head_dim: int) -> dict[str, int]:
     return {"warps": 8 if dtype == "f32" else 4, "stages": stages, "maxnreg": 255}
 
 
-def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> dict[str, Any]:
-    d = shape.head_dim
+def _constants(cache: PagedCache, layer: int, shape: AttentionShape, groups: int) -> Constants:
+    d, scaled = shape.head_dim, cache.dtype == "q8_0"
     block = _WIDE_BLOCK if _is_wide(cache.dtype, d) else _padded(d)
-    return {
-        "HEADS": shape.heads,
-        "KV_HEADS": shape.kv_heads,
-        "D": d,
-        "BLOCK": block,
-        "BLOCKS": -(-d // block),
-        "SLICE": _slice(cache.dtype, d),
-        "SLICES": _slices(cache.dtype, d),
-        "SCALES": scale_count(d) if cache.dtype == "q8_0" else 0,
-        "SCALE_BLOCK": triton.next_power_of_2(scale_count(d)),
-        "HALF": cache.dtype != "f32",
-        "SCALE": shape.scale,
-        "CAP": shape.soft_cap,
-        "SLOPED": shape.slopes is not None,
-        "WINDOW": shape.window,
-        "CAUSAL": shape.causal,
-        "GROUP": cache.group[layer],
-        "GROUPS": groups,
-    }
+    return Constants(
+        HEADS=shape.heads,
+        KV_HEADS=shape.kv_heads,
+        D=d,
+        BLOCK=block,
+        BLOCKS=-(-d // block),
+        SLICE=_slice(cache.dtype, d),
+        SLICES=_slices(cache.dtype, d),
+        SCALES=scale_count(d) if scaled else 0,
+        SCALE_BLOCK=triton.next_power_of_2(scale_count(d)),
+        HALF=cache.dtype != "f32",
+        SCALE=shape.scale,
+        CAP=shape.soft_cap,
+        SLOPED=shape.slopes is not None,
+        WINDOW=shape.window,
+        CAUSAL=shape.causal,
+        GROUP=cache.group[layer],
+        GROUPS=groups,
+    )
 
 
 def _memory(
@@ -204,6 +230,10 @@ def _slopes(slopes: tuple[float, ...]) -> Tensor:
 
 
 # --- kernels ---------------------------------------------------------------------------------------------------------
+#
+# They hand on values that belong together as tuples:
+#   queries: those of a tile, as `_queries` says
+#   kv: the row of the page table, KV head, keys, values, scales of keys, scales of values
 
 
 @triton.jit
@@ -221,65 +251,69 @@ def _attended(total, sums):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _seen(first, last, length, WINDOW: tl.constexpr, CAUSAL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The positions that rows at positions ``first`` ... ``last`` see of a sequence of this length: from, and up to."""
-    begin = tl.maximum(first - WINDOW + 1, 0) if WINDOW > 0 else first * 0
-    end = tl.minimum(last + 1, length) if CAUSAL else length
+def _work(items, C: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What a program is for: an item's sequence, first row, how many rows, and first record; KV head, tile of queries, slice."""
+    item, across = items + 4 * tl.program_id(0), tl.program_id(1)
+    TILES: tl.constexpr = (C.HEADS // C.KV_HEADS * ROWS + N - 1) // N
+    rows = 1 if ROWS == 1 else tl.load(item + 2)
+    sequence, base, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
+    kv_head, tile, part = across // C.SLICES // TILES, across // C.SLICES % TILES, across % C.SLICES
+    return sequence, base, rows, record, kv_head, tile, part
+
+
+@triton.jit
+def _seen(first, rows, tile, length, C: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The positions that a tile's rows see of a sequence of this length, if the first of all rows is at ``first``: from, and up to."""
+    G: tl.constexpr = C.HEADS // C.KV_HEADS
+    from_row, to_row = first + tile * N // G, first + tl.minimum(rows - 1, (tile * N + N - 1) // G)
+    begin = tl.maximum(from_row - C.WINDOW + 1, 0) if C.WINDOW > 0 else from_row * 0
+    end = tl.minimum(to_row + 1, length) if C.CAUSAL else length
     return begin, end
 
 
 @triton.jit
-def _power_above(largest, LOW: tl.constexpr, HIGH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """2^e above a magnitude and 1 / 2^e, with LOW <= e <= HIGH."""
-    bits = (largest.to(tl.int32, bitcast=True) & 0x7F800000) + 0x00800000
-    bits = tl.minimum(tl.maximum(bits, (127 + LOW) << 23), (127 + HIGH) << 23)
-    return bits.to(tl.float32, bitcast=True), (0x7F000000 - bits).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _tanh(x):  # type: ignore[no-untyped-def]
-    t = tl.exp(-2.0 * tl.abs(x))
-    return tl.where(x < 0.0, t - 1.0, 1.0 - t) / (1.0 + t)
+def _of_tile(base, rows, kv_head, tile, C: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The queries of a tile of rows ``base`` ...: which there are, their rows and heads, all [N]."""
+    G: tl.constexpr = C.HEADS // C.KV_HEADS
+    flat = tile * N + tl.arange(0, N)
+    return flat // G < rows, base + flat // G, kv_head * G + flat % G
 
 
 @triton.jit
 def _queries(  # type: ignore[no-untyped-def]
-    q, stride, positions, base, rows, kv_head, tile, G: tl.constexpr, D: tl.constexpr, N: tl.constexpr
+    q, q_stride, positions, slopes, base, rows, kv_head, tile, C: tl.constexpr, N: tl.constexpr
 ):
-    """The queries of a tile of rows ``base`` ...: which there are, their rows and heads, their positions (-1: none, it sees nothing)
-    and where they begin, all [N]."""
-    flat = tile * N + tl.arange(0, N)
-    valid = flat // G < rows
-    row, head = base + flat // G, kv_head * G + flat % G
+    """The queries of a tile as `_piece` takes them: their dims, as many as it holds, [BLOCK, N]; and of each [N] where it begins,
+    whether it is there, what its dims are multiplied by, what its scores are, its slope, and its position (-1: it sees nothing)."""
+    valid, row, head = _of_tile(base, rows, kv_head, tile, C, N)
     own = tl.load(positions + row, mask=valid, other=-1)
-    return valid, row, head, own, q + row.to(tl.int64) * stride + head * D
+    at = q + row.to(tl.int64) * q_stride + head * C.D
+    power, inverse = half_scale(_magnitudes(at, valid, C, N))
+    factor = power * C.SCALE if C.HALF else tl.full([N], C.SCALE, tl.float32)
+    slope = tl.load(slopes + head, mask=valid, other=0.0) if C.SLOPED else factor
+    return _query_block(at, valid, inverse, 0, C), at, valid, inverse, factor, slope, own
 
 
 @triton.jit
-def _tile_rows(first, rows, tile, G: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The positions of the first and the last row of a tile, if the first of all rows is at position ``first``."""
-    return first + tile * N // G, first + tl.minimum(rows - 1, (tile * N + N - 1) // G)
-
-
-@triton.jit
-def _magnitudes(at, valid, D: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+def _magnitudes(at, valid, C: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     """The largest magnitude of each query."""
+    BLOCK: tl.constexpr = C.BLOCK
+    BLOCKS: tl.constexpr = C.BLOCKS
     largest = tl.zeros([N], tl.float32)
     for block in tl.static_range(BLOCKS):
         d = block * BLOCK + tl.arange(0, BLOCK)
-        x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < D)[:, None], other=0.0)
+        x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < C.D)[:, None], other=0.0)
         largest = tl.maximum(largest, tl.max(tl.abs(x), axis=0))
     return largest
 
 
 @triton.jit
-def _query_block(  # type: ignore[no-untyped-def]
-    at, valid, inverse, block, D: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr
-):
+def _query_block(at, valid, inverse, block, C: tl.constexpr):  # type: ignore[no-untyped-def]
     """Some dims of the queries as products take them: [BLOCK, N]."""
+    BLOCK: tl.constexpr = C.BLOCK
     d = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < D)[:, None], other=0.0)
-    return (x * inverse[None, :]).to(tl.float16) if HALF else x
+    x = tl.load(at[None, :] + d[:, None], mask=valid[None, :] & (d < C.D)[:, None], other=0.0)
+    return (x * inverse[None, :]).to(tl.float16) if C.HALF else x
 
 
 @triton.jit
@@ -287,7 +321,8 @@ def _scales(scales, place, readable, group, SCALES: tl.constexpr):  # type: igno
     """Scales of some groups of 32 dims, float32 [TILE, groups]; and 2^e above their places' magnitudes, with its inverse, [TILE]."""
     mask = readable[:, None] & (group < SCALES)[None, :]
     scale = tl.load(scales + place[:, None] * SCALES + group[None, :], mask=mask, other=0.0).to(tl.float32)
-    power, inverse = _power_above(tl.max(scale, axis=1) * 128.0, -30, 24)
+    largest = tl.max(scale, axis=1) * 128.0
+    power, inverse = half_scale(tl.minimum(tl.maximum(largest, 2.0**-31), 2.0**23))
     return scale, power, inverse
 
 
@@ -315,113 +350,62 @@ def _product(a, b, sums, HALF: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _scores(  # type: ignore[no-untyped-def]
-    q,
-    q_at,
-    valid,
-    q_inverse,
-    keys,
-    scales,
-    place,
-    readable,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SCALES: tl.constexpr,
-    SCALE_BLOCK: tl.constexpr,
-    HALF: tl.constexpr,
-    N: tl.constexpr,
-):
+def _scores(queries, keys, scales, place, readable, C: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     """Products of the keys of a tile and queries: [TILE, N]. Heads that are wide have their queries loaded again, block by block."""
+    BLOCK: tl.constexpr = C.BLOCK
+    BLOCKS: tl.constexpr = C.BLOCKS
+    SCALE_BLOCK: tl.constexpr = C.SCALE_BLOCK
+    q, at, valid, q_inverse, _factor, _slope, _own = queries
     products = tl.zeros([TILE, N], tl.float32)
-    if SCALES > 0:
-        scale, power, inverse = _scales(scales, place, readable, tl.arange(0, SCALE_BLOCK), SCALES)
+    if C.SCALES > 0:
+        scale, power, inverse = _scales(scales, place, readable, tl.arange(0, SCALE_BLOCK), C.SCALES)
     for block in tl.static_range(BLOCKS):
         if BLOCKS > 1:
-            q = _query_block(q_at, valid, q_inverse, block, D, BLOCK, HALF)
-        if SCALES > 0:
+            q = _query_block(at, valid, q_inverse, block, C)
+        if C.SCALES > 0:
             group = block * (BLOCK // _SCALED) + tl.arange(0, BLOCK // _SCALED)
             if BLOCKS > 1:
-                scale, _, _ = _scales(scales, place, readable, group, SCALES)
-            k = _from_codes(keys, place, readable, scale, inverse, group, D, BLOCK)
+                scale, _, _ = _scales(scales, place, readable, group, C.SCALES)
+            k = _from_codes(keys, place, readable, scale, inverse, group, C.D, BLOCK)
         else:
-            k = _values(keys, place, readable, block * BLOCK, D, BLOCK)
-        products = _product(k, q, products, HALF)
-    return products * power[:, None] if SCALES > 0 else products
+            k = _values(keys, place, readable, block * BLOCK, C.D, BLOCK)
+        products = _product(k, q, products, C.HALF)
+    return products * power[:, None] if C.SCALES > 0 else products
 
 
 @triton.jit
-def _weighted(  # type: ignore[no-untyped-def]
-    weights,
-    sums,
-    values,
-    scales,
-    place,
-    readable,
-    first,
-    D: tl.constexpr,
-    SLICE: tl.constexpr,
-    SCALES: tl.constexpr,
-    HALF: tl.constexpr,
-):
-    """``sums`` [SLICE, N] and the tile's values from dim ``first`` on, weighted."""
-    if SCALES > 0:
-        group = first // _SCALED + tl.arange(0, SLICE // _SCALED)
-        scale, power, inverse = _scales(scales, place, readable, group, SCALES)
-        v = _from_codes(values, place, readable, scale, inverse, group, D, SLICE)
+def _weighted(weights, sums, values, scales, place, readable, part, C: tl.constexpr):  # type: ignore[no-untyped-def]
+    """``sums`` [SLICE, N] and a slice of the tile's values, weighted."""
+    SLICE: tl.constexpr = C.SLICE
+    if C.SCALES > 0:
+        group = part * (SLICE // _SCALED) + tl.arange(0, SLICE // _SCALED)
+        scale, power, inverse = _scales(scales, place, readable, group, C.SCALES)
+        v = _from_codes(values, place, readable, scale, inverse, group, C.D, SLICE)
         weights *= power[:, None]  # 0 for what a query does not see: its largest is of what it does see
-        largest, inverse = _power_above(tl.max(weights, axis=0), -126, 126)
+        largest, inverse = half_scale(tl.max(weights, axis=0))
         sums += tl.dot(tl.trans(v), (weights * inverse[None, :]).to(tl.float16)) * largest[None, :]
     else:
-        v = _values(values, place, readable, first, D, SLICE)
-        sums = _product(tl.trans(v), weights.to(tl.float16) if HALF else weights, sums, HALF)
+        v = _values(values, place, readable, part * SLICE, C.D, SLICE)
+        sums = _product(tl.trans(v), weights.to(tl.float16) if C.HALF else weights, sums, C.HALF)
     return sums
 
 
 @triton.jit
-def _bent(scores, at, own, slope, CAP: tl.constexpr, SLOPED: tl.constexpr):  # type: ignore[no-untyped-def]
+def _bent(scores, at, own, slope, C: tl.constexpr):  # type: ignore[no-untyped-def]
     """What a layer makes of its scores."""
-    if CAP > 0:
-        scores = _tanh(scores / CAP) * CAP
-    if SLOPED:
+    if C.CAP > 0:
+        scores = tanh(scores / C.CAP) * C.CAP
+    if C.SLOPED:
         scores = scores - slope[None, :] * tl.abs(at[:, None] - own[None, :]).to(tl.float32)
     return scores
 
 
 @triton.jit
-def _piece(  # type: ignore[no-untyped-def]
-    piece,
-    begin,
-    end,
-    q,
-    q_at,
-    valid,
-    q_inverse,
-    factor,
-    slope,
-    own,
-    pages,
-    kv_head,
-    first,
-    keys,
-    values,
-    k_scales,
-    v_scales,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SLICE: tl.constexpr,
-    SCALES: tl.constexpr,
-    SCALE_BLOCK: tl.constexpr,
-    HALF: tl.constexpr,
-    CAP: tl.constexpr,
-    SLOPED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    N: tl.constexpr,
-):
-    """The record of a piece, over positions ``begin`` ... ``end`` - 1 alone: [N], [N] and, for dims from ``first`` on, [SLICE, N]."""
+def _piece(piece, begin, end, queries, kv, part, C: tl.constexpr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The record of a piece, over positions ``begin`` ... ``end`` - 1 alone: [N], [N] and, for slice ``part``, [SLICE, N]."""
+    SLICE: tl.constexpr = C.SLICE
+    _q, _q_at, _valid, _inverse, factor, slope, own = queries
+    pages, kv_head, keys, values, k_scales, v_scales = kv
     top = tl.full([N], _LOWEST, tl.float32)
     total = tl.zeros([N], tl.float32)
     sums = tl.zeros([SLICE, N], tl.float32)
@@ -430,49 +414,33 @@ def _piece(  # type: ignore[no-untyped-def]
         at = start + tl.arange(0, TILE)
         readable = (at >= begin) & (at < end)
         page = tl.load(pages + at // _PAGE, mask=readable, other=0).to(tl.int64)
-        place = (page * KV_HEADS + kv_head) * _PAGE + at % _PAGE
-        scores = _scores(
-            q, q_at, valid, q_inverse, keys, k_scales, place, readable, D, BLOCK, BLOCKS, SCALES, SCALE_BLOCK, HALF, N
-        )
-        scores = _bent(scores * factor[None, :], at, own, slope, CAP, SLOPED)
+        place = (page * C.KV_HEADS + kv_head) * _PAGE + at % _PAGE
+        scores = _scores(queries, keys, k_scales, place, readable, C, N)
+        scores = _bent(scores * factor[None, :], at, own, slope, C)
         seen = readable[:, None] & (own >= 0)[None, :]
-        if CAUSAL:
+        if C.CAUSAL:
             seen &= at[:, None] <= own[None, :]
-        if WINDOW > 0:
-            seen &= at[:, None] > own[None, :] - WINDOW
+        if C.WINDOW > 0:
+            seen &= at[:, None] > own[None, :] - C.WINDOW
         scores = tl.where(seen, scores, float("-inf"))
         largest = tl.maximum(top, tl.max(scores, axis=0))
         weights = tl.exp(scores - largest[None, :])
         shrink = tl.exp(top - largest)
         total = total * shrink + tl.sum(weights, axis=0)
-        sums = _weighted(
-            weights, sums * shrink[None, :], values, v_scales, place, readable, first, D, SLICE, SCALES, HALF
-        )
+        sums = _weighted(weights, sums * shrink[None, :], values, v_scales, place, readable, part, C)
         top = largest
     return top, total, sums
 
 
 @triton.jit
-def _store(  # type: ignore[no-untyped-def]
-    out,
-    out_stride,
-    largest,
-    largest_stride,
-    result,
-    row,
-    head,
-    valid,
-    part,
-    D: tl.constexpr,
-    SLICE: tl.constexpr,
-    SLICES: tl.constexpr,
-):
+def _store(out, out_stride, largest, largest_stride, result, valid, row, head, part, C: tl.constexpr):  # type: ignore[no-untyped-def]
     """Slice ``part`` of the output of some queries, [SLICE, n], and its largest magnitudes."""
+    SLICE: tl.constexpr = C.SLICE
     d = part * SLICE + tl.arange(0, SLICE)
-    at = out + row.to(tl.int64) * out_stride + head * D
-    tl.store(at[None, :] + d[:, None], result, mask=valid[None, :] & (d < D)[:, None])
+    at = out + row.to(tl.int64) * out_stride + head * C.D
+    tl.store(at[None, :] + d[:, None], result, mask=valid[None, :] & (d < C.D)[:, None])
     if largest is not None:
-        at = largest + (head * SLICES + part).to(tl.int64) * largest_stride + row
+        at = largest + (head * C.SLICES + part).to(tl.int64) * largest_stride + row
         tl.store(at, tl.max(tl.abs(result), axis=0), mask=valid)
 
 
@@ -487,12 +455,12 @@ def _record(tops, records, place, there, d, D: tl.constexpr):  # type: ignore[no
 
 
 @triton.jit
-def _folded(  # type: ignore[no-untyped-def]
-    tops, records, place, apart, valid, count, d, D: tl.constexpr, FOLD: tl.constexpr, SLICE: tl.constexpr
-):
+def _folded(tops, records, place, apart, valid, count, part, C: tl.constexpr, FOLD: tl.constexpr):  # type: ignore[no-untyped-def]
     """What ``count`` records of each query mean together, from ``place`` [FOLD] on, so far ``apart``, in their order: [SLICE, FOLD].
     Four are read at a time, so that memory is not waited for at each."""
-    place, valid, d = place[:, None], valid[:, None], d[None, :]
+    D: tl.constexpr = C.D
+    SLICE: tl.constexpr = C.SLICE
+    place, valid, d = place[:, None], valid[:, None], part * SLICE + tl.arange(0, SLICE)[None, :]
     end = place + count * apart
     top = tl.full([FOLD, 1], _LOWEST, tl.float32)
     total = tl.zeros([FOLD, 1], tl.float32)
@@ -543,23 +511,7 @@ def _split(  # type: ignore[no-untyped-def]
     tops,
     records,
     arrived,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SLICE: tl.constexpr,
-    SLICES: tl.constexpr,
-    SCALES: tl.constexpr,
-    SCALE_BLOCK: tl.constexpr,
-    HALF: tl.constexpr,
-    SCALE: tl.constexpr,
-    CAP: tl.constexpr,
-    SLOPED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    C: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     FOLD: tl.constexpr,
@@ -567,76 +519,37 @@ def _split(  # type: ignore[no-untyped-def]
     """Some pieces for up to N queries of a single or a short and SLICE dims: to records, which the last program folds, FOLD queries
     at a time; or to ``out`` if there is one piece. The programs along the last axis take turns; how many there are is no constant,
     or each number of singles would have a kernel of its own."""
-    G: tl.constexpr = HEADS // KV_HEADS
-    TILES: tl.constexpr = (G * ROWS + N - 1) // N
-    item, across = items + 4 * tl.program_id(0), tl.program_id(1)
-    kv_head, tile, part = across // SLICES // TILES, across // SLICES % TILES, across % SLICES
-    sequence, base, record = tl.load(item), tl.load(item + 1), tl.load(item + 3).to(tl.int64)
-    rows = 1 if ROWS == 1 else tl.load(item + 2)
-    first_seeing, last_seeing = _tile_rows(tl.load(positions + base), rows, tile, G, N)
-    begin, end = _seen(first_seeing, last_seeing, tl.load(kv_len + sequence), WINDOW, CAUSAL)
+    G: tl.constexpr = C.HEADS // C.KV_HEADS
+    SLICE: tl.constexpr = C.SLICE
+    sequence, base, rows, record, kv_head, tile, part = _work(items, C, N, ROWS)
+    begin, end = _seen(tl.load(positions + base), rows, tile, tl.load(kv_len + sequence), C, N)
     first_piece, last_piece = begin // PIECE, tl.maximum(begin, end - 1) // PIECE
     pieces = last_piece - first_piece + 1
     programs = tl.minimum(pieces, tl.num_programs(2))
     if (tile * N < rows * G) & (tl.program_id(2) < programs):
-        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, N)
-        power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
-        block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
-        factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
-        slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
-        pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
-        d = part * SLICE + tl.arange(0, SLICE)
+        queries = _queries(q, q_stride, positions, slopes, base, rows, kv_head, tile, C, N)
+        valid, row, head = _of_tile(base, rows, kv_head, tile, C, N)
+        pages = page_table + (sequence * C.GROUPS + C.GROUP) * tl.load(table_stride)
+        kv = pages, kv_head, keys, values, k_scales, v_scales
         for piece in range(first_piece + tl.program_id(2), last_piece + 1, programs):
-            top, total, sums = _piece(
-                piece,
-                begin,
-                end,
-                block,
-                q_at,
-                valid,
-                inverse,
-                factor,
-                slope,
-                own,
-                pages,
-                kv_head,
-                part * SLICE,
-                keys,
-                values,
-                k_scales,
-                v_scales,
-                KV_HEADS,
-                D,
-                BLOCK,
-                BLOCKS,
-                SLICE,
-                SCALES,
-                SCALE_BLOCK,
-                HALF,
-                CAP,
-                SLOPED,
-                WINDOW,
-                CAUSAL,
-                N,
-            )
+            top, total, sums = _piece(piece, begin, end, queries, kv, part, C, N)
             if record < 0:
                 result = _attended(total[None, :], sums)
-                _store(out, out_stride, largest, largest_stride, result, row, head, valid, part, D, SLICE, SLICES)
+                _store(out, out_stride, largest, largest_stride, result, valid, row, head, part, C)
             else:
-                place = (record + piece * rows + row - base) * HEADS + head
-                tl.store(records + place[None, :] * D + d[:, None], sums, mask=valid[None, :] & (d < D)[:, None])
+                d = part * SLICE + tl.arange(0, SLICE)
+                place = (record + piece * rows + row - base) * C.HEADS + head
+                tl.store(records + place[None, :] * C.D + d[:, None], sums, mask=valid[None, :] & (d < C.D)[:, None])
                 tl.store(tops + 2 * place, top, mask=valid)  # the same whichever slice it comes with
                 tl.store(tops + 2 * place + 1, total, mask=valid)
         if record >= 0:  # not `and`: that would count where there is no record, too
-            last = _is_last(arrived + record * tl.num_programs(1) + across, programs)
+            last = _is_last(arrived + record * tl.num_programs(1) + tl.program_id(1), programs)
             if last:
                 for flat in range(tile * N, tl.minimum(tile * N + N, rows * G), FOLD):
-                    there, row_, head_, _, _ = _queries(
-                        q, q_stride, positions, base, rows, kv_head, flat // FOLD, G, D, FOLD
-                    )
-                    place = (record + first_piece * rows + row_ - base) * HEADS + head_
-                    result = _folded(tops, records, place, rows * HEADS, there, pieces, d, D, FOLD, SLICE)
-                    _store(out, out_stride, largest, largest_stride, result, row_, head_, there, part, D, SLICE, SLICES)
+                    there, of_row, of_head = _of_tile(base, rows, kv_head, flat // FOLD, C, FOLD)
+                    place = (record + first_piece * rows + of_row - base) * C.HEADS + of_head
+                    result = _folded(tops, records, place, rows * C.HEADS, there, pieces, part, C, FOLD)
+                    _store(out, out_stride, largest, largest_stride, result, there, of_row, of_head, part, C)
 
 
 @triton.jit
@@ -657,77 +570,25 @@ def _walk(  # type: ignore[no-untyped-def]
     table_stride,
     page_table,
     items,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCKS: tl.constexpr,
-    SLICE: tl.constexpr,
-    SLICES: tl.constexpr,
-    SCALES: tl.constexpr,
-    SCALE_BLOCK: tl.constexpr,
-    HALF: tl.constexpr,
-    SCALE: tl.constexpr,
-    CAP: tl.constexpr,
-    SLOPED: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS: tl.constexpr,
+    C: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """All pieces for up to N queries of a chunk and SLICE dims, folded as they come."""
-    G: tl.constexpr = HEADS // KV_HEADS
-    TILES: tl.constexpr = (G * ROWS + N - 1) // N
-    item, across = items + 4 * tl.program_id(0), tl.program_id(1)
-    kv_head, tile, part = across // SLICES // TILES, across // SLICES % TILES, across % SLICES
-    sequence, base, rows = tl.load(item), tl.load(item + 1), tl.load(item + 2)
+    G: tl.constexpr = C.HEADS // C.KV_HEADS
+    SLICE: tl.constexpr = C.SLICE
+    sequence, base, rows, _record, kv_head, tile, part = _work(items, C, N, ROWS)
     if tile * N < rows * G:
-        valid, row, head, own, q_at = _queries(q, q_stride, positions, base, rows, kv_head, tile, G, D, N)
-        first_seeing, last_seeing = _tile_rows(tl.load(positions + base), rows, tile, G, N)
-        begin, end = _seen(first_seeing, last_seeing, tl.load(kv_len + sequence), WINDOW, CAUSAL)
-        power, inverse = _power_above(_magnitudes(q_at, valid, D, BLOCK, BLOCKS, N), -126, 126)
-        block = _query_block(q_at, valid, inverse, 0, D, BLOCK, HALF)
-        factor = power * SCALE if HALF else tl.full([N], SCALE, tl.float32)
-        slope = tl.load(slopes + head, mask=valid, other=0.0) if SLOPED else factor
-        pages = page_table + (sequence * GROUPS + GROUP) * tl.load(table_stride)
+        begin, end = _seen(tl.load(positions + base), rows, tile, tl.load(kv_len + sequence), C, N)
+        queries = _queries(q, q_stride, positions, slopes, base, rows, kv_head, tile, C, N)
+        pages = page_table + (sequence * C.GROUPS + C.GROUP) * tl.load(table_stride)
+        kv = pages, kv_head, keys, values, k_scales, v_scales
         top = tl.full([1, N], _LOWEST, tl.float32)
         total = tl.zeros([1, N], tl.float32)
         sums = tl.zeros([SLICE, N], tl.float32)
         for piece in range(begin // PIECE, (end + PIECE - 1) // PIECE):
-            piece_top, piece_total, piece_sums = _piece(
-                piece,
-                begin,
-                end,
-                block,
-                q_at,
-                valid,
-                inverse,
-                factor,
-                slope,
-                own,
-                pages,
-                kv_head,
-                part * SLICE,
-                keys,
-                values,
-                k_scales,
-                v_scales,
-                KV_HEADS,
-                D,
-                BLOCK,
-                BLOCKS,
-                SLICE,
-                SCALES,
-                SCALE_BLOCK,
-                HALF,
-                CAP,
-                SLOPED,
-                WINDOW,
-                CAUSAL,
-                N,
-            )
-            top, total, sums = _fold(top, total, sums, piece_top[None, :], piece_total[None, :], piece_sums)
+            next_top, next_total, next_sums = _piece(piece, begin, end, queries, kv, part, C, N)
+            top, total, sums = _fold(top, total, sums, next_top[None, :], next_total[None, :], next_sums)
+        valid, row, head = _of_tile(base, rows, kv_head, tile, C, N)
         result = _attended(total, sums)
-        _store(out, out_stride, largest, largest_stride, result, row, head, valid, part, D, SLICE, SLICES)
+        _store(out, out_stride, largest, largest_stride, result, valid, row, head, part, C)

@@ -57,6 +57,11 @@ class StepArrays:
     num_shorts: int = 0
     num_chunks: int = 0
 
+    @property
+    def only_singles(self) -> bool:
+        """Whether the number of rows says how much work there is of each kind."""
+        return self.num_shorts == self.num_chunks == 0
+
 
 class StagedStep:
     """Where steps within ``limits`` are put on their way to the device. ``scratch_pages`` holds one page of each KV group, where rows
