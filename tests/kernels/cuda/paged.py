@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, KVGroup, Rope, StepInput, StepLimits
-from shoal.kernels.cuda.attention import attention, attention_space
+from shoal.kernels.cuda.attention import attention, attention_space, largest_parts
 from shoal.kernels.cuda.cache import kv_cache
 from shoal.kernels.cuda.rotary import rope_store, rope_table
 from shoal.kernels.cuda.step import StagedStep
@@ -71,7 +71,7 @@ class PagedRun:
         saved; `store` and `attend` are the kernels."""
         q, k, v = split_heads(qkv, self.shape, step.positions, self.rope)
         self.fill(step, k, v)
-        arrays = self.staged.set(self._both_groups(step), bucket)
+        arrays = self.staged.set(self.both_groups(step), bucket)
         rows = torch.zeros(arrays.rows, qkv.shape[1])
         rows[: len(q), : q[0].size] = torch.from_numpy(q.reshape(len(q), -1))
         return self.attend(rows)
@@ -81,14 +81,19 @@ class PagedRun:
         width = self.shape.heads * self.shape.head_dim
         room = torch.full((len(rows) + 3, width + 5), torch.nan)
         out = room[: len(rows), 2:-3]
-        attention(rows[:, :width], out, self.cache, self.layer, self.shape, self.staged.arrays, self.space)
+        largest = torch.full((largest_parts(self.shape, self.cache.dtype), len(rows) + 3), torch.nan)
+        attention(rows[:, :width], out, self.cache, self.layer, self.shape, self.staged.arrays, self.space, largest)
         assert room[len(rows) :].isnan().all()
         assert room[:, :2].isnan().all()
         assert room[:, -3:].isnan().all()
+        assert largest[:, len(rows) :].isnan().all()
+        finite = out.isfinite().all(dim=1)
+        assert torch.equal(largest[:, : len(rows)].amax(dim=0)[finite], out.abs().amax(dim=1)[finite])
+        assert not self.space.arrived.any()
         return out
 
     @staticmethod
-    def _both_groups(step: StepInput) -> StepInput:
+    def both_groups(step: StepInput) -> StepInput:
         table = np.concatenate(
             [np.full_like(step.page_table, 1 << 20), step.page_table]
         )  # nothing is in the first group

@@ -11,10 +11,10 @@ import torch
 
 from shoal.kernels.base import PAGE_SIZE, StepLimits
 from shoal.kernels.cuda import attention as kernels
-from shoal.kernels.cuda.attention import record_count
+from shoal.kernels.cuda.attention import attention, record_count
 from shoal.kernels.cuda.launch import launches_go_to
 from shoal.kernels.reference import PIECE
-from tests.kernels.cuda.paged import PagedRun, nmse, twin
+from tests.kernels.cuda.paged import PagedRun, nmse, split_heads, twin
 from tests.kernels.ragged import Case, make_case
 
 TO_TWIN, TO_FLOAT = 1e-8, 5e-5
@@ -131,6 +131,34 @@ def test_singles_chunks_and_neighbours_have_the_same_bits(dtype: str, changes: d
         assert torch.equal(run.run(*step), torch.cat(want))
 
 
+@pytest.mark.parametrize("rows", [2, 5, 8])
+@pytest.mark.parametrize(
+    ("dtype", "heads", "changes"), [("f16", 3, LONG[0]), ("f16", 1, LONG[1]), ("q8_0", 5, LONG[2])]
+)
+def test_a_few_rows_over_a_long_context_have_the_same_bits(
+    dtype: str, heads: int, changes: dict[str, Any], rows: int
+) -> None:
+    """With records, and without: one tile of queries or more; some rows see a piece that others do not; beside singles and chunks."""
+    case = bend(make_case(heads, 1, 32, [2 * PIECE + 3, PIECE + 40, 7]), changes)
+    run = PagedRun(case, dtype, sum(case.lengths))
+    roomless = PagedRun(case, dtype, sum(case.lengths), records=0)
+    for whole, qkv in [case.step([(s, 0, n)]) for s, n in enumerate(case.lengths)]:
+        run.fill(whole, *split_heads(qkv, case.shape, whole.positions, case.rope)[1:])
+    roomless.cache = run.cache
+    spans = [
+        (0, 2 * PIECE + 3 - rows, 2 * PIECE + 3),
+        (1, PIECE + 20, PIECE + 30),
+        (2, 5, 7),
+        (1, PIECE + 39, PIECE + 40),
+    ]
+    step = case.step(spans)
+    arrays = run.staged.set(run.both_groups(step[0]))
+    assert (arrays.num_singles, arrays.num_shorts, arrays.num_chunks) == (1, 2, 1)
+    assert torch.equal(run.run(*step), roomless.run(*step))
+    at_once = run.run(*case.step([(0, 2 * PIECE - 20, 2 * PIECE + 3)]))
+    assert torch.equal(run.run(*case.step(spans[:1])), at_once[-rows:])
+
+
 def test_prompts_in_chunks_have_the_same_bits() -> None:
     case = make_case(2, 1, 32, [PIECE + 44, 33])
     at_once = PagedRun(case, "f16", 400).run(*case.whole())
@@ -144,13 +172,18 @@ def test_prompts_in_chunks_have_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("programs", [1, 6, 1000])
-def test_the_number_of_splits_changes_no_bit(monkeypatch: pytest.MonkeyPatch, programs: int) -> None:
+def test_the_number_of_programs_that_share_a_single_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, programs: int
+) -> None:
     case = make_case(4, 2, 32, LENGTHS)
     run = PagedRun(case, "f16", sum(LENGTHS))
     at_once = run.run(*case.whole())
     monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+    ends = np.cumsum(LENGTHS)
     last = run.run(*case.step([(s, n - 1, n) for s, n in enumerate(LENGTHS)]))
-    assert torch.equal(last, at_once[np.cumsum(LENGTHS) - 1])
+    assert torch.equal(last, at_once[ends - 1])
+    few = run.run(*case.step([(s, n - 3, n) for s, n in enumerate(LENGTHS)]))
+    assert torch.equal(few, torch.cat([at_once[end - 3 : end] for end in ends]))
 
 
 def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,21 +196,48 @@ def test_any_number_of_singles_has_the_same_kernels(monkeypatch: pytest.MonkeyPa
         with launches_go_to(lambda kernel, grid, args, options, to=launches: to.append((kernel.__name__, options))):
             run.run(*case.step([(s, PIECE + 8, PIECE + 9) for s in range(singles)]))
         seen.append(launches)
-    assert seen[0]
+    assert [name for name, _ in seen[0]] == ["_split"]
     assert all(launches == seen[0] for launches in seen)
 
 
-@pytest.mark.parametrize(("singles", "chunks"), [(16, 16), (32, 64), (64, 32)])
+@pytest.mark.parametrize(("few", "chunks"), [(16, 16), (32, 64), (64, 32)])
 def test_the_number_of_queries_of_a_program_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch, singles: int, chunks: int
+    monkeypatch: pytest.MonkeyPatch, few: int, chunks: int
 ) -> None:
     case = make_case(20, 1, 32, [90, 1])
     at_once = PagedRun(case, "f16").run(*case.whole())
-    monkeypatch.setattr(kernels, "_single_tile", lambda *_: singles)
+    monkeypatch.setattr(kernels, "_few_tile", lambda *_: few)
     monkeypatch.setattr(kernels, "_chunk_tile", lambda *_: chunks)
     run = PagedRun(case, "f16")
     assert torch.equal(run.run(*case.whole()), at_once)
     assert torch.equal(run.run(*case.step([(0, 89, 90)]))[0], at_once[89])
+    assert torch.equal(run.run(*case.step([(0, 85, 90)])), at_once[85:90])
+
+
+@pytest.mark.parametrize("pieces", [4, 5, 9])
+def test_any_number_of_records_is_folded_as_a_chunk_folds(pieces: int) -> None:
+    """However many are read at a time; and again, with the counters as the first time left them. The head has two slices."""
+    case = replace(make_case(3, 1, 80, [PIECE * pieces - 3]), rope=None)
+    run, roomless = PagedRun(case, "f32"), PagedRun(case, "f32", records=0)
+    step, qkv = case.whole()
+    run.fill(step, *split_heads(qkv, case.shape, step.positions, None)[1:])
+    roomless.cache = run.cache
+    last = case.step([(0, case.lengths[0] - 1, case.lengths[0])])
+    expected = roomless.run(*last)
+    for _ in range(2):
+        assert torch.equal(run.run(*last), expected)
+
+
+def test_how_large_a_row_is_need_not_be_asked() -> None:
+    case = make_case(4, 2, 32, [PIECE + 9, 20])
+    run = PagedRun(case, "f16", 400)
+    run.run(*case.whole())
+    step, qkv = case.step([(0, PIECE + 8, PIECE + 9), (1, 3, 20)])
+    at_once = run.run(step, qkv)
+    q = torch.from_numpy(split_heads(qkv, case.shape, step.positions, case.rope)[0].reshape(len(qkv), -1))
+    out = torch.empty_like(q)
+    attention(q, out, run.cache, run.layer, run.shape, run.staged.arrays, run.space)
+    assert torch.equal(out, at_once)
 
 
 def test_other_pages_change_no_bit() -> None:
@@ -233,7 +293,8 @@ def test_rows_that_pad_are_zeros_and_change_no_bit() -> None:
 
 
 def test_records_are_as_many_as_can_be_needed_or_fit() -> None:
-    assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 4 * 3
+    assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 4 * 8 * 3
+    assert record_count(StepLimits(20, 4, 40), heads=32, head_dim=128) == 20 * 3
     many = record_count(StepLimits(256, 256, 8192), heads=32, head_dim=128)
     assert 1000 * 512 > many > 4000
     assert record_count(StepLimits(256, 256, 8192), heads=128, head_dim=576) == 512

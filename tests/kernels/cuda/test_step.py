@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shoal.kernels.base import StepInput, StepLimits
-from shoal.kernels.cuda.step import CHUNK_ROWS, StagedStep, StepArrays, plan
+from shoal.kernels.cuda.step import CHUNK_ROWS, SHORT_ROWS, StagedStep, StepArrays, plan
 from shoal.kernels.reference import PIECE
 
 LIMITS = StepLimits(max_rows=400, max_seqs=6, max_pages_per_seq=80)
@@ -48,7 +48,10 @@ def test_what_the_device_gets(bucket: int | None) -> None:
     assert pages_of(arrays, 0, 3) == [500] * 3
     assert arrays.num_singles == 1 + pad
     assert arrays.singles[: 1 + pad].tolist() == [[1, 3, 1, -1], *([3, row, 1, -1] for row in range(7, rows))]
-    assert arrays.chunks[: arrays.num_chunks].tolist() == [[0, 0, 3, -1], [2, 4, 3, -1]]
+    assert arrays.shorts[: arrays.num_shorts].tolist() == [[0, 0, 3, -1], [2, 4, 3, -1]]
+    assert arrays.num_chunks == 0
+    assert not arrays.only_singles
+    assert staged.set(make_step([(5, 6), (300, 301)]), bucket).only_singles
 
 
 def test_its_addresses_stay() -> None:
@@ -62,28 +65,42 @@ def test_its_addresses_stay() -> None:
 
 
 def test_many_rows_are_chunks_and_every_row_is_in_one() -> None:
-    step = make_step([(0, 2 * CHUNK_ROWS), (3, 4 + CHUNK_ROWS), (9, 10), (0, 2)])
-    singles, chunks = plan(step, len(step.token_ids), 100)
+    step = make_step([(0, 2 * CHUNK_ROWS), (3, 4 + CHUNK_ROWS), (9, 10), (0, SHORT_ROWS + 1), (1, SHORT_ROWS + 1)])
+    singles, shorts, chunks = plan(step, len(step.token_ids), 100)
     starts = step.row_start.tolist()
     assert singles.tolist() == [[2, starts[2], 1, -1]]
+    assert shorts.tolist() == [[4, starts[4], SHORT_ROWS, -1]]
     assert chunks.tolist() == [
         [0, 0, CHUNK_ROWS, -1],
         [0, CHUNK_ROWS, CHUNK_ROWS, -1],
         [1, starts[1], CHUNK_ROWS, -1],
         [1, starts[1] + CHUNK_ROWS, 1, -1],
-        [3, starts[3], 2, -1],
+        [3, starts[3], SHORT_ROWS + 1, -1],
     ]
 
 
 def test_singles_of_several_pieces_have_records_and_are_chunks_without_room() -> None:
     stops = [PIECE, PIECE + 1, 3 * PIECE, 4 * PIECE]
     step = make_step([(stop - 1, stop) for stop in stops])
-    singles, chunks = plan(step, 4, 9)
+    singles, shorts, chunks = plan(step, 4, 9)
     assert singles.tolist() == [[0, 0, 1, -1], [1, 1, 1, 0], [2, 2, 1, 2], [3, 3, 1, 5]]
+    assert not len(shorts)
     assert not len(chunks)
-    singles, chunks = plan(step, 4, 8)
+    singles, _, chunks = plan(step, 4, 8)
     assert singles[:, 0].tolist() == [0, 1, 2]
     assert chunks.tolist() == [[3, 3, 1, -1]]
-    singles, chunks = plan(step, 4, 0)
+    singles, _, chunks = plan(step, 4, 0)
     assert singles[:, 0].tolist() == [0]
     assert chunks[:, 0].tolist() == [1, 2, 3]
+
+
+def test_each_row_of_a_short_has_records() -> None:
+    step = make_step([(PIECE, PIECE + 3), (PIECE, PIECE + 1), (0, 2), (2 * PIECE, 2 * PIECE + 4)])
+    singles, shorts, chunks = plan(step, 10, 2 * 3 + 2 + 3 * 4)
+    assert singles.tolist() == [[1, 3, 1, 6]]
+    assert shorts.tolist() == [[0, 0, 3, 0], [2, 4, 2, -1], [3, 6, 4, 8]]
+    assert not len(chunks)
+    singles, shorts, chunks = plan(step, 10, 2 * 3 + 2 + 3 * 4 - 1)
+    assert singles.tolist() == [[1, 3, 1, 6]]
+    assert shorts.tolist() == [[0, 0, 3, 0], [2, 4, 2, -1]]
+    assert chunks.tolist() == [[3, 6, 4, -1]]

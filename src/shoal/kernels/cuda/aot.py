@@ -84,7 +84,7 @@ NETWORKS = {
     "smollm2": Network(576, 1536, AttentionShape(9, 3, 64, 0.125)),  # SmolLM2 135M: no whole number of K blocks
 }
 ALL = Plan(tuple(NETWORKS), ("Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_K", "IQ4_XS"))
-SHORT = Plan(("llama-1b",), ("Q4_K", "Q6_K"), rows=(1, 64, _CHUNK))
+SHORT = Plan(("llama-1b",), ("Q4_K", "Q6_K"), rows=(1, 8, 64, _CHUNK))
 
 
 def record(plan: Plan, target: str) -> Recorder:

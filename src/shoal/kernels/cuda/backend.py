@@ -138,9 +138,7 @@ class _Body:
         self._rows = rows = len(step.token_ids)
         bucket = self._graphs.bucket(rows) if rows == len(step.kv_len) else None
         arrays = self._memory.step.set(step, bucket)
-        if (
-            bucket is None or arrays.num_chunks
-        ):  # no graph has chunks, which single rows become where their records do not fit
+        if bucket is None or not arrays.only_singles:  # what graphs are of; not all are where records do not fit
             self._ops.run(arrays.rows)
         else:
             self._graphs.run(bucket)

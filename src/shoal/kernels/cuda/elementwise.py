@@ -18,7 +18,7 @@ import triton.language as tl
 
 from shoal.kernels.base import Activation, Heads, Norm
 from shoal.kernels.cuda.activation import activate as _activate
-from shoal.kernels.cuda.activation import half_scale, sigmoid
+from shoal.kernels.cuda.activation import half_scale, sigmoid, tanh
 from shoal.kernels.cuda.launch import INTERPRETED, Tensor, device, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
@@ -315,7 +315,7 @@ def _change(  # type: ignore[no-untyped-def]
     elif OP == "multiply_columns":
         value *= tl.load(other + columns, mask=inside, other=0.0)
     elif OP == "soft_cap":
-        value = number * _tanh(value / number)
+        value = number * tanh(value / number)
     elif OP == "clamp":  # NaN stays
         value = tl.where(value > number, number, tl.where(value < -number, -number, value))
     elif OP == "gate":
@@ -390,16 +390,6 @@ def _made(x, columns, inside, WIDTH: tl.constexpr, FORM: tl.constexpr, ACTIVATIO
     elif FORM == "gated":
         value = _activate(value, ACTIVATION) * tl.load(x + WIDTH + columns, mask=inside, other=0.0)
     return value
-
-
-@triton.jit
-def _tanh(x):  # type: ignore[no-untyped-def]
-    """By exp, and where that loses digits by its series: good to a few units in the last place."""
-    small = tl.exp(-2.0 * tl.abs(x))
-    by_exp = (1.0 - small) / (1.0 + small)
-    square = x * x
-    by_series = x + x * square * (-1.0 / 3 + square * (2.0 / 15 - square * (17.0 / 315)))
-    return tl.where(tl.abs(x) < 0.125, by_series, tl.where(x < 0, -by_exp, by_exp))
 
 
 def _rows_of(x: Tensor | None) -> tuple[Any, int]:
