@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -60,8 +60,11 @@ CONFIGS: dict[int, Config] = {
 }
 """Bucket (the most rows; the last is for all above) -> configuration, of GPUs with wgmma."""
 
-SMALL_CONFIGS: dict[int, Config] = {**CONFIGS, 64: Config(64, 64, 8, 3), 128: Config(128, 64, 8, 2)}
+SMALL_CONFIGS: dict[int, Config] = {**CONFIGS, 128: Config(128, 64, 8, 2)}
 """The same of others, whose matrix instructions take both operands from registers."""
+
+SMALL_FLOATS: dict[int, Config] = {64: Config(64, 64, 8, 3)}
+"""What those take instead for activations that come as floats: rounding them takes registers too."""
 
 TUNED: dict[tuple[str, int, int, int], Config] = {}
 """(type, weight rows, columns, bucket) -> what is taken instead."""
@@ -69,18 +72,20 @@ TUNED: dict[tuple[str, int, int, int], Config] = {}
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What launches depend on: bytes of shared memory that a program can have, the table of configurations, and whether a program can
-    leave sums to another: on AMD a barrier of Triton's does not wait until what other waves have stored can be seen."""
+    """What launches depend on: bytes of shared memory that a program can have, the table of configurations and its exceptions for
+    floats, and whether a program can leave sums to another: on AMD a barrier of Triton's does not wait until what other waves have
+    stored can be seen."""
 
     shared: int
     configs: dict[int, Config]
+    floats: dict[int, Config] = field(default_factory=dict)
     side_by_side: bool = True
 
 
 CHIPS = {
-    "sm_80": Chip(163 << 10, SMALL_CONFIGS),
+    "sm_80": Chip(163 << 10, SMALL_CONFIGS, SMALL_FLOATS),
     "sm_90": Chip(227 << 10, CONFIGS),
-    "gfx942": Chip(64 << 10, SMALL_CONFIGS, side_by_side=False),
+    "gfx942": Chip(64 << 10, SMALL_CONFIGS, SMALL_FLOATS, side_by_side=False),
 }
 _absent = Chip(1 << 30, CONFIGS)
 
@@ -106,7 +111,9 @@ def _this_chip() -> Chip:
     properties = torch.cuda.get_device_properties(device())
     amd = torch.version.hip is not None
     shared = getattr(properties, "shared_memory_per_block_optin", 1 << 16)
-    return Chip(shared, SMALL_CONFIGS if amd or properties.major < 9 else CONFIGS, side_by_side=not amd)
+    if amd or properties.major < 9:
+        return Chip(shared, SMALL_CONFIGS, SMALL_FLOATS, side_by_side=not amd)
+    return Chip(shared, CONFIGS)
 
 
 def bucket(rows: int) -> int:
@@ -117,7 +124,8 @@ def bucket(rows: int) -> int:
 def config(part: PackedPart, rows: int, *, floats: bool = False) -> Config:
     """How a part is multiplied by this number of rows: what the tables say, with no more stages than shared memory allows."""
     size, limits = bucket(rows), chip()
-    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), limits.configs[size])
+    usual = limits.floats.get(size, limits.configs[size]) if floats else limits.configs[size]
+    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), usual)
     while shape.stages > 1 and shared_bytes(part.layout, shape, floats=floats) > limits.shared:
         shape = replace(shape, stages=shape.stages - 1)
     return shape
@@ -288,7 +296,14 @@ def _multiply(product: _Product, epilogue: _Epilogue) -> None:
         **tile_constants(part, shape),
         warps=shape.warps,
         stages=shape.stages,
+        **_registers(shape),
     )
+
+
+def _registers(shape: Config) -> dict[str, int]:
+    """Left to itself, ptxas moves some to memory so that more programs fit a processor; but no more of large tiles fit its shared
+    memory."""
+    return {"maxnreg": 255} if shape.warps == 4 and shape.block_n == 64 else {}
 
 
 def _scratch_of(product: _Product, tiles: int, side_by_side: bool) -> tuple[Tensor | None, Tensor | None]:
