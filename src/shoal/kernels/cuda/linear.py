@@ -296,13 +296,13 @@ def _multiply(product: _Product, epilogue: _Epilogue) -> None:
         **tile_constants(part, shape),
         warps=shape.warps,
         stages=shape.stages,
-        **_registers(shape),
+        **(_gated_registers(shape) if epilogue.activation else {}),
     )
 
 
-def _registers(shape: Config) -> dict[str, int]:
-    """Left to itself, ptxas moves some to memory so that more programs fit a processor; but no more of large tiles fit its shared
-    memory."""
+def _gated_registers(shape: Config) -> dict[str, int]:
+    """Left to itself, ptxas moves some to memory so that more programs fit a processor; but no more tiles of this size fit its shared
+    memory. Kernels with one sum spill because of it."""
     return {"maxnreg": 255} if shape.warps == 4 and shape.block_n == 64 else {}
 
 
