@@ -452,8 +452,12 @@ def _is_last(counter, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
 def _total(at, size, mask, PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     """What all programs have left, added in the order of the pieces."""
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for piece in tl.static_range(PIECES):
-        total += tl.load(at + piece * size, mask=mask, other=0.0, cache_modifier=".cg")
+    if BLOCK_N < 64:  # what is loaded at once has room in registers
+        for piece in tl.static_range(PIECES):
+            total += tl.load(at + piece * size, mask=mask, other=0.0, cache_modifier=".cg")
+    else:
+        for piece in tl.range(PIECES, num_stages=1):
+            total += tl.load(at + piece * size, mask=mask, other=0.0, cache_modifier=".cg")
     return total
 
 
