@@ -38,10 +38,11 @@ def write_tiny_model(
     template: str | bytes | None = TEMPLATE,
     seed: int = 0,
     keys: Mapping[str, Any] | None = None,
+    biases: bool = False,
 ) -> Path:
     """Write a llama with grouped-query attention (heads of 16, two for each KV head) and return its path.
 
-    ``keys`` are more of its metadata.
+    ``keys`` are more of its metadata. With ``biases`` Q, K and V have them, as in Qwen2.
     ``fmt`` is the format of the matrices; F32, F16 and the formats with blocks of 32 fit a ``width`` of 64.
     """
     builder, rng = GGUFBuilder(), np.random.default_rng(seed)
@@ -63,6 +64,8 @@ def write_tiny_model(
     for i in range(layers):
         for matrix, shape in shapes.items():
             builder.add_random_tensor(f"blk.{i}.{matrix}.weight", shape, fmt, rng, std=0.25)
+        for matrix in ("attn_q", "attn_k", "attn_v") if biases else ():
+            builder.add_tensor(f"blk.{i}.{matrix}.bias", rng.standard_normal(shapes[matrix][0]))
         for norm in ("attn_norm", "ffn_norm"):
             builder.add_tensor(f"blk.{i}.{norm}.weight", np.ones(width))
     return builder.write(path)

@@ -82,7 +82,7 @@ def test_each_part_of_a_matrix_is_measured_within_its_own_output() -> None:
     widths: list[int] = []
 
     def seconds(run: Callable[[], None]) -> float:
-        with launches_go_to(lambda kernel, grid, args, options: widths.append(args[8].shape[1])):
+        with launches_go_to(lambda kernel, grid, args, options: widths.append(args[12].shape[1])):
             run()
         return 1.0
 
@@ -92,11 +92,11 @@ def test_each_part_of_a_matrix_is_measured_within_its_own_output() -> None:
 
 def test_no_choice_changes_a_bit(matrix: PackedMatrix) -> None:
     half = torch.randn((5, 64), generator=torch.Generator().manual_seed(0)).half().to(device())
-    scale = torch.ones((5, 1), device=device())
+    source = linear.Source(half, torch.ones(5, device=device()))
 
     def product() -> torch.Tensor:
         out = torch.zeros((5, 64), device=device())
-        linear.linear(half, scale, matrix, out, 5)
+        linear.linear(source, matrix, out, 5)
         return out
 
     usual = product()

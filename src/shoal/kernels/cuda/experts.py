@@ -207,8 +207,8 @@ def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride,
         source = slot // SLOTS_PER_ROW
         weights = tl.multiple_of(tl.load(table + expert).to(tl.pointer_type(tl.uint8)), 16)
         row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-        sums = add_up(weights, R, row, half + source.to(tl.int64) * x_stride, here, K, blocks, each,
-                      PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+        sums = add_up(weights, R, row, half + source.to(tl.int64) * x_stride, here, None, K, blocks,
+                      each, PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
         y = scaled(sums, weights, tl.load(scale + source, mask=here, other=1.0)[None, :])
         at = out + slot.to(tl.int64)[None, :] * out_stride + row[:, None]
         tl.store(at, y, mask=here[None, :] & (row[:, None] < N))

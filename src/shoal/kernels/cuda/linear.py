@@ -5,16 +5,21 @@ decoded once for all tokens of a tile. K is walked in blocks of 256 columns, eac
 fewer where K is shorter than a block.
 
 An output's bits depend on its row of x and its row of weights alone. K is cut into pieces by type, rows and columns of the weights,
-never by the number of tokens; each piece is summed by itself, and pieces are added in their order. Few tokens: pieces are the work
-of different programs, whose sums go to scratch memory, and a second kernel adds them. Many tokens: one program after the other.
-Both give the same bits, and so does every shape of tile, as long as the matrix instruction is the same.
+never by the number of tokens; each piece is summed by itself, and pieces are added in their order. Many tokens: a program sums one
+piece after the other. Few tokens: pieces of a tile are the work of different programs. Each leaves its sums in scratch memory and
+counts itself; the one that finds all others counted adds up what all have left, in the order of the pieces. So the counter, an
+integer, decides who adds and never what is added in which order; and nobody waits for anybody. All ways give the same bits, and so
+does every shape of tile, as long as the matrix instruction is the same.
+
+Rows come in their half form, or as float32 with the largest magnitudes of parts of each row, from which a program makes the same
+half form as it reads: a product of gate and up, or attention, whose programs know a part of a row each, can leave no other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -23,7 +28,8 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.base import Activation
-from shoal.kernels.cuda.activation import activate
+from shoal.kernels.cuda import elementwise
+from shoal.kernels.cuda.activation import activate, half_scale
 from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
 from shoal.kernels.cuda.pack import GROUP, Layout, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
@@ -32,7 +38,8 @@ FEW = 64  # rows up to which pieces of K go to different programs
 BLOCK_K = 256
 _PROGRAMS = 256  # that a product for few rows has at least, if K is long enough
 _MOST_PIECES = 16
-_COLUMNS = 128  # of an output row that a program makes of the sums of pieces
+_NARROWEST = 16  # tokens of a tile
+GATED_TILE = 64  # columns of the output of a program of ``linear_gated``
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +63,29 @@ CONFIGS: dict[int, Config] = {
 SMALL_CONFIGS: dict[int, Config] = {**CONFIGS, 128: Config(128, 64, 8, 2)}
 """The same of others, whose matrix instructions take both operands from registers."""
 
+SMALL_FLOATS: dict[int, Config] = {64: Config(64, 64, 8, 3)}
+"""What those take instead for activations that come as floats: rounding them takes registers too."""
+
 TUNED: dict[tuple[str, int, int, int], Config] = {}
 """(type, weight rows, columns, bucket) -> what is taken instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What configurations depend on: bytes of shared memory that a program can have, and the table of configurations."""
+    """What launches depend on: bytes of shared memory that a program can have, the table of configurations and its exceptions for
+    floats, and whether a program can leave sums to another: on AMD a barrier of Triton's does not wait until what other waves have
+    stored can be seen."""
 
     shared: int
     configs: dict[int, Config]
+    floats: dict[int, Config] = field(default_factory=dict)
+    side_by_side: bool = True
 
 
 CHIPS = {
-    "sm_80": Chip(163 << 10, SMALL_CONFIGS),
+    "sm_80": Chip(163 << 10, SMALL_CONFIGS, SMALL_FLOATS),
     "sm_90": Chip(227 << 10, CONFIGS),
-    "gfx942": Chip(64 << 10, SMALL_CONFIGS),
+    "gfx942": Chip(64 << 10, SMALL_CONFIGS, SMALL_FLOATS, side_by_side=False),
 }
 _absent = Chip(1 << 30, CONFIGS)
 
@@ -95,9 +109,11 @@ def chip() -> Chip:
 @cache
 def _this_chip() -> Chip:
     properties = torch.cuda.get_device_properties(device())
-    wgmma = torch.version.hip is None and properties.major >= 9
+    amd = torch.version.hip is not None
     shared = getattr(properties, "shared_memory_per_block_optin", 1 << 16)
-    return Chip(shared, CONFIGS if wgmma else SMALL_CONFIGS)
+    if amd or properties.major < 9:
+        return Chip(shared, SMALL_CONFIGS, SMALL_FLOATS, side_by_side=not amd)
+    return Chip(shared, CONFIGS)
 
 
 def bucket(rows: int) -> int:
@@ -105,19 +121,22 @@ def bucket(rows: int) -> int:
     return next((most for most in CONFIGS if rows <= most), max(CONFIGS))
 
 
-def config(part: PackedPart, rows: int) -> Config:
+def config(part: PackedPart, rows: int, *, floats: bool = False) -> Config:
     """How a part is multiplied by this number of rows: what the tables say, with no more stages than shared memory allows."""
     size, limits = bucket(rows), chip()
-    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), limits.configs[size])
-    while shape.stages > 1 and shared_bytes(part.layout, shape) > limits.shared:
+    usual = limits.floats.get(size, limits.configs[size]) if floats else limits.configs[size]
+    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), usual)
+    while shape.stages > 1 and shared_bytes(part.layout, shape, floats=floats) > limits.shared:
         shape = replace(shape, stages=shape.stages - 1)
     return shape
 
 
-def shared_bytes(layout: Layout, shape: Config) -> int:
-    """Shared memory of a program, more than one stage: activations of each, weights of all but one, a tile of float16 weights."""
-    activations, weights = 2 * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
-    return shape.stages * activations + (shape.stages - 1) * weights + 64 * shape.block_m
+def shared_bytes(layout: Layout, shape: Config, *, floats: bool = False) -> int:
+    """Shared memory of a program, more than one stage: activations of each, weights of all but one, a tile of float16 weights, and of
+    activations that come as floats."""
+    activations, weights = (4 if floats else 2) * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
+    rounded = 64 * (shape.block_m + (shape.block_n if floats else 0))
+    return shape.stages * activations + (shape.stages - 1) * weights + rounded
 
 
 def pieces(part: PackedPart) -> tuple[int, int]:
@@ -127,80 +146,118 @@ def pieces(part: PackedPart) -> tuple[int, int]:
     return -(-part.blocks // each), each
 
 
-def scratch_bytes(matrix: PackedMatrix, max_rows: int) -> int:
-    """What ``linear`` needs for sums of pieces, 0 where K is whole. One scratch tensor serves all products of a stream."""
-    rows = min(max_rows, FEW)
-    return max(4 * pieces(part)[0] * rows * part.rows if pieces(part)[0] > 1 else 0 for part in matrix.parts)
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Where programs that share a tile leave their sums, float32 [pieces, rows, N], and int32 counters, one of each tile: how many of
+    them are done. Those are zero whenever no product runs. One scratch serves all products of a stream."""
+
+    sums: Tensor
+    counters: Tensor
+
+
+def scratch_for(matrices: Iterable[PackedMatrix], max_rows: int) -> Scratch:
+    """What products of these matrices with up to so many rows need."""
+    rows, sums, counters = min(max_rows, FEW), 0, 0
+    for part in (part for matrix in matrices for part in matrix.parts if pieces(part)[0] > 1):
+        sums = max(sums, pieces(part)[0] * rows * part.rows)
+        counters = max(counters, triton.cdiv(part.rows, 64) * triton.cdiv(rows, _NARROWEST))
+    where = device()
+    return Scratch(torch.empty(sums, device=where), torch.zeros(counters, dtype=torch.int32, device=where))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Rows x of a product: ``half`` float16 [max_rows, columns] times ``scale`` float32 [max_rows] of each row.
+
+    With ``floats`` those are only room for them. x is ``floats`` float32 [max_rows, columns], and the maximum over the parts of
+    ``largest`` float32 [parts, max_rows] the largest magnitude of each row. Few rows are rounded as they are read, by every program
+    anew; more go to ``half`` and ``scale`` before."""
+
+    half: Tensor
+    scale: Tensor
+    floats: Tensor | None = None
+    largest: Tensor | None = None
+
+    def prepared(self, rows: int) -> Source:
+        """What is read of so many rows."""
+        if self.floats is None or rows <= FEW:
+            return self
+        elementwise.to_half(self.floats, (self.half, self.scale), rows)
+        return Source(self.half, self.scale)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What the kernel takes: x and its row stride, scale, largest and its stride."""
+        if self.floats is None or self.largest is None:
+            return self.half, self.half.stride(0), self.scale, None, 0
+        return self.floats, self.floats.stride(0), None, self.largest, self.largest.stride(0)
+
+    @property
+    def parts(self) -> int:
+        """Of ``largest``."""
+        return 0 if self.largest is None else len(self.largest)
 
 
 def can_gate(matrix: PackedMatrix) -> bool:
     """Whether ``linear_gated`` takes it: gate and up of one type, each a multiple of 64 rows."""
-    return len(matrix.parts) == 1 and matrix.rows % 128 == 0
+    return len(matrix.parts) == 1 and matrix.rows % (2 * GATED_TILE) == 0
+
+
+def gated_parts(matrix: PackedMatrix) -> int:
+    """Of how many parts of each row ``linear_gated`` can leave the largest magnitudes."""
+    return matrix.rows // (2 * GATED_TILE)
 
 
 def linear(
-    half: Tensor,
-    scale: Tensor,
+    source: Source,
     matrix: PackedMatrix,
     out: Tensor,
     rows: int,
     *,
-    scratch: Tensor | None = None,
+    scratch: Scratch | None = None,
     add: bool = False,
     bias: Tensor | None = None,
     factor: Tensor | None = None,
 ) -> None:
     """out[:rows, :matrix.rows] = x @ matrix.T * factor + bias, or with ``add`` that added to it.
 
-    x is ``half`` float16 [max_rows, columns] times ``scale`` float32 [max_rows] of each row; ``out`` float32, its columns side by side;
-    ``factor`` and ``bias`` float32 [matrix.rows]; ``scratch`` float32 of ``scratch_bytes`` at least.
+    ``out`` float32, its columns side by side; ``factor`` and ``bias`` float32 [matrix.rows]; ``scratch`` of ``scratch_for``, which is
+    only missing where no K is cut.
     """
+    source = source.prepared(rows)
     for part in matrix.parts:
         columns = slice(part.first_row, part.first_row + part.rows)
-        product = _Product(half, scale, part, out[:, columns], rows, scratch)
-        _multiply(
-            product,
-            _Epilogue(
-                None if factor is None else factor[columns],
-                None if bias is None else bias[columns],
-                add,
-            ),
+        epilogue = _Epilogue(
+            None if factor is None else factor[columns],
+            None if bias is None else bias[columns],
+            add,
         )
+        _multiply(_Product(source, part, out[:, columns], rows, scratch), epilogue)
 
 
 def linear_gated(
-    half: Tensor,
-    scale: Tensor,
+    source: Source,
     matrix: PackedMatrix,
     out: Tensor,
     rows: int,
     activation: Activation,
     *,
-    scratch: Tensor | None = None,
+    scratch: Scratch | None = None,
+    largest: Tensor | None = None,
 ) -> None:
     """out[:rows] = activation(x @ gate.T) * (x @ up.T) of a matrix [2 n_ff, columns] (``can_gate``), gate first: float32 [rows, n_ff].
-    The rest as ``linear``."""
-    _multiply(_Product(half, scale, matrix.parts[0], out, rows, scratch), _Epilogue(activation=activation))
+    ``largest`` float32 [``gated_parts``, max_rows] gets the largest magnitude of every 64 columns of a row. The rest as ``linear``."""
+    product = _Product(source.prepared(rows), matrix.parts[0], out, rows, scratch)
+    _multiply(product, _Epilogue(activation=activation, largest=largest))
 
 
 @dataclass(frozen=True, slots=True)
 class _Product:
-    half: Tensor
-    scale: Tensor
+    source: Source
     part: PackedPart
     out: Tensor
     rows: int
-    scratch: Tensor | None
-
-    @property
-    def source(self) -> tuple[Any, ...]:
-        """What all kernels that multiply begin with."""
-        return self.half, self.half.stride(0), self.part.columns, self.part.data, self.part.padded_rows
-
-    @property
-    def result(self) -> tuple[Any, ...]:
-        """What all kernels that write the output need."""
-        return self.scale, self.out, self.out.stride(0), self.rows
+    scratch: Scratch | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,53 +266,55 @@ class _Epilogue:
     bias: Tensor | None = None
     add: bool = False
     activation: Activation | Literal[""] = ""
-
-    def width(self, rows: int) -> int:
-        """Columns of the output of a matrix of ``rows``."""
-        return rows // 2 if self.activation else rows
+    largest: Tensor | None = None
 
     @property
-    def constants(self) -> dict[str, Any]:
-        """What kernels are compiled for."""
-        return {"ADD": self.add, "ACTIVATION": self.activation}
+    def arguments(self) -> tuple[Any, ...]:
+        """What the kernel takes: factor, bias, largest and its stride."""
+        stride = 0 if self.largest is None else self.largest.stride(0)
+        return self.factor, self.bias, self.largest, stride
 
 
 def _multiply(product: _Product, epilogue: _Epilogue) -> None:
     """One part of a matrix."""
-    if product.rows <= FEW and pieces(product.part)[0] > 1:
-        _multiply_pieces(product)
-        _add_pieces(product, epilogue)
-    else:
-        _multiply_whole(product, epilogue)
+    part, rows = product.part, product.rows
+    shape, (count, each) = config(part, rows, floats=product.source.floats is not None), pieces(part)
+    width, block_m = (part.rows // 2, GATED_TILE) if epilogue.activation else (part.rows, shape.block_m)
+    tiles = triton.cdiv(width, block_m), triton.cdiv(rows, shape.block_n)
+    side_by_side = rows <= FEW and count > 1 and chip().side_by_side
+    launch(
+        _product,
+        (*tiles, count if side_by_side else 1),
+        *(*product.source.arguments, part.columns, part.data, part.padded_rows, part.blocks, each),
+        *(*_scratch_of(product, tiles[0] * tiles[1], side_by_side), product.out, product.out.stride(0), rows, width),
+        *epilogue.arguments,
+        PARTS=product.source.parts,
+        PIECES=count,
+        ADD=epilogue.add,
+        ACTIVATION=epilogue.activation,
+        BLOCK_M=block_m,
+        **tile_constants(part, shape),
+        warps=shape.warps,
+        stages=shape.stages,
+        **(_gated_registers(shape) if epilogue.activation else {}),
+    )
 
 
-def _multiply_whole(product: _Product, epilogue: _Epilogue) -> None:
-    part, shape = product.part, config(product.part, product.rows)
-    width, (count, each) = epilogue.width(part.rows), pieces(part)
-    block_m = 64 if epilogue.activation else shape.block_m
-    grid = (triton.cdiv(width, block_m), triton.cdiv(product.rows, shape.block_n))
-    args = (*product.source, part.blocks, each, *product.result, epilogue.factor, epilogue.bias, width)
-    constants = {"PIECES": count, "BLOCK_M": block_m, **epilogue.constants, **tile_constants(part, shape)}
-    launch(_whole, grid, *args, warps=shape.warps, stages=shape.stages, **constants)
+def _gated_registers(shape: Config) -> dict[str, int]:
+    """Left to itself, ptxas moves some to memory so that more programs fit a processor; but no more tiles of this size fit its shared
+    memory. Kernels with one sum spill because of it."""
+    return {"maxnreg": 255} if shape.warps == 4 and shape.block_n == 64 else {}
 
 
-def _multiply_pieces(product: _Product) -> None:
-    part, shape = product.part, config(product.part, product.rows)
-    count, each = pieces(part)
-    assert product.scratch is not None
-    assert product.scratch.numel() >= count * product.rows * part.rows
-    grid = (triton.cdiv(part.rows, shape.block_m), triton.cdiv(product.rows, shape.block_n), count)
-    args = (*product.source, part.blocks, each, product.scratch, product.rows, part.rows)
-    constants = {"BLOCK_M": shape.block_m, **tile_constants(part, shape)}
-    launch(_sum_pieces, grid, *args, warps=shape.warps, stages=shape.stages, **constants)
-
-
-def _add_pieces(product: _Product, epilogue: _Epilogue) -> None:
-    part = product.part
-    width = epilogue.width(part.rows)
-    args = (product.scratch, part.rows, part.data, *product.result, epilogue.factor, epilogue.bias, width)
-    grid = (triton.cdiv(width, _COLUMNS), product.rows)
-    launch(_add, grid, *args, PIECES=pieces(part)[0], COLUMNS=_COLUMNS, **epilogue.constants)
+def _scratch_of(product: _Product, tiles: int, side_by_side: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Sums and counters of a product whose pieces are the work of programs side by side."""
+    if not side_by_side:
+        return None, None
+    scratch, part = product.scratch, product.part
+    assert scratch is not None
+    assert scratch.sums.numel() >= pieces(part)[0] * product.rows * part.rows
+    assert scratch.counters.numel() >= tiles
+    return scratch.sums, scratch.counters
 
 
 def tile_constants(part: PackedPart, shape: Config) -> dict[str, Any]:
@@ -273,11 +332,12 @@ def tile_constants(part: PackedPart, shape: Config) -> dict[str, Any]:
 
 
 @triton.jit
-def multiply(weights, R, row, x, x_mask, K, first, last,  # type: ignore[no-untyped-def]
+def multiply(weights, R, row, x, x_mask, inverse, K, first, last,  # type: ignore[no-untyped-def]
              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr, FORMAT: tl.constexpr,
              BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
-    """Sums over blocks ``first`` ... ``last`` - 1 of weight rows ``row`` [BLOCK_M] and of the rows of x at ``x`` (float16 pointers
-    [BLOCK_N]; 0 where not ``x_mask``): float32 [BLOCK_M, BLOCK_N]. Of weights divided by the scale of the part."""
+    """Sums over blocks ``first`` ... ``last`` - 1 of weight rows ``row`` [BLOCK_M] and of the rows of x at ``x`` (pointers [BLOCK_N]; 0
+    where not ``x_mask``), which are float16, or float32 that become so times ``inverse`` [BLOCK_N]: float32 [BLOCK_M, BLOCK_N].
+    Of weights divided by the scale of the part."""
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     factor = tl.load(weights.to(tl.pointer_type(tl.float32)) + 1)
     for block in range(first, last):
@@ -285,106 +345,147 @@ def multiply(weights, R, row, x, x_mask, K, first, last,  # type: ignore[no-unty
             weight = decode(weights, R, block, row, factor, group, FORMAT, BITS, ROW_BYTES).to(tl.float16)
             k = block * 256 + group * 32 + tl.arange(0, 32)
             mask = x_mask[None, :] if WHOLE_K else x_mask[None, :] & (k[:, None] < K)
-            sums = tl.dot(weight, tl.load(x[None, :] + k[:, None], mask=mask, other=0.0), sums)
+            value = tl.load(x[None, :] + k[:, None], mask=mask, other=0.0)
+            if inverse is not None:
+                value = (value * inverse[None, :]).to(tl.float16)
+            sums = tl.dot(weight, value, sums)
     return sums
 
 
 @triton.jit
-def add_up(weights, R, row, x, x_mask, K, blocks, each,  # type: ignore[no-untyped-def]
+def add_up(weights, R, row, x, x_mask, inverse, K, blocks, each,  # type: ignore[no-untyped-def]
            PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
            FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
     """``multiply`` over all pieces of K, which are added in their order."""
     if PIECES == 1:
-        total = multiply(weights, R, row, x, x_mask, K, 0, blocks,
+        total = multiply(weights, R, row, x, x_mask, inverse, K, 0, blocks,
                          BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for piece in range(PIECES):
             first = piece * each
             last = tl.minimum(first + each, blocks)
-            total += multiply(weights, R, row, x, x_mask, K, first, last,
+            total += multiply(weights, R, row, x, x_mask, inverse, K, first, last,
                               BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
     return total
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _whole(half, x_stride, K, weights, R, blocks, each, scale, out, out_stride, rows,  # type: ignore[no-untyped-def]
-           factor, bias, width, PIECES: tl.constexpr, ADD: tl.constexpr, ACTIVATION: tl.constexpr,
-           BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
-           FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
-    """A tile of ``out``, whose columns are the first ``width`` rows of the weights; gated, up are those behind them."""
+def _product(x, x_stride, scale, largest, largest_stride, K, weights, R, blocks, each,  # type: ignore[no-untyped-def]
+             sums, counters, out, out_stride, rows, width, factor, bias, out_largest, out_largest_stride,
+             PARTS: tl.constexpr, PIECES: tl.constexpr, ADD: tl.constexpr, ACTIVATION: tl.constexpr,
+             BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
+             FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
+    """A tile of ``out``, whose columns are the first ``width`` rows of the weights; gated, up are those behind them. With ``sums``, one
+    piece of its K: the last program to be done makes the tile of all."""
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     here = token < rows
-    x = half + token.to(tl.int64) * x_stride
-    sums = add_up(weights, R, row, x, here, K, blocks, each,
-                  PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
-    scales = tl.load(scale + token, mask=here, other=1.0)[None, :]
+    x += token.to(tl.int64) * x_stride
+    inverse = None
+    if largest is not None:
+        inverse = _half_inverses(largest, largest_stride, token, here, PARTS, BLOCK_N)
+    if sums is None:
+        first = add_up(weights, R, row, x, here, inverse, K, blocks, each,
+                       PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+        second = None
+        if ACTIVATION != "":
+            second = add_up(weights, R, row + width, x, here, inverse, K, blocks, each,
+                            PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+        _finish(first, second, weights, scale, inverse, row, token, here, out, out_stride, width, factor, bias,
+                out_largest, out_largest_stride, ADD, ACTIVATION)  # fmt: skip
+    else:
+        piece = tl.program_id(2)
+        begin = piece * each
+        end = tl.minimum(begin + each, blocks)
+        N = width if ACTIVATION == "" else 2 * width
+        mask = here[None, :] & (row[:, None] < width)
+        at = sums + token[None, :] * N + row[:, None]  # below 2^31: where K is cut, N is no more than 2^14
+        size = rows.to(tl.int64) * N
+        first = multiply(weights, R, row, x, here, inverse, K, begin, end,
+                         BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+        tl.store(at + piece * size, first, mask=mask)
+        if ACTIVATION != "":
+            second = multiply(weights, R, row + width, x, here, inverse, K, begin, end,
+                              BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
+            tl.store(at + piece * size + width, second, mask=mask)
+        if _is_last(counters + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), PIECES):
+            first = _total(at, size, mask, PIECES, BLOCK_M, BLOCK_N)
+            second = None
+            if ACTIVATION != "":
+                second = _total(at + width, size, mask, PIECES, BLOCK_M, BLOCK_N)
+            _finish(first, second, weights, scale, inverse, row, token, here, out, out_stride, width, factor, bias,
+                    out_largest, out_largest_stride, ADD, ACTIVATION)  # fmt: skip
+
+
+@triton.jit
+def _half_inverses(largest, stride, token, here, PARTS: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The inverses of ``half_scale`` of some rows, from the largest magnitudes of their parts: [BLOCK_N]."""
+    TOGETHER: tl.constexpr = 2048 // BLOCK_N  # parts at a time: 16 registers of a thread
+    found = tl.zeros((BLOCK_N,), tl.float32)
+    for first in tl.range(0, PARTS, TOGETHER, num_stages=1):
+        part = first + tl.arange(0, TOGETHER)
+        mask = here[None, :] & (part < PARTS)[:, None]
+        parts = tl.load(largest + part[:, None] * stride + token[None, :], mask=mask, other=0.0)
+        found = tl.maximum(found, tl.max(parts, 0))
+    return half_scale(found)[1]
+
+
+@triton.jit
+def _reciprocal(power):  # type: ignore[no-untyped-def]
+    """Of a power of two."""
+    return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _is_last(counter, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Whether all others of COUNT programs came here before: then what they have stored can be read, past the L1 cache. The counter is
+    zero again for the next launch."""
+    tl.debug_barrier()  # what all threads have stored, before one thread counts the program
+    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == COUNT - 1
+    if last:
+        tl.store(counter, 0)
+    return last
+
+
+@triton.jit
+def _total(at, size, mask, PIECES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """What all programs have left, added in the order of the pieces."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if BLOCK_N < 64:  # what is loaded at once has room in registers
+        for piece in tl.static_range(PIECES):
+            total += tl.load(at + piece * size, mask=mask, other=0.0, cache_modifier=".cg")
+    else:
+        for piece in tl.range(PIECES, num_stages=1):
+            total += tl.load(at + piece * size, mask=mask, other=0.0, cache_modifier=".cg")
+    return total
+
+
+@triton.jit
+def _finish(sums, up, weights, scale, inverse, row, token, here, out, out_stride, width, factor, bias,  # type: ignore[no-untyped-def]
+            largest, largest_stride, ADD: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
+    """Sums to a tile of ``out``: scaled, gated, times ``factor``, plus ``bias`` and what is there; and its largest magnitudes."""
+    if inverse is None:
+        scales = tl.load(scale + token, mask=here, other=1.0)[None, :]
+    else:
+        scales = _reciprocal(inverse)[None, :]
     y = scaled(sums, weights, scales)
     if ACTIVATION != "":
-        up = add_up(weights, R, row + width, x, here, K, blocks, each,
-                    PIECES, BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
         y = activate(y, ACTIVATION) * scaled(up, weights, scales)
     column = row[:, None]
-    at = out + token.to(tl.int64)[None, :] * out_stride + column
-    _write(at, y, here[None, :] & (column < width), factor, bias, column, width, ADD)
+    if factor is not None:
+        y *= tl.load(factor + column, mask=column < width, other=0.0)
+    if bias is not None:
+        y += tl.load(bias + column, mask=column < width, other=0.0)
+    at, mask = out + token.to(tl.int64)[None, :] * out_stride + column, here[None, :] & (column < width)
+    if ADD:
+        y += tl.load(at, mask=mask, other=0.0)
+    tl.store(at, y, mask=mask)
+    if largest is not None:  # of a tile that is all within the width
+        tl.store(largest + tl.program_id(0) * largest_stride + token, tl.max(tl.abs(y), 0), mask=here)
 
 
 @triton.jit
 def scaled(sums, weights, scales):  # type: ignore[no-untyped-def]
     """Sums times the scale of the weights and those of the activations: powers of two."""
     return sums * tl.load(weights.to(tl.pointer_type(tl.float32))) * scales
-
-
-@triton.jit
-def _write(at, y, mask, factor, bias, column, width, ADD: tl.constexpr):  # type: ignore[no-untyped-def]
-    """y * factor + bias, to ``at`` or added to what is there."""
-    if factor is not None:
-        y *= tl.load(factor + column, mask=column < width, other=0.0)
-    if bias is not None:
-        y += tl.load(bias + column, mask=column < width, other=0.0)
-    if ADD:
-        y += tl.load(at, mask=mask, other=0.0)
-    tl.store(at, y, mask=mask)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _sum_pieces(half, x_stride, K, weights, R, blocks, each, scratch, rows, N,  # type: ignore[no-untyped-def]
-                BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
-                FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
-    """Sums of one piece of K, to scratch [pieces, rows, N]."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    piece = tl.program_id(2)
-    here = token < rows
-    first = piece * each
-    last = tl.minimum(first + each, blocks)
-    x = half + token.to(tl.int64) * x_stride
-    sums = multiply(weights, R, row, x, here, K, first, last,
-                    BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
-    at = scratch + (piece * rows + token[None, :]).to(tl.int64) * N + row[:, None]
-    tl.store(at, sums, mask=here[None, :] & (row[:, None] < N))
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _add(scratch, N, weights, scale, out, out_stride, rows, factor, bias, width,  # type: ignore[no-untyped-def]
-         PIECES: tl.constexpr, COLUMNS: tl.constexpr, ADD: tl.constexpr, ACTIVATION: tl.constexpr):  # fmt: skip
-    """Some columns of one row of ``out`` from sums [pieces, rows, N]."""
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    token = tl.program_id(1)
-    mask = column < width
-    scales = tl.load(scale + token)
-    y = scaled(_total(scratch, token, rows, N, column, mask, PIECES, COLUMNS), weights, scales)
-    if ACTIVATION != "":
-        up = _total(scratch, token, rows, N, column + width, mask, PIECES, COLUMNS)
-        y = activate(y, ACTIVATION) * scaled(up, weights, scales)
-    _write(out + token.to(tl.int64) * out_stride + column, y, mask, factor, bias, column, width, ADD)
-
-
-@triton.jit
-def _total(scratch, token, rows, N, column, mask, PIECES: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
-    total = tl.zeros((COLUMNS,), tl.float32)
-    for piece in tl.static_range(PIECES):
-        at = scratch + (piece * rows + token).to(tl.int64) * N + column
-        total += tl.load(at, mask=mask, other=0.0)
-    return total

@@ -142,8 +142,9 @@ class CudaOps(Recording):
     def attention(self, q: Rows, layer: int, shape: AttentionShape) -> Rows:
         out = self.new_rows(shape.heads * shape.head_dim)
         self._memory.expect(shape)
-        self.call(_attention, q=q.data, out=out.data, layer=layer, shape=shape, memory=self._memory)
-        return out
+        parts = attention.largest_parts(shape, self._memory.cache.dtype)
+        layers = {"layer": layer, "shape": shape, "memory": self._memory}
+        return self.produce_largest(out, parts, _attention, q=q.data, **layers)
 
     def logit_rows(self, x: Rows) -> Rows:
         out = self.new_rows(x.width)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -57,16 +57,28 @@ class Half:
 
 
 @dataclass(slots=True)
+class Read:
+    """What products read of some rows, and the workspace where that is."""
+
+    source: linear.Source
+    held: tuple[Buffer, ...]
+
+
+@dataclass(slots=True)
 class Rows:
-    """float32 rows in the workspace. ``producer`` is the call that writes them, if it can write the half form too or can be fused with
-    what follows, ``source`` the half form that a product read, ``ready`` the number of calls after which they are written."""
+    """float32 rows in the workspace. ``producer`` is the call that writes them, if it ``can`` do more: be fused with a gate, write the
+    half form too, or the largest magnitudes of ``parts`` parts of each row; ``ready`` the number of calls after which they are
+    written. ``source`` is what the producer read, if it is a product."""
 
     buffer: Buffer
     data: Tensor
     producer: Call | None = None
-    source: Half | None = None
+    can: Literal["", "gate", "half", "largest"] = ""
+    parts: int = 0
     ready: int = 0
+    source: Read | None = None
     half: Half | None = None
+    read: Read | None = None
     part: bool = False  # some columns of others
 
     @property
@@ -76,7 +88,7 @@ class Rows:
 
     def changed(self) -> None:
         """Other values stand there now: what was rounded is out of date, and the producer was not the last to write them."""
-        self.producer = self.source = self.half = None
+        self.producer = self.source = self.half = self.read = None
 
 
 class Recording:
@@ -90,8 +102,7 @@ class Recording:
     def finish(self) -> None:
         """Give products the memory for sums of pieces that the largest of them needs; the program is complete."""
         products = [call.arguments for call in self.calls if call.run in (linear.linear, linear.linear_gated)]
-        size = max((linear.scratch_bytes(one["matrix"], self.max_rows) for one in products), default=0)
-        scratch = torch.empty(size // 4, dtype=torch.float32, device=device()) if size else None
+        scratch = linear.scratch_for([one["matrix"] for one in products], self.max_rows)
         for one in products:
             one["scratch"] = scratch
 
@@ -107,9 +118,20 @@ class Recording:
 
     def produce(self, out: Rows, run: Callable[..., None], **arguments: Any) -> Rows:
         """A call that can write the half form of ``out`` as well."""
-        out.producer = self.call(run, out=out.data, **arguments)
-        out.ready = len(self.calls)
+        return self._produced(out, self.call(run, out=out.data, **arguments), "half")
+
+    def produce_largest(self, out: Rows, parts: int, run: Callable[..., None], **arguments: Any) -> Rows:
+        """A call that can write the largest magnitudes of ``parts`` parts of each row of ``out`` as well: float32 [parts, max_rows]."""
+        out.parts = parts
+        return self._produced(out, self.call(run, out=out.data, **arguments), "largest")
+
+    def _produced(self, out: Rows, call: Call, can: Literal["gate", "half", "largest"]) -> Rows:
+        out.producer, out.can, out.ready = call, can, len(self.calls)
         return out
+
+    def _producer(self, x: Rows, can: Literal["gate", "half", "largest"]) -> Call | None:
+        """The call that makes x, if it can do that and was the last one: what came after it may have used the same buffers."""
+        return x.producer if x.can == can and x.ready == len(self.calls) else None
 
     def change(self, x: Rows, run: Callable[..., None], **arguments: Any) -> None:
         """x in place."""
@@ -121,14 +143,14 @@ class Recording:
         out = self.new_rows(weights.matrix.rows)
         if x.part and weights.bias is None and weights.scale is None and self._grouped(x, weights.matrix, out):
             return out
-        half = self.half_of(x)
-        self._multiply(out, half, weights, add=False)
-        out.producer, out.source, out.ready = self.calls[-1], half, len(self.calls)
-        return out
+        read = self._read(x)
+        call = self._multiply(out, read, weights, add=False)
+        out.source = read
+        return self._produced(out, call, "gate")
 
     def product_add(self, out: Rows, x: Rows, weights: Linear) -> None:
         """out += that."""
-        self._multiply(out, self.half_of(x), weights, add=True)
+        self._multiply(out, self._read(x), weights, add=True)
         out.changed()
 
     def _grouped(self, x: Rows, matrix: PackedMatrix, out: Rows) -> bool:
@@ -142,10 +164,9 @@ class Recording:
         self.call(grouped.products, group=group)
         return True
 
-    def _multiply(self, out: Rows, half: Half, weights: Linear, *, add: bool) -> None:
-        values, scale = half.tensors
+    def _multiply(self, out: Rows, read: Read, weights: Linear, *, add: bool) -> Call:
         epilogue = {"bias": weights.bias, "factor": weights.scale, "add": add}
-        self.call(linear.linear, half=values, scale=scale, matrix=weights.matrix, out=out.data, **epilogue)
+        return self.call(linear.linear, source=read.source, matrix=weights.matrix, out=out.data, **epilogue)
 
     def gated(self, gate_up: Rows, activation: Activation) -> Rows:
         """The first half of the columns, activated, times the second: within the product that makes them, if that is the last call."""
@@ -153,28 +174,45 @@ class Recording:
         if fused is None:
             return self.produce(out, elementwise.gated, gate_up=gate_up.data, activation=activation)
         self.calls.pop()
-        half, scale, matrix = (fused.arguments[name] for name in ("half", "scale", "matrix"))
-        self.call(linear.linear_gated, half=half, scale=scale, matrix=matrix, out=out.data, activation=activation)
-        return out
+        source, matrix = fused.arguments["source"], fused.arguments["matrix"]
+        product = {"source": source, "matrix": matrix, "activation": activation}
+        out.source = gate_up.source  # or what the product is to leave could lie where it reads
+        return self.produce_largest(out, linear.gated_parts(matrix), linear.linear_gated, **product)
 
     def _gate_product(self, x: Rows) -> Call | None:
         """The call that makes x, if it can be fused with the gate."""
-        call = x.producer
-        if call is None or call.run is not linear.linear or x.ready != len(self.calls):
+        call = self._producer(x, "gate")
+        if call is None:
             return None
         plain = call.arguments["bias"] is None and call.arguments["factor"] is None
         return call if plain and linear.can_gate(call.arguments["matrix"]) else None
 
     def half_of(self, x: Rows) -> Half:
-        """x in float16: written by the kernel that makes x if that was the last one (what came after it may have used the same
-        buffers), or by one of its own."""
+        """x in float16: written by the kernel that makes x, or by one of its own."""
         if x.half is None:
             x.half = self.new_half(x.width)
-            if x.producer is not None and x.producer.run is not linear.linear and x.ready == len(self.calls):
-                x.producer.arguments["half"] = x.half.tensors
+            producer = self._producer(x, "half")
+            if producer is not None:
+                producer.arguments["half"] = x.half.tensors
             else:
                 self.call(elementwise.to_half, x=x.data, half=x.half.tensors)
         return x.half
+
+    def _read(self, x: Rows) -> Read:
+        """x as products read it: its half form, or as it is where the kernel that makes x can leave the largest magnitudes."""
+        if x.read is None:
+            producer = self._producer(x, "largest")
+            if producer is None:
+                half = self.half_of(x)
+                x.read = Read(linear.Source(*half.tensors), (half.values, half.scale))
+            else:
+                half = self.new_half(x.width)
+                parts = self._buffer(
+                    (x.parts, 1), torch.float32
+                )  # of another shape than any rows: the producer reads some
+                largest = producer.arguments["largest"] = parts.data.view(x.parts, self.max_rows)
+                x.read = Read(linear.Source(*half.tensors, x.data, largest), (half.values, half.scale, parts, x.buffer))
+        return x.read
 
     def new_half(self, width: int) -> Half:
         """Workspace for a half form."""

@@ -104,13 +104,13 @@ def _products(matrix: PackedMatrix, rows: int) -> Callable[[], None]:
     count = min(16, -(-_CACHED_BYTES // matrix.nbytes)) if on_gpu() else 1
     copies = [matrix, *(deepcopy(matrix) for _ in range(count - 1))]
     half = torch.ones((rows, matrix.columns), dtype=torch.float16, device=device())
-    scale = torch.ones((rows, 1), device=device())
+    source = linear.Source(half, torch.ones(rows, device=device()))
     out = torch.empty((rows, matrix.rows), device=device())
-    scratch = torch.empty(max(1, linear.scratch_bytes(matrix, rows) // 4), device=device())
+    scratch = linear.scratch_for([matrix], rows)
 
     def run() -> None:
         for copy in copies:
-            linear.linear(half, scale, copy, out, rows, scratch=scratch)
+            linear.linear(source, copy, out, rows, scratch=scratch)
 
     return run
 
