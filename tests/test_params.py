@@ -79,7 +79,7 @@ def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]
             {"method": "suffix", "suffix_decoding_min_token_prob": 1.5},
             "min_token_prob: got 1.5, must be .* from 0 to 1",
         ),
-        ({"method": "suffix", "suffix_decoding_max_tree_depth": 0}, "max_tree_depth: got 0, must be an integer from 1"),
+        ({"method": "suffix", "suffix_decoding_max_tree_depth": 2}, "max_tree_depth: got 2, must be an integer from 3"),
         (
             {"method": "ngram", "k": 1},
             "speculative_config: got 'k', must be names among method, num_speculative_tokens",
@@ -88,14 +88,14 @@ def test_sizes_of_ngrams_are_vllms(given: dict[str, int], sizes: tuple[int, int]
             {"method": "ngram", "num_speculative_tokens": 0},
             "num_speculative_tokens: got 0, must be an integer from 1 to",
         ),
-        ({"method": "ngram", "prompt_lookup_min": "a"}, "prompt_lookup_min: got 'a', must be an integer from 1 to 64"),
-        ({"method": "ngram", "prompt_lookup_min": 65}, "prompt_lookup_min: got 65, must be an integer from 1 to 64"),
+        ({"method": "ngram", "prompt_lookup_min": "a"}, "prompt_lookup_min: got 'a', must be an integer from 1 to 16"),
+        ({"method": "ngram", "prompt_lookup_min": 65}, "prompt_lookup_min: got 65, must be an integer from 1 to 16"),
         (
             {"method": "ngram", "prompt_lookup_min": 4, "prompt_lookup_max": 3},
             "min: got 4, must be an integer from 1 to 3",
         ),
         ({"method": "ngram", "num_speculative_tokens": "6"}, "num_speculative_tokens: got '6', must be an integer"),
-        ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max: got 0, must be an integer from 1 to 64"),
+        ({"method": "ngram", "prompt_lookup_max": 0}, "prompt_lookup_max: got 0, must be an integer from 1 to 16"),
         ({"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 4}, "lookup_min: got 4, must be .* 1 to 3"),
     ],
 )

@@ -20,7 +20,7 @@ MAX_STOP_STRINGS = 64
 MAX_STOP_LENGTH = 1024
 MAX_SECONDS = 1e9
 MAX_DRAFT = 64
-MAX_LOOKUP = 64
+MAX_LOOKUP = 16
 
 SPECULATIVE_METHODS = ("ngram", "suffix", "draft_model")
 _METHOD_OF = {"prompt_lookup": "ngram", "suffix_decoding": "suffix", "model": "draft_model"}  # by how its fields begin
@@ -416,7 +416,7 @@ class SpeculativeConfig:
             self._set("prompt_lookup_min", 1, self.prompt_lookup_max or 1)
         if self.method == "draft_model" and not (self.model and isinstance(self.model, (str, Path))):
             raise ParameterError("speculative_config.model", self.model, "a path or a name of a model")
-        self._set("suffix_decoding_max_tree_depth", 1, 1024)
+        self._set("suffix_decoding_max_tree_depth", 3, 1024)
         self._set("suffix_decoding_max_cached_requests", 0, 2**31 - 1)
         for name, high in (("suffix_decoding_max_spec_factor", 1e3), ("suffix_decoding_min_token_prob", 1.0)):
             _number(f"speculative_config.{name}", getattr(self, name), 0.0, high)

@@ -1,6 +1,7 @@
 """The most multiply-adds that this CPU does: tiles of sums that never leave their registers, operands in the first-level cache.
 
-No matrix product made of the same instructions can be faster; it is what a roofline needs (shoal/bench/peaks.py).
+No matrix product made of the same instructions can be faster; it is what a roofline needs (shoal/bench/peaks.py). With AVX2 int8
+products are multiplied and not added up: what must be added, and how, is the recipe's own affair.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from shoal.kernels.cpu.jit import Lazy, kernel
 from shoal.kernels.cpu.pool import Pool, program
 from shoal.kernels.cpu.simd import (
     Address,
+    byte_products,
     dot_start,
     load_f32x16,
     load_i64,
@@ -38,6 +40,7 @@ _CHUNKS_PER_THREAD = 4
 # As many sums as the registers hold: fewer, and each would wait for the one before.
 _TILE = (0,) * 8 if ISA == "avx512vnni" else (0,) * 6
 _TILE_BYTES = _LINE * len(_TILE)
+_PRODUCTS_ALONE = ISA == "avx2"
 
 
 @kernel
@@ -56,6 +59,9 @@ def multiply_floats(args: Address, chunk: int) -> None:
 def multiply_bytes(args: Address, chunk: int) -> None:
     """Int8 multiply-adds, 64 a sum and step."""
     weights, x = load_i64(args + WEIGHTS), load_i64(args + INPUT)
+    if _PRODUCTS_ALONE:
+        byte_products(load_i64(args + OUT) + chunk * _TILE_BYTES, load_i64(args + STEPS))
+        return
     acc = dot_start(tile_zero_i32(_TILE))
     for step in range(load_i64(args + STEPS)):
         acc = tile_dot(acc, load_u8x64(weights + step % _LINES * _LINE), x, 4)

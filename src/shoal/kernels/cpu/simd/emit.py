@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature, signature
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -55,6 +55,12 @@ def call(b: Builder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
     if function is None:
         function = ir.Function(b.module, ir.FunctionType(result, [a.type for a in args]), name)
     return b.call(function, args)
+
+
+def assembly(b: Builder, kind: ir.FunctionType, text: str, constraints: str, args: Sequence[ir.Value]) -> ir.Value:
+    """Inline assembly, with what it does besides its results."""
+    binding.initialize_native_asmparser()  # without it LLVM ends the process
+    return b.asm(kind, text.replace("$", "$$"), constraints, args, True)
 
 
 def as_f32(b: Builder, value: ir.Value) -> ir.Value:

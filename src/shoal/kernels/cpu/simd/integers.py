@@ -247,7 +247,7 @@ def _kept(b: Builder, tile: ir.Value, count: int) -> ir.Value:
         halves += [emit.shuffle(b, x, x, list(range(start, start + 16))) for start in (0, 16)]
     kind = ir.FunctionType(ir.LiteralStructType([words16] * len(halves)), [words16] * len(halves))
     constraints = ",".join(["=x"] * len(halves) + [str(i) for i in range(len(halves))])
-    kept = b.asm(kind, "", constraints, halves, True)
+    kept = emit.assembly(b, kind, "", constraints, halves)
     halves = [b.extract_value(kept, i) for i in range(len(halves))]
     return emit.each(b, Tile(DOT, count), lambda t: emit.shuffle(b, halves[2 * t], halves[2 * t + 1], list(range(32))))
 
@@ -277,3 +277,17 @@ def dot_end(b: Builder, args: Any, acc: ir.Value, start: ir.Value) -> ir.Value:
         return total if _DOT_IS_WIDE else b.add(_widen(b, total), b.extract_value(start, t))
 
     return emit.each(b, args[1], one)
+
+
+@emit.operation(types.void)
+def byte_products(b: Builder, _: Any, address: ir.Value, steps: ir.Value) -> None:
+    """AVX2's int8 products and nothing else: ``steps`` times twelve registers of pairs of them, 1 * 1 + 1 * 1 each; the last twelve are
+    written to an address."""
+    if ISA != "avx2":
+        return
+    lines = ["vpcmpeqb %ymm15, %ymm15, %ymm15", "vpabsb %ymm15, %ymm15", "1:"]
+    lines += [f"vpmaddubsw %ymm15, %ymm15, %ymm{i}" for i in range(12)]
+    lines += ["decq %rsi", "jnz 1b", *(f"vmovdqu %ymm{i}, {32 * i}(%rdi)" for i in range(12))]
+    touched = ",".join(f"~{{{name}}}" for name in (*(f"ymm{i}" for i in range(16)), "memory", "flags"))
+    kind = ir.FunctionType(I64, [address.type, steps.type])
+    emit.assembly(b, kind, "\n".join(lines), f"={{rsi}},{{rdi}},0,{touched}", [address, steps])

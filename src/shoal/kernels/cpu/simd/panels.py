@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 
 from shoal.kernels.cpu.simd import emit
@@ -57,7 +57,6 @@ class Product:
 
 def panel_product(product: Product) -> Any:
     """The operation that runs a product on what stands at an address."""
-    binding.initialize_native_asmparser()
     text = "\n".join(_Assembly(product).lines())
     touched = [*_POINTERS, *(f"ymm{i}" for i in range(16)), "memory", "dirflag", "fpsr", "flags"]
     constraints = ",".join(["{rdi}", *(f"~{{{name}}}" for name in touched)])
@@ -65,7 +64,7 @@ def panel_product(product: Product) -> Any:
     @emit.operation(types.void)
     def run(b: Builder, _: Any, address: ir.Value) -> None:
         kind = ir.FunctionType(ir.VoidType(), [address.type])
-        b.asm(kind, text.replace("$", "$$"), constraints, [address], True)
+        emit.assembly(b, kind, text, constraints, [address])
 
     return run
 
