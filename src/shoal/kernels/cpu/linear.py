@@ -45,6 +45,7 @@ from shoal.kernels.cpu.simd import (
     tile_zero,
     tile_zero_i32,
 )
+from shoal.kernels.cpu.simd.panels import PANEL_TOKENS
 from shoal.kernels.cpu.strips import (
     COLUMNS,
     HALF_SUMS,
@@ -232,10 +233,15 @@ def _tile(strip: Function, shape: Shape, args: Address, index: int, t: int) -> N
 def _linear(args: Address, chunk: int) -> None:
     """The strips of one chunk, each over all tokens; of many tokens as many at a time as stay in the cache."""
     per_chunk, rows = load_i64(args + STRIPS_PER_CHUNK), load_i64(load_i64(args + ROWS))
+    first, last = chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))
     for start in range(0, rows, _TOKENS):
-        for index in range(chunk * per_chunk, min((chunk + 1) * per_chunk, load_i64(args + STRIPS))):
-            end = min(rows, start + _TOKENS)
-            _strip_of_tokens(STRIP, args, index, PANELS(args, index, start, end), end)
+        end = min(rows, start + _TOKENS)
+        left = end - (end - start) % PANEL_TOKENS if end - start >= MANY else start
+        if left > start:
+            for index in range(first, last):
+                PANELS(args, index, start, left)
+        for index in range(first, last if left < end else first):
+            _strip_of_tokens(STRIP, args, index, left, end)
 
 
 @inline
@@ -332,6 +338,7 @@ HALF: Function = None
 LOAD: Function = None
 STRIP: Function = None
 PANELS: Function = None
+MANY = 0
 GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = SHIFT = 0
 
 _INTEGER_TEMPLATES = {  # (a scale for each half, an m of its own)
@@ -355,8 +362,8 @@ def _kernels(layout: Layout) -> tuple[Lazy, Lazy]:
         names |= {"HEAD": reader.head, "READ": reader.group, "HALF": _products(reader.largest), "SHIFT": reader.shift}
         names |= {"HEAD_BYTES": layout.head_bytes, "GROUPS_PER_BLOCK": layout.groups_per_block}
     lower = layout.name.lower()
-    strip, panels = inline(specialised(strip, f"strip_{lower}", **names)), panels_of(layout, names)
-    product = specialised(_linear, f"linear_{lower}", PANELS=panels, STRIP=strip)
+    strip, (panels, many) = inline(specialised(strip, f"strip_{lower}", **names)), panels_of(layout, names)
+    product = specialised(_linear, f"linear_{lower}", PANELS=panels, MANY=many, STRIP=strip)
     return kernel(product), kernel(specialised(decode, f"decode_{lower}", **names))
 
 

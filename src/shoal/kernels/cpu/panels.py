@@ -25,6 +25,8 @@ from shoal.kernels.cpu.simd import (
 )
 from shoal.kernels.cpu.simd.panels import (
     FLOAT_BYTES,
+    P_AHEAD,
+    P_AHEAD_END,
     P_CODES,
     P_FLOATS,
     P_GROUPS,
@@ -46,7 +48,6 @@ from shoal.kernels.cpu.strips import (
     STRIP_BYTES,
     SUMS,
     WEIGHTS,
-    ask_ahead,
     put_tile,
     store_codes,
     token_input,
@@ -56,6 +57,7 @@ _LEAST, _LEAST_OF_LIGHT = 8, 32  # tokens; codes of _LIGHT are as quickly unpack
 _LIGHT = ("Q4_0", "Q4_1")
 _T4 = (0,) * PANEL_TOKENS
 _K2, _K8 = (0,) * 2, (0,) * 8
+_AHEAD = 1024  # bytes behind a panel's weights: the core reads those before them early enough by itself
 
 # Set for each type at the end.
 HEAD: Function = None
@@ -64,21 +66,18 @@ UNPACK: Function = None
 STORE: Function = None
 UNPACK_PANEL: Function = None
 PRODUCT: Function = None
-GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = CODE_BYTES = OFFSETS = OFFSETS_PER = SHIFT = LEAST = 0
+GROUPS_PER_BLOCK = HEAD_BYTES = GROUP_BYTES = CODE_BYTES = PANEL_BYTES = OFFSETS = OFFSETS_PER = SHIFT = 0
 HALVES = AFFINE = False
 
 
 @inline
-def _no_panels(args: Address, index: int, t: int, end: int) -> int:
-    return t
+def _no_panels(args: Address, index: int, t: int, end: int) -> None:
+    pass
 
 
-def _panels(args: Address, index: int, t: int, end: int) -> int:
-    """Strip ``index`` for tokens from t on, four at a time, some groups after another, unpacked once for all tokens. Returns the first
-    token that is left."""
-    count = (end - t) // PANEL_TOKENS * PANEL_TOKENS
-    if count < LEAST:
-        return t
+def _panels(args: Address, index: int, t: int, end: int) -> None:
+    """Strip ``index`` for tokens t ... end - 1, four at a time, some groups after another, unpacked once for all of them."""
+    count = end - t
     call, sums, codes, floats = scratch(_K2), scratch(_K8), scratch(_K8), scratch(_K2)
     for i in range(count):
         store_f32x16(sums + 64 * i, splat(0.0))
@@ -98,10 +97,11 @@ def _panels(args: Address, index: int, t: int, end: int) -> int:
         store_i64(call + P_STRIDE, stride)
         store_i64(call + P_SUMS, sums)
         store_i64(call + P_TILES, count // PANEL_TOKENS)
+        store_i64(call + P_AHEAD, w + _AHEAD)
+        store_i64(call + P_AHEAD_END, w + _AHEAD + PANEL_BYTES)
         PRODUCT(call)
     for i in range(0, count, PANEL_TOKENS):
         put_tile(_T4, tile_load(_T4, sums + 64 * i, 64), args, index, t + i)
-    return t + count
 
 
 def _unpack_panel(args: Address, w: Address, groups: int, codes: Address, floats: Address) -> Address:
@@ -119,7 +119,6 @@ def _unpack_panel(args: Address, w: Address, groups: int, codes: Address, floats
                 store_f32x16(floats + 128, e)
             if HALVES and AFFINE:
                 store_f32x16(floats + 192, n)
-            ask_ahead(_T4, w, GROUP_BYTES)
             w, codes, floats = w + GROUP_BYTES, codes + CODE_BYTES, floats + FLOAT_BYTES
     return w
 
@@ -142,11 +141,10 @@ def _store_words(at: Address, codes: Any, shift: int) -> None:
     store_words(at + 896, c7, shift)
 
 
-def panels_of(layout: Layout, names: dict[str, Any]) -> Function:
-    """A function (args, strip, first token, end) that does what tokens of a strip it can, and returns the first that is left; ``names``
-    are those of the type in linear.py."""
+def panels_of(layout: Layout, names: dict[str, Any]) -> tuple[Function, int]:
+    """``_panels`` for one type, and from how many tokens on it is the best way. ``names`` are those of the type in linear.py."""
     if ISA != "avx2" or layout.is_float:
-        return _no_panels
+        return _no_panels, 1 << 62
     reader, lower = GROUPS[layout.name], layout.name.lower()
     every = max(n for n in (0, 1, 2, 4) if n * 2 * 127 * reader.largest < 32768)
     kind: Literal["bytes", "words"] = "bytes" if every else "words"
@@ -160,8 +158,14 @@ def panels_of(layout: Layout, names: dict[str, Any]) -> Function:
         "SHIFT": reader.shift or 0,
         "HALVES": reader.halves,
         "AFFINE": affine,
-        "LEAST": _LEAST_OF_LIGHT if layout.name in _LIGHT else _LEAST,
-        "PRODUCT": panel_product(Product(kind, code_bytes, every, reader.halves, reader.shift)),
+        "PANEL_BYTES": layout.strip_bytes(32 * PANEL_GROUPS),
+        "PRODUCT": panel_product(Product(kind, code_bytes, _lines(layout), every, reader.halves, reader.shift)),
     }
     names["UNPACK_PANEL"] = inline(specialised(_unpack_panel, f"unpack_panel_{lower}", **names))
-    return inline(specialised(_panels, f"panels_{lower}", **names))
+    least = _LEAST_OF_LIGHT if layout.name in _LIGHT else _LEAST
+    return inline(specialised(_panels, f"panels_{lower}", **names)), least
+
+
+def _lines(layout: Layout) -> int:
+    """Cache lines for each of the groups that two tiles go through, so that they are a panel's weights."""
+    return -(-layout.strip_bytes(32 * PANEL_GROUPS) // (64 * 2 * PANEL_GROUPS))

@@ -36,8 +36,10 @@ FLOAT_BYTES = 256  # of a group
     P_OFFSETS,  # what m or 2^shift is multiplied by: float32 or int32, [tokens, columns / 16] or [tokens, columns / 32]
     P_STRIDE,  # bytes from one token's int8 to the next's; the others as far apart in proportion
     P_SUMS,  # float32 [tokens, 16]: added to
-    P_TILES,  # of four tokens each, at least one
-) = (8 * i for i in range(9))
+    P_TILES,  # of four tokens each, at least one; 0 afterwards
+    P_AHEAD,  # packed weights to ask for meanwhile, from here
+    P_AHEAD_END,  # to here, in two tiles
+) = (8 * i for i in range(11))
 _ONES, _PARTS, _WORDS = 128, 192, 448  # to 704
 _TOKENS = range(PANEL_TOKENS)
 _SIDES = (0, 1)  # weight rows 0-7 and 8-15
@@ -45,11 +47,12 @@ _SIDES = (0, 1)  # weight rows 0-7 and 8-15
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """How codes are multiplied. ``bytes`` of a group of codes; ``every``: so many quads of 4 columns fit into 16 bits, then sums are
-    widened; ``halves``, ``shift``: as in groups.py."""
+    """How codes are multiplied. ``bytes`` of a group of codes; cache ``lines`` to ask for with each group; ``every``: so many quads of
+    4 columns fit into 16 bits, then sums are widened; ``halves``, ``shift``: as in groups.py."""
 
     codes: Literal["bytes", "words"]
     bytes: int
+    lines: int
     every: int
     halves: bool
     shift: int | None
@@ -70,8 +73,8 @@ def panel_product(product: Product) -> Any:
 
 
 # rdi: what is given · rsi: codes · rdx: floats · rcx: sums. A token's index is an eighth of its distance, in columns, from the first.
-_INDEX, _X, _SCALES, _OFFSETS, _GROUPS, _TILES = ("rax", "r8", "r9", "r10"), "r11", "r12", "r13", "r14", "r15"
-_POINTERS = (*_INDEX, _X, _SCALES, _OFFSETS, _GROUPS, _TILES, "rcx", "rdx", "rsi")
+_INDEX, _X, _SCALES, _OFFSETS, _GROUPS, _AHEAD = ("rax", "r8", "r9", "r10"), "r11", "r12", "r13", "r14", "r15"
+_POINTERS = (*_INDEX, _X, _SCALES, _OFFSETS, _GROUPS, _AHEAD, "rcx", "rdx", "rsi")
 
 _W0, _W1, _V, _P, _Q, _W2, _W3, _LAST = range(8, 16)
 _ONE = _R = _LAST
@@ -101,6 +104,8 @@ class _Assembly:
         self._line("1:")
         self._next_tile()
         self._line("2:")
+        for line in range(self._product.lines):
+            self._line(f"prefetcht0 {64 * line}(%{_AHEAD})")
         if self._product.codes == "words":
             self._activations_to_words()
         for half in (0, 1):
@@ -115,7 +120,13 @@ class _Assembly:
         self._line(f"{name} {', '.join(o if isinstance(o, str) else f'%ymm{o}' for o in operands)}")
 
     def _begin(self) -> None:
-        fields = {_X: P_X, _SCALES: P_SCALES, _OFFSETS: P_OFFSETS, _TILES: P_TILES, "rcx": P_SUMS}
+        fields = {
+            _X: P_X,
+            _SCALES: P_SCALES,
+            _OFFSETS: P_OFFSETS,
+            _AHEAD: P_AHEAD,
+            "rcx": P_SUMS,
+        }
         for register, field in fields.items():
             self._line(f"movq {field}(%rdi), %{register}")
         self._line("xorl %eax, %eax")
@@ -134,8 +145,15 @@ class _Assembly:
 
     def _next_group(self) -> None:
         """And from the last group of a tile to the next tile."""
-        for register, step in {"rsi": self._product.bytes, "rdx": FLOAT_BYTES, **dict.fromkeys(_INDEX, 4)}.items():
+        for register, step in {
+            "rsi": self._product.bytes,
+            "rdx": FLOAT_BYTES,
+            **dict.fromkeys(_INDEX, 4),
+            _AHEAD: 64 * self._product.lines,
+        }.items():
             self._line(f"addq ${step}, %{register}")
+        self._line(f"cmpq {P_AHEAD_END}(%rdi), %{_AHEAD}")
+        self._line(f"cmovaq {P_AHEAD_END}(%rdi), %{_AHEAD}")
         self._line(f"decq %{_GROUPS}")
         self._line("jnz 2b")
         self._line(f"movq {P_GROUPS}(%rdi), %rax")
@@ -146,7 +164,7 @@ class _Assembly:
         self._line("shrq $3, %r8")
         self._line("addq %r8, %rax")
         self._line("addq $256, %rcx")
-        self._line(f"decq %{_TILES}")
+        self._line(f"decq {P_TILES}(%rdi)")
         self._line("jnz 1b")
 
     @property
