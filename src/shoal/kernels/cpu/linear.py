@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.kernels.cpu.groups import GROUPS
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.pack import LAYOUTS, Layout
 from shoal.kernels.cpu.panels import panels_of
@@ -65,7 +65,7 @@ from shoal.kernels.cpu.strips import (
 )
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
-_WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
+_TILES_OF_8 = HAS.vectors >= 32
 
 _TOKENS = 128  # of a step that one pass over a chunk's strips takes: their rounded values stay in the L2 cache
 
@@ -118,7 +118,7 @@ def _half_by_nibbles(
 
 def _products(largest: int) -> Function:
     """How to multiply 16 columns of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
-    if ISA != "avx2":
+    if not HAS.int16_sums:
         return _half_by_4
     room = 32767 // (2 * 127 * largest)
     return {0: _half_by_nibbles, 1: _half_by_1, 2: _half_by_2, 3: _half_by_2}.get(room, _half_by_4)
@@ -241,7 +241,7 @@ def _linear(args: Address, chunk: int) -> None:
 @inline
 def _strip_of_tokens(strip: Function, args: Address, index: int, t: int, end: int) -> None:
     """Tokens t ... end - 1 of strip ``index``, in the largest tiles that fit."""
-    if _WIDE:
+    if _TILES_OF_8:
         while end - t >= 8:
             _tile(strip, _T8, args, index, t)
             t += 8

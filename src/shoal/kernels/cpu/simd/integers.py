@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS, ISA, VPDPBUSD
 from shoal.kernels.cpu.simd import emit
 from shoal.kernels.cpu.simd.emit import Builder
 from shoal.kernels.cpu.simd.vectors import (
@@ -27,9 +27,8 @@ from shoal.kernels.cpu.simd.vectors import (
     vector,
 )
 
-# What the int8 dot product sums in before `dot_end`: int32 lanes with VNNI, pairs of int16 with AVX2.
-DOT = i16x32 if ISA == "avx2" else i32x16
-_DOT_IS_WIDE = ISA != "avx2"
+# What the int8 dot product sums in before `dot_end`: int32 lanes, or pairs of int16 with AVX2.
+DOT = i16x32 if HAS.int16_sums else i32x16
 
 
 @emit.operation(i32x16)
@@ -148,7 +147,12 @@ def _lookup_portable(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
     return entries[0]
 
 
-_LOOKUP = {"avx512vnni": _lookup_avx512, "avx2": _lookup_avx2, "portable": _lookup_portable}[ISA]
+_LOOKUP = {
+    "avx512vnni": _lookup_avx512,
+    "avxvnni": _lookup_avx2,
+    "avx2": _lookup_avx2,
+    "portable": _lookup_portable,
+}[ISA]
 
 
 @emit.operation(u8x64)
@@ -194,11 +198,23 @@ def tile_shift_add(b: Builder, args: Any, x: ir.Value, y: ir.Value, shift: ir.Va
 def dot_start(b: Builder, args: Any, start: ir.Value) -> ir.Value:
     """Sums for `tile_dot`: they go on from ``start`` where they are int32, else from zero (see `dot_end`)."""
     tile = Tile(DOT, args[0].count)
-    return emit.each(b, tile, lambda t: b.extract_value(start, t) if _DOT_IS_WIDE else emit.const(0, DOT.llvm))
+    return emit.each(b, tile, lambda t: b.extract_value(start, t) if i32x16 == DOT else emit.const(0, DOT.llvm))
 
 
 def _dot_vnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     return emit.call(b, "llvm.x86.avx512.vpdpbusd.512", I32X16, acc, b.bitcast(w, I32X16), a)
+
+
+def _dot_avxvnni(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+    """In assembly: where a CPU has EVEX's encoding only, LLVM's intrinsic needs AVX-512 for the whole kernel."""
+    lanes8 = vector(I32, 8)
+    kind = ir.FunctionType(lanes8, [lanes8] * 3)
+    w = b.bitcast(w, I32X16)
+    halves = []
+    for side in (list(range(8)), list(range(8, 16))):
+        operands = [emit.shuffle(b, x, x, side) for x in (acc, w, a)]
+        halves.append(b.asm(kind, f"{VPDPBUSD} $3, $2, $0", "=x,0,x,x", operands, False))
+    return emit.shuffle(b, halves[0], halves[1], list(range(16)))
 
 
 def _dot_avx2(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
@@ -219,7 +235,9 @@ def _dot_portable(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Val
     return acc
 
 
-_DOT = {"avx512vnni": _dot_vnni, "avx2": _dot_avx2, "portable": _dot_portable}[ISA]
+_DOT = {"avx512vnni": _dot_vnni, "avxvnni": _dot_avxvnni, "avx2": _dot_avx2, "portable": _dot_portable}[ISA]
+if ISA == "avxvnni":
+    binding.initialize_native_asmparser()
 
 
 @emit.operation(lambda acc, *_: acc)
@@ -234,7 +252,7 @@ def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Valu
         return _DOT(b, b.extract_value(acc, t), w, activation)
 
     tile = emit.each(b, args[0], one)
-    return _kept(b, tile, args[0].count) if ISA == "avx2" and args[0].count > 1 else tile
+    return _kept(b, tile, args[0].count) if HAS.int16_sums and args[0].count > 1 else tile
 
 
 def _kept(b: Builder, tile: ir.Value, count: int) -> ir.Value:
@@ -274,6 +292,6 @@ def dot_end(b: Builder, args: Any, acc: ir.Value, start: ir.Value) -> ir.Value:
 
     def one(t: int) -> ir.Value:
         total = b.extract_value(acc, t)
-        return total if _DOT_IS_WIDE else b.add(_widen(b, total), b.extract_value(start, t))
+        return total if i32x16 == DOT else b.add(_widen(b, total), b.extract_value(start, t))
 
     return emit.each(b, args[1], one)
