@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from llvmlite import binding
 from numba import config
 
 from shoal.errors import ParameterError
@@ -225,3 +226,23 @@ def test_features_that_are_switched_on_and_off_count(monkeypatch: pytest.MonkeyP
     assert isa.possible() == ["portable"]
     monkeypatch.setattr(config, "CPU_FEATURES", AVX512_VNNI)
     assert isa.possible() == ["avx512vnni", "avxvnni", "avx2", "portable"]
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("cortex-a72", ["portable"]),
+        ("neoverse-n1", ["neon-dotprod", "portable"]),
+        ("apple-m1", ["neon-dotprod", "portable"]),
+        ("neoverse-v1", ["neon-i8mm", "neon-dotprod", "portable"]),
+    ],
+)
+def test_an_arm64_cpu_is_asked_for_its_dot_products(
+    monkeypatch: pytest.MonkeyPatch, name: str, names: list[str]
+) -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    monkeypatch.setattr(binding, "get_process_triple", lambda: "aarch64-unknown-linux-gnu")
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", "")
+    assert isa.possible() == names

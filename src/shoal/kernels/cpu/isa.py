@@ -1,10 +1,12 @@
 """Which instructions the int8 dot product uses, and what else there are instructions for; decided once, when this module is
 imported.
 
-avx512vnni  vpdpbusd on 16 rows at once
-avxvnni     vpdpbusd on 8 rows, in 16 registers: CPUs with VNNI but without AVX-512
-avx2        vpmaddubsw and vpaddw in int16, widened in time
-portable    plain LLVM IR: everything else
+avx512vnni    vpdpbusd on 16 rows at once
+avxvnni       vpdpbusd on 8 rows, in 16 registers: CPUs with VNNI but without AVX-512
+avx2          vpmaddubsw and vpaddw in int16, widened in time
+neon-i8mm     usdot on 4 rows: arm64, unsigned bytes by signed ones
+neon-dotprod  sdot on 4 rows: arm64, signed bytes
+portable      plain LLVM IR: everything else
 
 What counts is the CPU that Numba compiles for: this one, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES make of it.
 ``SHOAL_ISA`` forces one of them, for tests and comparisons; the results are the same, bit for bit.
@@ -29,12 +31,15 @@ _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
     """``needs``: features, all of one of these sets; ``vectors``: so many of 16 float32 fit the registers; ``panels``: there are
-    products in assembly (simd/panels.py); ``int16_sums``: the dot product sums in int16, which must be widened in time."""
+    products in assembly (simd/panels.py). Of the dot product ``int16_sums``: it sums in int16, which must be widened in time;
+    ``by_lane``: it takes four int8 out of any part of a register; ``signed``: its weights are signed too."""
 
     needs: tuple[frozenset[str], ...]
     vectors: int = 8
     panels: bool = False
     int16_sums: bool = False
+    by_lane: bool = False
+    signed: bool = False
 
 
 _SETS = {  # best first
@@ -42,6 +47,8 @@ _SETS = {  # best first
     # The same instruction of 256 bits, as VEX and as EVEX encode it: AVX-512 machines can run it too.
     "avxvnni": InstructionSet((_AVX2 | {"avxvnni"}, _AVX2 | {"avx512vl", "avx512vnni"}), panels=True),
     "avx2": InstructionSet((_AVX2,), panels=True, int16_sums=True),
+    "neon-i8mm": InstructionSet((frozenset({"dotprod", "i8mm"}),), by_lane=True),
+    "neon-dotprod": InstructionSet((frozenset({"dotprod"}),), by_lane=True, signed=True),
     "portable": InstructionSet((frozenset(),)),
 }
 
@@ -71,6 +78,14 @@ define <8 x i16> @three(<8 x i16> %x) {
 
 define i32 @four(<32 x i8> %x, <32 x i8> %y) {
   %a = zext <32 x i8> %x to <32 x i32>
+  %b = sext <32 x i8> %y to <32 x i32>
+  %products = mul <32 x i32> %a, %b
+  %sum = call i32 @llvm.vector.reduce.add.v32i32(<32 x i32> %products)
+  ret i32 %sum
+}
+
+define i32 @five(<32 x i8> %x, <32 x i8> %y) {
+  %a = sext <32 x i8> %x to <32 x i32>
   %b = sext <32 x i8> %y to <32 x i32>
   %products = mul <32 x i32> %a, %b
   %sum = call i32 @llvm.vector.reduce.add.v32i32(<32 x i32> %products)
@@ -114,6 +129,8 @@ def _asked(name: str, features: str) -> frozenset[str]:
         "avx2": bool(re.search(r"vpaddb.*ymm", assembly)),
         "f16c": not re.search(r"hfsf|sfhf|h2f|f2h", assembly),
         "avxvnni": "{vex}\tvpdpbusd" in assembly,
+        "dotprod": bool(re.search(r"\bsdot\b", assembly)),
+        "i8mm": bool(re.search(r"\busdot\b", assembly)),
     }
     return frozenset(feature for feature, is_there in has.items() if is_there)
 

@@ -31,12 +31,15 @@ from shoal.kernels.cpu.simd import (
     call_kernel,
     dot_end,
     dot_start,
+    every_byte,
     load_bf16x16,
     load_f16x16,
     load_f32x16,
     load_i64,
+    plus,
     store_f32x16,
     tile_dot,
+    tile_dots,
     tile_fma,
     tile_scale,
     tile_scale_halves,
@@ -86,6 +89,24 @@ def _half_by_4(
 
 
 @inline
+def _half_at_once(
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """Sums of int32, and activations read at once."""
+    return tile_dots(start, c0, c1, c2, c3, a, stride)
+
+
+@inline
+def _half_less_128(
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """Products of code - 128, which is a signed byte and what codes of all types with more than 7 bits stand for: ``start``, which
+    would take it away from sums of unsigned ones, is not needed."""
+    less = every_byte(128)
+    return tile_dots(tile_zero_i32(start), plus(c0, less), plus(c1, less), plus(c2, less), plus(c3, less), a, stride)
+
+
+@inline
 def _half_by_2(
     start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
 ) -> Any:
@@ -118,6 +139,8 @@ def _half_by_nibbles(
 
 def _products(largest: int) -> Function:
     """How to multiply 16 columns of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
+    if HAS.by_lane:
+        return _half_less_128 if HAS.signed and largest > 127 else _half_at_once
     if not HAS.int16_sums:
         return _half_by_4
     room = 32767 // (2 * 127 * largest)

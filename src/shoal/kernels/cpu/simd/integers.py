@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import binding, ir
@@ -122,6 +123,17 @@ def store_words(b: Builder, _: Any, address: ir.Value, x: ir.Value, shift: ir.Va
     emit.store(b, b.sub(b.lshr(pairs, emit.const(8, wide)), offset), b.add(address, ir.Constant(I64, 64)))
 
 
+def _by_quarters(b: Builder, make: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
+    """What ``make`` gives for each quarter of some vectors, NEON's registers, as one vector."""
+    parts = []
+    for i in range(4):
+        quarters = [(value, value.type.count // 4) for value in values]
+        parts.append(make(*(emit.shuffle(b, v, v, list(range(i * n, i * n + n))) for v, n in quarters)))
+    n = 2 * parts[0].type.count
+    low, high = (emit.shuffle(b, x, y, list(range(n))) for x, y in (parts[:2], parts[2:]))
+    return emit.shuffle(b, low, high, list(range(2 * n)))
+
+
 def _lookup_avx512(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
     repeated = emit.shuffle(b, table, table, list(range(16)) * 4)
     return emit.call(b, "llvm.x86.avx512.pshuf.b.512", U8X64, repeated, x)
@@ -147,10 +159,17 @@ def _lookup_portable(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
     return entries[0]
 
 
+def _lookup_neon(b: Builder, x: ir.Value, table: ir.Value) -> ir.Value:
+    name, sixteen = "llvm.aarch64.neon.tbl1.v16i8", vector(I8, 16)
+    return _by_quarters(b, lambda part: emit.call(b, name, sixteen, table, part), x)
+
+
 _LOOKUP = {
     "avx512vnni": _lookup_avx512,
     "avxvnni": _lookup_avx2,
     "avx2": _lookup_avx2,
+    "neon-i8mm": _lookup_neon,
+    "neon-dotprod": _lookup_neon,
     "portable": _lookup_portable,
 }[ISA]
 
@@ -227,6 +246,14 @@ def _dot_avx2(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     return b.add(acc, emit.shuffle(b, halves[0], halves[1], list(range(32))))
 
 
+def _dot_neon(name: str) -> Callable[..., ir.Value]:
+    def dot(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
+        kind = vector(I32, 4)
+        return _by_quarters(b, lambda *parts: emit.call(b, name, kind, *parts), acc, w, b.bitcast(a, U8X64))
+
+    return dot
+
+
 def _dot_portable(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Value:
     wide = vector(I32, 64)
     products = b.mul(b.zext(w, wide), b.sext(b.bitcast(a, U8X64), wide))
@@ -235,7 +262,14 @@ def _dot_portable(b: Builder, acc: ir.Value, w: ir.Value, a: ir.Value) -> ir.Val
     return acc
 
 
-_DOT = {"avx512vnni": _dot_vnni, "avxvnni": _dot_avxvnni, "avx2": _dot_avx2, "portable": _dot_portable}[ISA]
+_DOT = {
+    "avx512vnni": _dot_vnni,
+    "avxvnni": _dot_avxvnni,
+    "avx2": _dot_avx2,
+    "neon-i8mm": _dot_neon("llvm.aarch64.neon.usdot.v4i32.v16i8"),
+    "neon-dotprod": _dot_neon("llvm.aarch64.neon.sdot.v4i32.v16i8"),
+    "portable": _dot_portable,
+}[ISA]
 if ISA == "avxvnni":
     binding.initialize_native_asmparser()
 
@@ -244,7 +278,8 @@ if ISA == "avxvnni":
 def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Value, stride: ir.Value) -> ir.Value:
     """Add the products of 4 unsigned weight bytes (of each of 16 rows) with the 4 int8 at address + t * stride.
 
-    With AVX2 the sums stay in int16 pairs: at most 32767 / (2 * 127 * largest weight) calls before `dot_end`.
+    With AVX2 the sums stay in int16 pairs: at most 32767 / (2 * 127 * largest weight) calls before `dot_end`. NEON without i8mm takes
+    weights as signed bytes too: up to 127.
     """
 
     def one(t: int) -> ir.Value:
@@ -253,6 +288,30 @@ def tile_dot(b: Builder, args: Any, acc: ir.Value, w: ir.Value, address: ir.Valu
 
     tile = emit.each(b, args[0], one)
     return _kept(b, tile, args[0].count) if HAS.int16_sums and args[0].count > 1 else tile
+
+
+@emit.operation(lambda acc, *_: acc)
+def tile_dots(
+    b: Builder,
+    args: Any,
+    acc: ir.Value,
+    w0: ir.Value,
+    w1: ir.Value,
+    w2: ir.Value,
+    w3: ir.Value,
+    address: ir.Value,
+    stride: ir.Value,
+) -> ir.Value:
+    """Four times `tile_dot`, with 16 int8 read at once: NEON takes four of them out of a register."""
+
+    def one(t: int) -> ir.Value:
+        activations = emit.load(b, emit.at(b, address, stride, t), vector(I32, 4))
+        total = b.extract_value(acc, t)
+        for i, w in enumerate((w0, w1, w2, w3)):
+            total = _DOT(b, total, w, emit.shuffle(b, activations, activations, [i] * 16))
+        return total
+
+    return emit.each(b, args[0], one)
 
 
 def _kept(b: Builder, tile: ir.Value, count: int) -> ir.Value:
