@@ -17,7 +17,7 @@ def test_json_holds_the_facts(shoal: Shoal, cache: Path) -> None:
     assert facts["models_folder"] == str(cache)
     assert 1 <= facts["threads"] <= facts["affinity"]
     assert 0 < facts["memory_available"] <= facts["memory_limit"] <= facts["memory"]
-    assert facts["isa"] in ("avx512vnni", "avx2", "portable")
+    assert facts["isa"] in ("avx512vnni", "avxvnni", "avx2", "neon-i8mm", "neon-dotprod", "portable")
     assert facts["packages"]["numba"]
 
 

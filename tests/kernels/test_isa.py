@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from llvmlite import binding
 from numba import config
 
 from shoal.errors import ParameterError
 from shoal.kernels.cpu import isa
 from tests.kernels.runner import OLD_CPU, needs_x86, said_by_each_isa, said_with
+
+AVX512_VNNI = "+avx512f,+avx512bw,+avx512vl,+avx512vnni"
 
 PROGRAM = """
 import hashlib
@@ -108,6 +113,23 @@ print(digest.hexdigest())
 """
 
 
+ASSEMBLY = """
+from shoal.kernels.cpu.jit import kernel
+from shoal.kernels.cpu.simd import dot_start, load_u8x64, tile_dot, tile_store, tile_zero_i32
+from shoal.kernels.cpu.simd.panels import Product, panel_product
+
+product = panel_product(Product("int32", 512, False, 3))
+
+@kernel
+def products(args, chunk):
+    product(args)
+    tile_store(tile_dot(dot_start(tile_zero_i32((0, 0))), load_u8x64(args), args, 4), args, 64)
+
+assert products.address
+print(products.get()._library.get_asm_str())
+"""
+
+
 def test_every_instruction_set_gives_the_same_bits() -> None:
     assert len(set(said_by_each_isa(PROGRAM))) == 1
 
@@ -117,6 +139,31 @@ def test_codes_unpacked_for_many_tokens_give_the_same_bits() -> None:
     """One type for every product of simd/panels.py, and the largest sums that int16 must hold."""
     sets = [name for name in isa.possible() if name != "portable"]
     assert len(set(said_with(MANY_TOKENS, [{"SHOAL_ISA": name} for name in sets]))) == 1
+
+
+@needs_x86
+@pytest.mark.parametrize(
+    ("settings", "encoding"),
+    [
+        ({"NUMBA_CPU_NAME": "alderlake", "NUMBA_CPU_FEATURES": "", "SHOAL_ISA": ""}, "{vex}"),
+        ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX512_VNNI, "SHOAL_ISA": "avxvnni"}, "{evex}"),
+        ({"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avxvnni", "SHOAL_ISA": ""}, "{vex}"),
+    ],
+)
+def test_vnni_of_256_bits_is_encoded_as_the_cpu_has_it(settings: dict[str, str], encoding: str) -> None:
+    """Which is compiled and assembled, but not run."""
+    (assembly,) = said_with(ASSEMBLY, [settings])
+    products = [line for line in assembly.splitlines() if "vpdpbusd" in line]
+    assert len(products) == 8 * 8 + 4
+    assert all(encoding in line and "%ymm" in line for line in products)
+
+
+@needs_x86
+@pytest.mark.skipif("avxvnni" not in isa.possible(), reason="needs a CPU with VNNI")
+def test_vnni_of_256_bits_uses_nothing_of_avx512() -> None:
+    (assembly,) = said_with(ASSEMBLY, [{"SHOAL_ISA": "avxvnni"}])
+    assert "vpdpbusd" in assembly
+    assert not re.search(r"%zmm|%k[0-7]|%ymm(1[6-9]|[23]\d)", assembly)
 
 
 @needs_x86
@@ -148,6 +195,7 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
         ("ivybridge", ["portable"], {"f16c"}),
         ("haswell", ["avx2", "portable"], {"avx2", "fma", "f16c"}),
         ("x86-64-v4", ["avx2", "portable"], {"avx2", "fma", "f16c"}),
+        ("alderlake", ["avxvnni", "avx2", "portable"], {"avx2", "fma", "f16c", "avxvnni"}),
     ],
 )
 def test_a_named_cpu_is_asked_for_what_it_has(
@@ -176,5 +224,25 @@ def test_features_that_are_switched_on_and_off_count(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(config, "CPU_NAME", "haswell")
     monkeypatch.setattr(config, "CPU_FEATURES", "-avx2")
     assert isa.possible() == ["portable"]
-    monkeypatch.setattr(config, "CPU_FEATURES", "+avx512f,+avx512bw,+avx512vl,+avx512vnni")
-    assert isa.possible() == ["avx512vnni", "avx2", "portable"]
+    monkeypatch.setattr(config, "CPU_FEATURES", AVX512_VNNI)
+    assert isa.possible() == ["avx512vnni", "avxvnni", "avx2", "portable"]
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("cortex-a72", ["portable"]),
+        ("neoverse-n1", ["neon-dotprod", "portable"]),
+        ("apple-m1", ["neon-dotprod", "portable"]),
+        ("neoverse-v1", ["neon-i8mm", "neon-dotprod", "portable"]),
+    ],
+)
+def test_an_arm64_cpu_is_asked_for_its_dot_products(
+    monkeypatch: pytest.MonkeyPatch, name: str, names: list[str]
+) -> None:
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
+    monkeypatch.setattr(binding, "get_process_triple", lambda: "aarch64-unknown-linux-gnu")
+    monkeypatch.setattr(config, "CPU_NAME", name)
+    monkeypatch.setattr(config, "CPU_FEATURES", "")
+    assert isa.possible() == names

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.simd import (
     Address,
@@ -76,7 +76,7 @@ PIECE = 256
 _AHEAD = 4 * PAGE  # KV is asked for so many positions ahead: 8 KiB of K for a head of 64
 MAX_HEAD_DIM = 576  # of latent attention: 64 rotated and 512 others
 # Queries in a tile of rows, and the most in a tile of heads: their sums, two vectors of 16 lanes each, fit the registers.
-MAX_TILE = 8 if ISA == "avx512vnni" else 3
+MAX_TILE = 8 if HAS.vectors >= 32 else 3
 QUERY_BLOCK = 24  # rows of one task
 UNBOUNDED = 1 << 40  # more positions than there are
 

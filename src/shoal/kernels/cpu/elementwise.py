@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy import float32
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.simd import (
     Address,
@@ -94,12 +94,12 @@ def _quantise_16(x: Register, q8: Address, scale: Address, minus_sum: Address, t
     return product
 
 
-_PAST = 64 if ISA == "avx2" else 0
+_PAST = 64 if HAS.panels else 0
 
 
 def rounded_stride(width: int) -> int:
     """Bytes from one int8 row to the next; a quarter of it for scales, and so on. Rows some multiple of 2048 bytes apart are in each
-    other's way in the first cache: of 4096 columns AVX2's products, which read four at a time, take a tenth longer."""
+    other's way in the first cache: of 4096 columns the products of panels.py, which read four at a time, take a tenth longer."""
     return width + _PAST if width % 2048 == 0 else width
 
 

@@ -1,9 +1,12 @@
 """Which instructions the int8 dot product uses, and what else there are instructions for; decided once, when this module is
 imported.
 
-avx512vnni  vpdpbusd on 16 rows at once
-avx2        vpmaddubsw and vpaddw in int16, widened in time
-portable    plain LLVM IR: arm64 and everything else
+avx512vnni    vpdpbusd on 16 rows at once
+avxvnni       vpdpbusd on 8 rows, in 16 registers: CPUs with VNNI but without AVX-512
+avx2          vpmaddubsw and vpaddw in int16, widened in time
+neon-i8mm     usdot on 4 rows: arm64, unsigned bytes by signed ones
+neon-dotprod  sdot on 4 rows: arm64, signed bytes
+portable      plain LLVM IR: everything else
 
 What counts is the CPU that Numba compiles for: this one, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES make of it.
 ``SHOAL_ISA`` forces one of them, for tests and comparisons; the results are the same, bit for bit.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 
 from llvmlite import binding
 from numba import config
@@ -23,9 +27,35 @@ from shoal.errors import ParameterError
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
 
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """``needs``: features, all of one of these sets; ``vectors``: so many of 16 float32 fit the registers; ``panels``: there are
+    products in assembly (simd/panels.py). Of the dot product ``int16_sums``: it sums in int16, which must be widened in time;
+    ``by_lane``: it takes four int8 out of any part of a register; ``signed``: its weights are signed too."""
+
+    needs: tuple[frozenset[str], ...]
+    vectors: int = 8
+    panels: bool = False
+    int16_sums: bool = False
+    by_lane: bool = False
+    signed: bool = False
+
+
+_SETS = {  # best first
+    "avx512vnni": InstructionSet((_AVX2 | _AVX512,), vectors=32),
+    # The same instruction of 256 bits, as VEX and as EVEX encode it: AVX-512 machines can run it too.
+    "avxvnni": InstructionSet((_AVX2 | {"avxvnni"}, _AVX2 | {"avx512vl", "avx512vnni"}), panels=True),
+    "avx2": InstructionSet((_AVX2,), panels=True, int16_sums=True),
+    "neon-i8mm": InstructionSet((frozenset({"dotprod", "i8mm"}),), by_lane=True),
+    "neon-dotprod": InstructionSet((frozenset({"dotprod"}),), by_lane=True, signed=True),
+    "portable": InstructionSet((frozenset(),)),
+}
+
 # Plain IR, for which LLVM has an answer on any CPU; the assembly shows whether it is an instruction.
 _QUESTIONS = """
 declare <8 x float> @llvm.fma.v8f32(<8 x float>, <8 x float>, <8 x float>)
+declare i32 @llvm.vector.reduce.add.v32i32(<32 x i32>)
 
 define <8 x float> @one(<8 x float> %x) {
   %y = call <8 x float> @llvm.fma.v8f32(<8 x float> %x, <8 x float> %x, <8 x float> %x)
@@ -45,6 +75,22 @@ define <8 x i16> @three(<8 x i16> %x) {
   %y = bitcast <8 x half> %narrow to <8 x i16>
   ret <8 x i16> %y
 }
+
+define i32 @four(<32 x i8> %x, <32 x i8> %y) {
+  %a = zext <32 x i8> %x to <32 x i32>
+  %b = sext <32 x i8> %y to <32 x i32>
+  %products = mul <32 x i32> %a, %b
+  %sum = call i32 @llvm.vector.reduce.add.v32i32(<32 x i32> %products)
+  ret i32 %sum
+}
+
+define i32 @five(<32 x i8> %x, <32 x i8> %y) {
+  %a = sext <32 x i8> %x to <32 x i32>
+  %b = sext <32 x i8> %y to <32 x i32>
+  %products = mul <32 x i32> %a, %b
+  %sum = call i32 @llvm.vector.reduce.add.v32i32(<32 x i32> %products)
+  ret i32 %sum
+}
 """
 
 
@@ -60,7 +106,7 @@ def target() -> tuple[str, str]:
 
 
 def target_features() -> frozenset[str]:
-    """What of _AVX2 and _AVX512 can be relied upon. "f16c" is any CPU's way to convert halves without calling a function."""
+    """What of the features that _SETS name can be relied upon. "f16c" is any CPU's way to convert halves without calling a function."""
     name, features = target()
     if config.CPU_FEATURES is None and name != binding.get_host_cpu_name():
         # Numba switches on whatever this CPU has; who names another one means that one, less what this one lacks. 64 bits stay: a
@@ -73,7 +119,7 @@ def target_features() -> frozenset[str]:
 
 
 def _asked(name: str, features: str) -> frozenset[str]:
-    """Those of _AVX2 that LLVM uses for a CPU."""
+    """Those that LLVM uses for a CPU by itself."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_triple(binding.get_process_triple()).create_target_machine(name, features)
@@ -82,18 +128,17 @@ def _asked(name: str, features: str) -> frozenset[str]:
         "fma": not re.search(r"\bfmaf?\b", assembly),
         "avx2": bool(re.search(r"vpaddb.*ymm", assembly)),
         "f16c": not re.search(r"hfsf|sfhf|h2f|f2h", assembly),
+        "avxvnni": "{vex}\tvpdpbusd" in assembly,
+        "dotprod": bool(re.search(r"\bsdot\b", assembly)),
+        "i8mm": bool(re.search(r"\busdot\b", assembly)),
     }
     return frozenset(feature for feature, is_there in has.items() if is_there)
 
 
 def possible() -> list[str]:
     """What the CPU that Numba compiles for can run, best first."""
-    features, names = target_features(), ["portable"]
-    if features >= _AVX2:
-        names.insert(0, "avx2")
-        if features >= _AVX512:
-            names.insert(0, "avx512vnni")
-    return names
+    features = target_features()
+    return [name for name, has in _SETS.items() if any(features >= needs for needs in has.needs)]
 
 
 def choose() -> str:
@@ -106,10 +151,15 @@ def choose() -> str:
 
 
 ISA = choose()
+HAS = _SETS[ISA]
 CONVERTS_HALVES = "f16c" in target_features()
 MULTIPLIES_AND_ADDS = "fma" in target_features()
+ON_X86 = binding.get_process_triple().startswith("x86_64")
+# How assembly says which of the two encodings of 256-bit vpdpbusd this CPU has.
+VPDPBUSD = "{vex} vpdpbusd" if "avxvnni" in target_features() else "{evex} vpdpbusd"
 
-# With a lesser instruction set the compiler must not use the greater one either, or the comparison would mean nothing.
-if ISA == "avx2" and "avx512f" in cpu_features() and config.CPU_NAME is None:
+# With a lesser instruction set the compiler must not use the greater one either, or the comparison would mean nothing. In assembly
+# EVEX's vpdpbusd can stand all the same.
+if ISA in ("avxvnni", "avx2") and "avx512f" in cpu_features() and config.CPU_NAME is None:
+    config.CPU_FEATURES = "+avxvnni" if ISA == "avxvnni" and "avxvnni" in target_features() else ""
     config.CPU_NAME = "x86-64-v3"
-    config.CPU_FEATURES = ""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 from shoal.kernels.cpu.groups import GROUPS
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import Lazy, inline, kernel, specialised
 from shoal.kernels.cpu.pack import LAYOUTS, Layout
 from shoal.kernels.cpu.panels import panels_of
@@ -31,12 +31,15 @@ from shoal.kernels.cpu.simd import (
     call_kernel,
     dot_end,
     dot_start,
+    every_byte,
     load_bf16x16,
     load_f16x16,
     load_f32x16,
     load_i64,
+    plus,
     store_f32x16,
     tile_dot,
+    tile_dots,
     tile_fma,
     tile_scale,
     tile_scale_halves,
@@ -66,7 +69,7 @@ from shoal.kernels.cpu.strips import (
 )
 
 _T8, _T4, _T3, _T2, _T1 = (0,) * 8, (0,) * 4, (0,) * 3, (0,) * 2, (0,)
-_WIDE = ISA == "avx512vnni"  # 32 registers: tiles of 8 tokens
+_TILES_OF_8 = HAS.vectors >= 32
 
 _TOKENS = 128  # of a step that one pass over a chunk's strips takes: their rounded values stay in the L2 cache
 
@@ -84,6 +87,24 @@ def _half_by_4(
     acc = tile_dot(acc, c1, a + 4, stride)
     acc = tile_dot(acc, c2, a + 8, stride)
     return dot_end(tile_dot(acc, c3, a + 12, stride), start)
+
+
+@inline
+def _half_at_once(
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """Sums of int32, and activations read at once."""
+    return tile_dots(start, c0, c1, c2, c3, a, stride)
+
+
+@inline
+def _half_less_128(
+    start: Register, c0: Register, c1: Register, c2: Register, c3: Register, a: Address, stride: Address
+) -> Any:
+    """Products of code - 128, which is a signed byte and what codes of all types with more than 7 bits stand for: ``start``, which
+    would take it away from sums of unsigned ones, is not needed."""
+    less = every_byte(128)
+    return tile_dots(tile_zero_i32(start), plus(c0, less), plus(c1, less), plus(c2, less), plus(c3, less), a, stride)
 
 
 @inline
@@ -119,7 +140,9 @@ def _half_by_nibbles(
 
 def _products(largest: int) -> Function:
     """How to multiply 16 columns of codes up to ``largest``: int16 holds n products of 2 * 127 * largest."""
-    if ISA != "avx2":
+    if HAS.by_lane:
+        return _half_less_128 if HAS.signed and largest > 127 else _half_at_once
+    if not HAS.int16_sums:
         return _half_by_4
     room = 32767 // (2 * 127 * largest)
     return {0: _half_by_nibbles, 1: _half_by_1, 2: _half_by_2, 3: _half_by_2}.get(room, _half_by_4)
@@ -247,7 +270,7 @@ def _linear(args: Address, chunk: int) -> None:
 @inline
 def _strip_of_tokens(strip: Function, args: Address, index: int, t: int, end: int) -> None:
     """Tokens t ... end - 1 of strip ``index``, in the largest tiles that fit."""
-    if _WIDE:
+    if _TILES_OF_8:
         while end - t >= 8:
             _tile(strip, _T8, args, index, t)
             t += 8

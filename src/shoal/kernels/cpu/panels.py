@@ -1,15 +1,15 @@
-"""Products of many tokens with AVX2: a strip's codes are unpacked once, 256 columns at a time, for all tokens of a pass, which go
-through them four at a time (simd/panels.py, in assembly).
+"""Products of many tokens with 16 registers of 256 bits: a strip's codes are unpacked once, 256 columns at a time, for all tokens
+of a pass, which go through them four at a time (simd/panels.py, in assembly).
 
-Codes up to 127 stay bytes, and int16 holds sums of as many quads as ``Product.every`` says; larger ones become int16 themselves.
+Where sums are int16 they hold some quads of codes up to 127; larger codes become int16 themselves.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from shoal.kernels.cpu.groups import GROUPS
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import inline, specialised
 from shoal.kernels.cpu.pack import Layout
 from shoal.kernels.cpu.simd import (
@@ -38,6 +38,7 @@ from shoal.kernels.cpu.simd.panels import (
     P_X,
     PANEL_GROUPS,
     PANEL_TOKENS,
+    Dots,
     Product,
     panel_product,
 )
@@ -141,17 +142,24 @@ def _store_words(at: Address, codes: Any, shift: int) -> None:
     store_words(at + 896, c7, shift)
 
 
+def _dots(largest: int) -> Dots:
+    """How to sum products of codes up to ``largest``."""
+    if not HAS.int16_sums:
+        return "int32"
+    in_int16: list[tuple[int, Dots]] = [(4, "by 4"), (2, "by 2"), (1, "by 1"), (0, "words")]
+    return next(dots for quads, dots in in_int16 if quads * 2 * 127 * largest < 32768)
+
+
 def panels_of(layout: Layout, names: dict[str, Any]) -> tuple[Function, int]:
     """``_panels`` for one type, and from how many tokens on it is the best way. ``names`` are those of the type in linear.py."""
-    if ISA != "avx2" or layout.is_float:
+    if not HAS.panels or layout.is_float:
         return _no_panels, 1 << 62
     reader, lower = GROUPS[layout.name], layout.name.lower()
-    every = max(n for n in (0, 1, 2, 4) if n * 2 * 127 * reader.largest < 32768)
-    kind: Literal["bytes", "words"] = "bytes" if every else "words"
-    code_bytes, affine = 512 if every else 1024, reader.shift is None
+    dots, affine = _dots(reader.largest), reader.shift is None
+    code_bytes = 1024 if dots == "words" else 512
     offsets = MINUS_SUMS if not affine else HALF_SUMS if reader.halves else SUMS
     names = names | {
-        "STORE": _store_bytes if every else _store_words,
+        "STORE": _store_words if dots == "words" else _store_bytes,
         "CODE_BYTES": code_bytes,
         "OFFSETS": offsets,
         "OFFSETS_PER": 2 if offsets == SUMS else 1,
@@ -159,7 +167,7 @@ def panels_of(layout: Layout, names: dict[str, Any]) -> tuple[Function, int]:
         "HALVES": reader.halves,
         "AFFINE": affine,
         "PANEL_BYTES": layout.strip_bytes(32 * PANEL_GROUPS),
-        "PRODUCT": panel_product(Product(kind, code_bytes, _lines(layout), every, reader.halves, reader.shift)),
+        "PRODUCT": panel_product(Product(dots, code_bytes, _lines(layout), reader.halves, reader.shift)),
     }
     names["UNPACK_PANEL"] = inline(specialised(_unpack_panel, f"unpack_panel_{lower}", **names))
     least = _LEAST_OF_LIGHT if layout.name in _LIGHT else _LEAST

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import Lazy, kernel
 from shoal.kernels.cpu.pool import Pool, program
 from shoal.kernels.cpu.simd import (
@@ -38,9 +38,9 @@ _LINE = 64
 _LINES = 32
 _CHUNKS_PER_THREAD = 4
 # As many sums as the registers hold: fewer, and each would wait for the one before.
-_TILE = (0,) * 8 if ISA == "avx512vnni" else (0,) * 6
+_TILE = (0,) * 8 if HAS.vectors >= 32 else (0,) * 6
 _TILE_BYTES = _LINE * len(_TILE)
-_PRODUCTS_ALONE = ISA == "avx2"
+_PRODUCTS_ALONE = HAS.int16_sums
 
 
 @kernel

@@ -63,6 +63,12 @@ def assembly(b: Builder, kind: ir.FunctionType, text: str, constraints: str, arg
     return b.asm(kind, text.replace("$", "$$"), constraints, args, True)
 
 
+def pure_assembly(b: Builder, kind: ir.FunctionType, text: str, constraints: str, args: Sequence[ir.Value]) -> ir.Value:
+    """Inline assembly that has results of its operands, $0 and so on, and does nothing else."""
+    binding.initialize_native_asmparser()
+    return b.asm(kind, text, constraints, args, False)
+
+
 def as_f32(b: Builder, value: ir.Value) -> ir.Value:
     """A float of any size as float32."""
     return value if value.type == F32 else b.fptrunc(value, F32)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core.cgutils import alloca_once
 
-from shoal.kernels.cpu.isa import ISA
+from shoal.kernels.cpu.isa import ISA, ON_X86
 from shoal.kernels.cpu.simd import emit
 from shoal.kernels.cpu.simd.emit import Builder
 from shoal.kernels.cpu.simd.halves import narrow, widen
@@ -307,7 +307,7 @@ def compare_swap(b: Builder, _: Any, address: ir.Value, old: ir.Value, new: ir.V
 @emit.operation(types.void)
 def pause(b: Builder, _: Any) -> None:
     """Tell the core that it is waiting."""
-    if ISA != "portable":
+    if ON_X86:
         emit.call(b, "llvm.x86.sse2.pause", ir.VoidType())
 
 

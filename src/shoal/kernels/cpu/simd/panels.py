@@ -1,6 +1,6 @@
-"""Products of four tokens and weights that are unpacked once for many, with AVX2, as assembly.
+"""Products of four tokens and weights that are unpacked once for many, with 16 registers of 256 bits, as assembly.
 
-With 16 registers of 8 lanes LLVM moves sums and codes to memory and back so often that it loses a third of the time (lab log); here
+With so few registers LLVM moves sums and codes to memory and back so often that it loses a third of the time (lab log); here
 each register has its place. A *panel* is what a strip of 16 weight rows has for up to 8 groups of 32 columns:
 
     codes     group by group: bytes [8 quads, 16 rows, 4], or words [8 quads, 2, 16 rows, 2]
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from llvmlite import ir
 from numba import types
 
+from shoal.kernels.cpu.isa import VPDPBUSD
 from shoal.kernels.cpu.simd import emit
 from shoal.kernels.cpu.simd.emit import Builder
 
@@ -45,15 +46,19 @@ _TOKENS = range(PANEL_TOKENS)
 _SIDES = (0, 1)  # weight rows 0-7 and 8-15
 
 
+# What products of bytes are summed in: int32 at once (vpdpbusd), or int16, which hold 4, 2 or 1 quads of 4 columns and are then
+# widened; or products of words.
+Dots = Literal["int32", "by 4", "by 2", "by 1", "words"]
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
-    """How codes are multiplied. ``bytes`` of a group of codes; cache ``lines`` to ask for with each group; ``every``: so many quads of
-    4 columns fit into 16 bits, then sums are widened; ``halves``, ``shift``: as in groups.py."""
+    """How codes are multiplied. ``bytes`` of a group of codes; cache ``lines`` to ask for with each group; ``halves``, ``shift``: as in
+    groups.py."""
 
-    codes: Literal["bytes", "words"]
+    dots: Dots
     bytes: int
     lines: int
-    every: int
     halves: bool
     shift: int | None
 
@@ -106,7 +111,7 @@ class _Assembly:
         self._line("2:")
         for line in range(self._product.lines):
             self._line(f"prefetcht0 {64 * line}(%{_AHEAD})")
-        if self._product.codes == "words":
+        if self._product.dots == "words":
             self._activations_to_words()
         for half in (0, 1):
             self._dots(half)
@@ -130,9 +135,11 @@ class _Assembly:
         for register, field in fields.items():
             self._line(f"movq {field}(%rdi), %{register}")
         self._line("xorl %eax, %eax")
+        if self._product.dots == "int32":
+            return
         self._op("vpcmpeqw", _ONE, _ONE, _ONE)
         self._op("vpsrlw", "$15", _ONE, _ONE)
-        if self._product.every == 2:
+        if self._product.dots == "by 2":
             self._op("vmovdqa", _ONE, f"{_ONES}(%rdi)")
 
     def _next_tile(self) -> None:
@@ -175,16 +182,32 @@ class _Assembly:
 
     def _dots(self, half: int) -> None:
         """Sums of products of 16 columns, and what becomes of them."""
-        if self._product.codes == "words":
-            self._dots_of_words(half)
-        else:
-            {4: self._dots_by_4, 2: self._dots_by_2, 1: self._dots_by_1}[self._product.every](half)
+        {
+            "int32": self._dots_in_int32,
+            "by 4": self._dots_by_4,
+            "by 2": self._dots_by_2,
+            "by 1": self._dots_by_1,
+            "words": self._dots_of_words,
+        }[self._product.dots](half)
         if half == 1 or self._product.halves:
             self._into_sums(half)
 
     def _codes(self, quad: int, to: tuple[int, int]) -> None:
         for side in _SIDES:
             self._op("vmovdqa", f"{64 * quad + 32 * side}(%rsi)", to[side])
+
+    def _dots_in_int32(self, half: int) -> None:
+        for t in _TOKENS:
+            for side in _SIDES:
+                self._op("vpxor", _sum(t, side), _sum(t, side), _sum(t, side))
+        for quad in range(4 * half, 4 * half + 4):
+            self._codes(quad, (_W0, _W1))
+            for t in _TOKENS:
+                self._op("vpbroadcastd", _x(t, 4 * quad), _V)
+                self._op(VPDPBUSD, _V, _W0, _sum(t, 0))
+                self._op(VPDPBUSD, _V, _W1, _sum(t, 1))
+                if quad % 4 == 3:
+                    self._finish(half, t)
 
     def _dots_by_4(self, half: int) -> None:
         """int16 holds the sums of four quads. Each token's are finished as soon as they are there: that mixes the instructions."""
@@ -274,7 +297,7 @@ class _Assembly:
 
     def _finish(self, half: int, t: int) -> None:
         """Scale the int32 sums of a half: into what the first half leaves for the second, or into the token's sums."""
-        if not self._affine and self._product.codes != "words":
+        if not self._affine and self._product.dots != "words":
             self._op("vpbroadcastd", f"{4 * half}(%{_OFFSETS},%{_INDEX[t]},2)", _V)
             self._op("vpslld", f"${self._product.shift}", _V, _V)
             for side in _SIDES:
