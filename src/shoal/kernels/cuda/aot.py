@@ -117,8 +117,8 @@ def record(plan: Plan, target: str) -> Recorder:
 
 
 def subject_of(named: Named) -> str:
-    """What fixes the order of sums: of a product the type, rows and columns of its weights; of attention the constants of its layer and the
-    type of its pages."""
+    """What fixes the order of sums: of a product the type, rows and columns of its weights; of attention the constants of its layer and
+    the type of its pages."""
     if {"FORMAT", "R", "K"} <= named.keys():
         return f"{named['FORMAT']} {named['R']}x{named['K']}"
     if {"C", "keys"} <= named.keys():
