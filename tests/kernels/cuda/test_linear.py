@@ -283,3 +283,4 @@ def test_as_many_stages_as_shared_memory_has_room_for(monkeypatch: pytest.Monkey
     assert config(part, 1000) == Config(128, 128, 8, 1)
     assert config(part, 16) == CONFIGS[16]
     assert config(part, 64, Form(floats=True)) == Config(64, 64, 4, 2)
+    assert [config(part, rows, Form(gated=True)).block_n for rows in (1, 32, 64, 1000)] == [16, 32, 32, 32]

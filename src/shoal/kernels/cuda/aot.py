@@ -173,6 +173,7 @@ def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
     vector = backend.vector(_zeros("F32", width))
     biased, gate = Linear(square, vector, vector), Linear(backend.matrix([_zeros("F32", 1, width)]))
     qkv = Linear(backend.matrix([_zeros("F16", 3 * width, width)]))
+    of_heads = [Linear(backend.matrix([_zeros("Q8_0", 128, width // 2)])) for _ in range(2)]
     norms = [Norm(vector, 1e-5), Norm(vector, 1e-5, centred=True, bias=vector)]
     experts = Experts(
         router=Linear(backend.matrix([_zeros("F32", 8, width)])),
@@ -197,6 +198,8 @@ def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
         ops.experts(x, ops.norm(x, norms[0]), experts)
         ops.add_vector(x, vector)
         ops.multiply(x, 2.0)
+        halves = [ops.columns(x, first, width // 2) for first in (0, width // 2)]
+        ops.concat([ops.linear(half, product) for half, product in zip(halves, of_heads, strict=True)])
         return ops.concat([ops.columns(x, 256, 256), ops.columns(x, 0, 256)])
 
     def head(ops: Ops, x: Array) -> Array:
