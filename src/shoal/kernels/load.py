@@ -15,6 +15,7 @@ from shoal.system.machine_limits import usable_cores
 
 if TYPE_CHECKING:
     from shoal.kernels.cuda.probe import Probe as Probe
+    from shoal.kernels.cuda.probe import Use as Use
 
 INSTALL = "pip install 'shoal[cuda]'"
 

@@ -13,6 +13,7 @@ from shoal.kernels.base import PAGE_SIZE, StepLimits
 from shoal.kernels.cuda import attention as kernels
 from shoal.kernels.cuda.attention import attention, record_count
 from shoal.kernels.cuda.launch import launches_go_to
+from shoal.kernels.cuda.linear import CHIPS, as_on
 from shoal.kernels.reference import PIECE
 from tests.kernels.cuda.paged import PagedRun, nmse, split_heads, twin
 from tests.kernels.ragged import Case, make_case
@@ -298,3 +299,5 @@ def test_records_are_as_many_as_can_be_needed_or_fit() -> None:
     many = record_count(StepLimits(256, 256, 8192), heads=32, head_dim=128)
     assert 1000 * 512 > many > 4000
     assert record_count(StepLimits(256, 256, 8192), heads=128, head_dim=576) == 512
+    with as_on(CHIPS["gfx942"]):  # no program can leave a record to another
+        assert record_count(StepLimits(64, 4, 40), heads=32, head_dim=128) == 0

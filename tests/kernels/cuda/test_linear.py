@@ -20,9 +20,11 @@ from shoal.kernels.cuda.linear import (
     CONFIGS,
     FEW,
     GATED_TILE,
+    PLAIN,
     TUNED,
     Chip,
     Config,
+    Form,
     Scratch,
     Source,
     as_on,
@@ -139,7 +141,7 @@ def test_tiles_change_no_bit(columns: int, monkeypatch: pytest.MonkeyPatch) -> N
     x = random_activations(FEW, columns)
     whole = multiplied(matrix, x)
     for block_m, block_n in ((64, 16), (128, 32), (128, 128)):  # narrower ones are another kernel of NumPy's BLAS
-        monkeypatch.setitem(TUNED, ("F16", 130, columns, 64), Config(block_m, block_n, 4, 2))
+        monkeypatch.setitem(TUNED, ("F16", 130, columns, 64, PLAIN), Config(block_m, block_n, 4, 2))
         assert torch.equal(multiplied(matrix, x), whole)
 
 
@@ -280,4 +282,5 @@ def test_as_many_stages_as_shared_memory_has_room_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(products, "chip", lambda: Chip(232448, CONFIGS))
     assert config(part, 1000) == Config(128, 128, 8, 1)
     assert config(part, 16) == CONFIGS[16]
-    assert config(part, 64, floats=True) == Config(64, 64, 4, 2)
+    assert config(part, 64, Form(floats=True)) == Config(64, 64, 4, 2)
+    assert [config(part, rows, Form(gated=True)).block_n for rows in (1, 32, 64, 1000)] == [16, 32, 32, 32]

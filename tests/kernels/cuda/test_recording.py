@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from shoal.kernels.cuda.linear import linear_gated
 from shoal.kernels.cuda.pack import pack_matrix
 from shoal.kernels.cuda.recording import Recording
 from shoal.llm import LLM
+from tests.kernels.cuda.test_sample import how
 from tests.kernels.cuda.weights import random_tensor
+from tests.support.tiny_archs import TINY_ARCHS
 from tests.support.tiny_model import write_tiny_model
 
 WIDTH = 512  # of the last product twice that, so that its K is cut into pieces
@@ -28,16 +32,19 @@ def chunk(rows: int) -> StepInput:
     return StepInput(positions, positions, starts, lengths, pages[None, None])
 
 
+@contextmanager
+def kernels_noted() -> Iterator[list[Any]]:
+    """What is launched meanwhile, instead of running."""
+    kernels: list[Any] = []
+    with launches_go_to(lambda kernel, grid, args, options: kernels.append(kernel)):
+        yield kernels
+
+
 def launched(network: BoundNetwork, step: StepInput) -> list[str]:
     """Names of the kernels of a step."""
-    names: list[str] = []
-
-    def note(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        names.append(kernel.__name__)
-
-    with launches_go_to(note):
+    with kernels_noted() as kernels:
         network.layers(step)
-    return names
+    return [kernel.__name__ for kernel in kernels]
 
 
 @pytest.mark.parametrize("biases", [False, True])
@@ -49,6 +56,23 @@ def test_a_layer_of_a_step_that_decodes_takes_eight_launches(tmp_path: Path, bia
             assert llm.engine._compute is not None
             kernels.append(launched(llm.engine._compute[0].network, chunk(1)))
     assert len(kernels[1]) - len(kernels[0]) <= 8, kernels[1]
+
+
+@pytest.mark.parametrize("name", ["starcoder", "olmoe", "deepseek2_unsplit"])
+def test_all_kernels_of_a_step_can_be_set_up_while_the_one_before_runs(tmp_path: Path, name: str) -> None:
+    """With its head, and the sampling of tokens for which nothing out of the ordinary is asked."""
+    path = TINY_ARCHS[name].write(tmp_path / "tiny.gguf")
+    one = np.zeros(1, np.int32)
+    with LLM(path, device="cuda", skip_tokenizer_init=True, max_num_seqs=2, max_num_batched_tokens=8) as llm:
+        assert llm.engine._compute is not None
+        network = llm.engine._compute[0].network
+        with kernels_noted() as kernels:
+            network.layers(chunk(1))
+            network.sample(one, how(1, temperature=0.0))
+            network.sample(one, how(1, temperature=1.0, top_k=40))
+    names = {kernel.__name__ for kernel in kernels}
+    assert {"_norm", "_product", "_split", "choose", "weigh_chunk"} <= names
+    assert {kernel.__name__ for kernel in kernels if "PDL" not in kernel.arg_names} == set()
 
 
 def test_rows_are_rounded_as_they_are_read_or_before_to_the_same_bits(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from shoal.gguf.quants import format_named
 from shoal.kernels.base import RawTensor
 from shoal.kernels.cuda import linear, tune
 from shoal.kernels.cuda.launch import device, launches_go_to
-from shoal.kernels.cuda.linear import Config
+from shoal.kernels.cuda.linear import CHIPS, FEW, PLAIN, Config, Form, as_on
 from shoal.kernels.cuda.pack import PackedMatrix, pack_matrix
 
 
@@ -54,14 +55,14 @@ def test_each_bucket_gets_what_was_fastest_and_only_that_is_used(matrix: PackedM
         return 1.0 if config.stages == 4 else 2.0
 
     def bucket_now(tried: list[Config]) -> int:
-        return 16 if len(tried) < len(tune.candidates(16)) else 64
+        return 16 if len(tried) < len(tune.candidates(16, PLAIN)) else 64
 
-    found = tune.tune([matrix], [1, 3, 16, 33], seconds)
+    found = tune.tune([(matrix, PLAIN)], [1, 3, 16, 33], seconds)
     assert found == linear.TUNED
-    assert list(found) == [("Q8_0", 64, 64, 16), ("Q8_0", 64, 64, 64)]
+    assert list(found) == [("Q8_0", 64, 64, 16, PLAIN), ("Q8_0", 64, 64, 64, PLAIN)]
     assert {config.stages for config in found.values()} == {4}
-    assert tried == tune.candidates(16) + tune.candidates(64)
-    assert not tune.tune([matrix], [1, 64], seconds), "what is known is not measured again"
+    assert tried == tune.candidates(16, PLAIN) + tune.candidates(64, PLAIN)
+    assert not tune.tune([(matrix, PLAIN)], [1, 64], seconds), "what is known is not measured again"
 
 
 def test_once_there_is_enough_nothing_more_is_measured(matrix: PackedMatrix) -> None:
@@ -71,8 +72,8 @@ def test_once_there_is_enough_nothing_more_is_measured(matrix: PackedMatrix) -> 
         measured.append(1)
         return 1.0
 
-    found = tune.tune([matrix], [1, 64], seconds, lambda: len(measured) > 0)
-    assert list(found) == [("Q8_0", 64, 64, 16)]
+    found = tune.tune([(matrix, PLAIN)], [1, 64], seconds, lambda: len(measured) > 0)
+    assert list(found) == [("Q8_0", 64, 64, 16, PLAIN)]
     assert found == linear.TUNED
 
 
@@ -86,7 +87,7 @@ def test_each_part_of_a_matrix_is_measured_within_its_own_output() -> None:
             run()
         return 1.0
 
-    tune.tune([pack_matrix(tensors)], [1], seconds)
+    tune.tune([(pack_matrix(tensors), PLAIN)], [1], seconds)
     assert set(widths) == {64}
 
 
@@ -100,16 +101,59 @@ def test_no_choice_changes_a_bit(matrix: PackedMatrix) -> None:
         return out
 
     usual = product()
-    for config in tune.candidates(16):
-        linear.TUNED["Q8_0", 64, 64, 16] = config
+    for config in tune.candidates(16, PLAIN):
+        linear.TUNED["Q8_0", 64, 64, 16, PLAIN] = config
         assert torch.equal(product(), usual), config
 
 
+GATED_FLOATS = Form(floats=True, gated=True)
+
+
+@pytest.mark.parametrize("rows", [16, FEW, FEW + 1])
+@pytest.mark.parametrize("form", [Form(floats=True), Form(gated=True), GATED_FLOATS])
+def test_what_is_measured_is_what_networks_launch(form: Form, rows: int) -> None:
+    fmt = format_named("Q8_0")
+    matrix = pack_matrix([RawTensor("w", fmt, (128, 64), random_rows(fmt, (128, 64), np.random.default_rng(0)))])
+    launched: list[tuple[bool, bool]] = []
+
+    def note(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        launched.append((args[0].dtype == torch.float32, options["ACTIVATION"] != ""))
+
+    def seconds(run: Callable[[], None]) -> float:
+        with launches_go_to(note):
+            run()
+        return 1.0
+
+    found = tune.tune([(matrix, form)], [rows], seconds)
+    expected = Form(form.floats and rows <= FEW, form.gated)
+    assert list(found) == [("Q8_0", 128, 64, linear.bucket(rows), expected)]
+    assert set(launched) == {(expected.floats, expected.gated)}
+    assert len(launched) == len(tune.candidates(linear.bucket(rows), expected))
+    assert not form.gated or {config.block_m for config in found.values()} == {linear.GATED_TILE}
+
+
+def test_what_cannot_be_gated_is_measured_without(matrix: PackedMatrix) -> None:
+    assert not linear.can_gate(matrix)
+    found = tune.tune([(matrix, Form(gated=True))], [1], lambda run: 1.0)
+    assert list(found) == [("Q8_0", 64, 64, 16, PLAIN)]
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+def test_candidates_are_those_of_the_chip(chip: str) -> None:
+    with as_on(CHIPS[chip]):
+        usual = {bucket: tune.candidates(bucket, Form(floats=bucket <= FEW))[0] for bucket in linear.CONFIGS}
+    assert usual == CHIPS[chip].configs | CHIPS[chip].floats
+
+
 def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
-    table = {("Q4_K", 4096, 14336, 64): tune.candidates(64)[-1], ("Q6_K", 576, 1536, 16): tune.candidates(16)[1]}
+    table = {
+        ("Q4_K", 4096, 14336, 64, PLAIN): tune.candidates(64, PLAIN)[-1],
+        ("Q6_K", 576, 1536, 16, Form(floats=True)): tune.candidates(16, Form(floats=True))[1],
+        ("Q6_K", 576, 1536, 16, GATED_FLOATS): tune.candidates(16, GATED_FLOATS)[1],
+    }
     path = tmp_path / "of" / "a device.json"
     tune.save(path, table)
-    assert tune.load(path) == 2
+    assert tune.load(path) == 3
     assert table == linear.TUNED
     assert list(path.parent.iterdir()) == [path]
     assert tune.load(tmp_path / "another.json") == 0
@@ -127,6 +171,8 @@ def test_a_table_comes_back_from_its_file(tmp_path: Path) -> None:
         '{"Q4_K 64x64 16": 5}',
         '{"Q4_K 64x64 16": [48, 16, 4, 3]}',
         '{"Q4_K 64x64 17": [64, 16, 4, 3]}',
+        '{"Q4_K 64x64 16 gated floats": [64, 16, 4, 3]}',
+        '{"Q4_K 64x64 16 gated": [128, 16, 4, 3]}',
         '{"Q4_K 64x64 16": [64, 16, 4, 3], "Q6_K 64x64 16": [64, 16, 5, 3]}',
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,6 +29,9 @@ from shoal.kernels.base import (
 )
 from shoal.models.transformer import run_head, run_layers
 from shoal.models.weights import AttentionWeights, Encoder, Model, pack_model
+
+if TYPE_CHECKING:
+    from shoal.kernels.load import Use
 
 _ALIGNMENT = 64
 
@@ -98,13 +101,14 @@ def pack(backend: Backend, file: GGUFFile, context: int) -> Model:
     return model
 
 
-def matrices_of(model: Model) -> list[Matrix]:
-    """All that products of a llama network read."""
-    found = [model.head.matrix]
+def matrices_of(model: Model) -> list[tuple[Matrix, Use]]:
+    """All that products of a llama network read, and how they are used."""
+    found: list[tuple[Matrix, Use]] = [(model.head.matrix, "")]
     for layer in model.layers:
         assert isinstance(layer.attention, AttentionWeights)
         assert layer.mlp is not None
-        found += [w.matrix for w in (layer.attention.qkv, layer.attention.output, layer.mlp.up, layer.mlp.down)]
+        found += [(layer.attention.qkv.matrix, ""), (layer.attention.output.matrix, "floats")]
+        found += [(layer.mlp.up.matrix, "gated"), (layer.mlp.down.matrix, "floats")]
     return found
 
 

@@ -1,8 +1,8 @@
 """``python -m shoal.kernels.cuda.aot``: what whole models launch, compiled for GPUs that are not there.
 
 Prints a line for each kernel and configuration: registers, spilled bytes, shared memory, matrix instructions. Fails where one spills,
-needs more shared memory than there is, does not compile, or where a matrix meets different matrix instructions with different
-numbers of rows. Weights are zeros and vocabularies small: neither is compiled in.
+needs more shared memory than there is, does not compile, or where a matrix, or attention in a layer, has different matrix instructions
+with different numbers of rows. Weights are zeros and vocabularies small: neither is compiled in.
 """
 
 from __future__ import annotations
@@ -49,7 +49,18 @@ from shoal.kernels.cuda.compile_ahead import (
     recorded,
 )
 from shoal.kernels.cuda.launch import device
-from shoal.kernels.cuda.linear import CHIPS, as_on
+from shoal.kernels.cuda.linear import (
+    CHIPS,
+    CONFIGS,
+    FEW,
+    Source,
+    as_on,
+    gated_parts,
+    linear,
+    linear_gated,
+    scratch_for,
+)
+from shoal.kernels.cuda.pack import LAYOUTS, PackedMatrix
 from shoal.kernels.cuda.sample import Sampler
 from shoal.system.machine_limits import usable_cores
 
@@ -57,14 +68,16 @@ _VOCAB = 16384
 _CHUNK = 2048  # rows of a prompt
 _CONTEXT = 4096
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_SQUARE = 1024  # rows and columns of a matrix whose K is cut into pieces, be it gated or not
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Which models, types of weights and of KV, numbers of rows."""
+    """Which models, types of weights and of KV, numbers of rows; and types whose products are compiled in every form."""
 
     models: tuple[str, ...]
     types: tuple[str, ...]
+    products: tuple[str, ...]
     kv_dtypes: tuple[str, ...] = ("f16", "q8_0")
     rows: tuple[int, ...] = (*_BUCKETS, _CHUNK)
 
@@ -83,29 +96,34 @@ NETWORKS = {
     "llama-1b": Network(2048, 8192, AttentionShape(32, 8, 64, 0.125)),  # Llama 3.2 1B
     "smollm2": Network(576, 1536, AttentionShape(9, 3, 64, 0.125)),  # SmolLM2 135M: no whole number of K blocks
 }
-ALL = Plan(tuple(NETWORKS), ("Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_K", "IQ4_XS"))
-SHORT = Plan(("llama-1b",), ("Q4_K", "Q6_K"), rows=(1, 8, 64, _CHUNK))
+ALL = Plan(tuple(NETWORKS), ("Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_K", "IQ4_XS"), tuple(LAYOUTS))
+SHORT = Plan(("llama-1b",), ("Q4_K", "Q6_K"), ("Q4_K",), rows=(1, 8, 64, _CHUNK))
 
 
 def record(plan: Plan, target: str) -> Recorder:
     """Bind every network of the plan and run every kind of step, with the tiles of a target, while nothing is computed."""
     with recorded() as recorder, as_on(CHIPS[target]):
-        recorder.subject_of = matrix_of
+        recorder.subject_of = subject_of
         backend = CudaBackend()
         for network in (NETWORKS[name] for name in plan.models):
             for type_name in _types_that_fit(network, plan.types):
                 for kv_dtype in plan.kv_dtypes:
                     _record_network(backend, network, type_name, kv_dtype, plan.rows)
+        for type_name in plan.products:
+            _record_products(backend.matrix([_zeros(type_name, _SQUARE, _SQUARE)]))
         _record_rest(backend, plan.rows)
         _record_samplers()
     return recorder
 
 
-def matrix_of(named: Named) -> str:
-    """The weights that a product reads, by what fixes the order of its sums: type, rows, columns."""
-    if not {"FORMAT", "R", "K"} <= named.keys():
-        return ""
-    return f"{named['FORMAT']} {named['R']}x{named['K']}"
+def subject_of(named: Named) -> str:
+    """What fixes the order of sums: of a product the type, rows and columns of its weights; of attention the constants of its layer and
+    the type of its pages."""
+    if {"FORMAT", "R", "K"} <= named.keys():
+        return f"{named['FORMAT']} {named['R']}x{named['K']}"
+    if {"C", "keys"} <= named.keys():
+        return f"attention {named['keys'].dtype} {named['C']}"
+    return ""
 
 
 def _types_that_fit(network: Network, types: Sequence[str]) -> Iterator[str]:
@@ -137,6 +155,16 @@ def _record_network(backend: CudaBackend, network: Network, type_name: str, kv_d
     _run(backend, (layers, head), shape, kv_dtype, rows)
 
 
+def _record_products(matrix: PackedMatrix) -> None:
+    """What few rows need in some networks alone: gate and up whose K is cut into pieces; rows that come as floats, in every bucket."""
+    half, scale = torch.zeros((FEW, matrix.columns), dtype=torch.float16), torch.zeros(FEW)
+    halves, floats = Source(half, scale), Source(half, scale, floats=half.float(), largest=torch.zeros(16, FEW))
+    out, scratch = torch.zeros(FEW, matrix.rows), scratch_for([matrix], FEW)
+    for rows in (bucket for bucket in CONFIGS if bucket <= FEW):
+        linear(floats, matrix, out, rows, scratch=scratch)
+        linear_gated(halves, matrix, out, rows, "silu", scratch=scratch, largest=torch.zeros(gated_parts(matrix), FEW))
+
+
 def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
     """What llama networks leave out."""
     width, shape = 512, AttentionShape(8, 8, 64, 0.125, window=1024, soft_cap=50.0, slopes=(0.5,) * 8)
@@ -145,6 +173,7 @@ def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
     vector = backend.vector(_zeros("F32", width))
     biased, gate = Linear(square, vector, vector), Linear(backend.matrix([_zeros("F32", 1, width)]))
     qkv = Linear(backend.matrix([_zeros("F16", 3 * width, width)]))
+    of_heads = [Linear(backend.matrix([_zeros("Q8_0", 128, width // 2)])) for _ in range(2)]
     norms = [Norm(vector, 1e-5), Norm(vector, 1e-5, centred=True, bias=vector)]
     experts = Experts(
         router=Linear(backend.matrix([_zeros("F32", 8, width)])),
@@ -169,6 +198,8 @@ def _record_rest(backend: CudaBackend, rows: Sequence[int]) -> None:
         ops.experts(x, ops.norm(x, norms[0]), experts)
         ops.add_vector(x, vector)
         ops.multiply(x, 2.0)
+        halves = [ops.columns(x, first, width // 2) for first in (0, width // 2)]
+        ops.concat([ops.linear(half, product) for half, product in zip(halves, of_heads, strict=True)])
         return ops.concat([ops.columns(x, 256, 256), ops.columns(x, 0, 256)])
 
     def head(ops: Ops, x: Array) -> Array:
@@ -189,6 +220,7 @@ def _run(
     most = max(rows)
     layers, head = network
     bound = backend.bind(layers, head, cache, StepLimits(most, max(_BUCKETS), pages))
+    bound.layers(_step([1], pages, context=1))
     for count in rows:
         if count <= max(_BUCKETS):
             bound.layers(_step([1] * count, pages))
@@ -201,9 +233,9 @@ def _run(
     backend.copy_pages(cache, 0, [(0, 1), (2, 3)])
 
 
-def _step(counts: Sequence[int], pages: int) -> StepInput:
+def _step(counts: Sequence[int], pages: int, context: int = _CONTEXT // 2) -> StepInput:
     """Sequences with so many rows each, all at the end of a context; they share its pages."""
-    lengths = np.array([max(count, _CONTEXT // 2) for count in counts], np.int32)
+    lengths = np.array([max(count, context) for count in counts], np.int32)
     positions = [np.arange(end - count, end) for end, count in zip(lengths, counts, strict=True)]
     return StepInput(
         token_ids=np.zeros(sum(counts), np.int32),

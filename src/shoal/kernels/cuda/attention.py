@@ -7,9 +7,9 @@ of sequences with one row in the step (*singles*) or a few (*shorts*) have piece
 records in a workspace; programs for more rows (*chunks*) walk all pieces and fold as they go. What a query does not see adds exact
 zeros to its record, and a piece that is all hidden is folded away without a trace.
 
-The programs that share queries count themselves when they are done, and whoever comes last folds. None waits for another. The count
-decides who folds, not in what order: that is always the order of the pieces, all of them read back from the workspace, so the bits
-do not depend on who was last.
+Of programs that share queries whoever is done last folds (last_program.py): always in the order of the pieces, all of them read back
+from the workspace, so the bits do not depend on who it was. Where no program can leave records to another, all is chunks that has
+more than one piece.
 
 A program has up to N queries of one KV head, row by row, and in a row head by head. Matrix products take float16: q divided by a
 power of two above its head's largest magnitude, which its scores are multiplied by again; K and V as stored; weights rounded once.
@@ -34,7 +34,10 @@ from shoal.kernels import reference
 from shoal.kernels.base import PAGE_SIZE, AttentionShape, StepLimits
 from shoal.kernels.cuda.activation import half_scale, tanh
 from shoal.kernels.cuda.cache import PagedCache, scale_count
+from shoal.kernels.cuda.dependent import wait_for_earlier
+from shoal.kernels.cuda.last_program import is_last
 from shoal.kernels.cuda.launch import Tensor, device, launch
+from shoal.kernels.cuda.linear import chip
 from shoal.kernels.cuda.step import CHUNK_ROWS, SHORT_ROWS, StepArrays
 
 _SPACE_BYTES = 64 << 20  # for records, or more where one sequence of greatest length needs it
@@ -87,7 +90,9 @@ class AttentionSpace:
 
 def record_count(limits: StepLimits, heads: int, head_dim: int) -> int:
     """How many records there is room for, for layers of up to so many heads of such a size: what all sequences at once can need,
-    or what fits the memory set aside."""
+    or what fits the memory set aside. None where no program can leave a record to another."""
+    if not chip().side_by_side:
+        return 0
     pieces = -(-limits.max_pages_per_seq * PAGE_SIZE // reference.PIECE)
     rows = min(limits.max_seqs * SHORT_ROWS, limits.max_rows)
     fitting = _SPACE_BYTES // (4 * max(heads, 1) * (head_dim + 2))
@@ -480,17 +485,6 @@ def _folded(tops, records, place, apart, valid, count, part, C: tl.constexpr, FO
 
 
 @triton.jit
-def _is_last(arrived, programs):  # type: ignore[no-untyped-def]
-    """Whether all others of so many programs have said so before: what they had stored is then seen here. The last sets the count
-    back."""
-    tl.debug_barrier()  # one thread counts for all, when all have stored
-    last = tl.atomic_add(arrived, 1, sem="acq_rel", scope="gpu") == programs - 1
-    if last:
-        tl.store(arrived, 0)
-    return last
-
-
-@triton.jit
 def _split(  # type: ignore[no-untyped-def]
     q,
     q_stride,
@@ -515,10 +509,12 @@ def _split(  # type: ignore[no-untyped-def]
     N: tl.constexpr,
     ROWS: tl.constexpr,
     FOLD: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Some pieces for up to N queries of a single or a short and SLICE dims: to records, which the last program folds, FOLD queries
     at a time; or to ``out`` if there is one piece. The programs along the last axis take turns; how many there are is no constant,
     or each number of singles would have a kernel of its own."""
+    wait_for_earlier(PDL)
     G: tl.constexpr = C.HEADS // C.KV_HEADS
     SLICE: tl.constexpr = C.SLICE
     sequence, base, rows, record, kv_head, tile, part = _work(items, C, N, ROWS)
@@ -543,7 +539,7 @@ def _split(  # type: ignore[no-untyped-def]
                 tl.store(tops + 2 * place, top, mask=valid)  # the same whichever slice it comes with
                 tl.store(tops + 2 * place + 1, total, mask=valid)
         if record >= 0:  # not `and`: that would count where there is no record, too
-            last = _is_last(arrived + record * tl.num_programs(1) + tl.program_id(1), programs)
+            last = is_last(arrived + record * tl.num_programs(1) + tl.program_id(1), programs)
             if last:
                 for flat in range(tile * N, tl.minimum(tile * N + N, rows * G), FOLD):
                     there, of_row, of_head = _of_tile(base, rows, kv_head, flat // FOLD, C, FOLD)
@@ -573,8 +569,10 @@ def _walk(  # type: ignore[no-untyped-def]
     C: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """All pieces for up to N queries of a chunk and SLICE dims, folded as they come."""
+    wait_for_earlier(PDL)
     G: tl.constexpr = C.HEADS // C.KV_HEADS
     SLICE: tl.constexpr = C.SLICE
     sequence, base, rows, _record, kv_head, tile, part = _work(items, C, N, ROWS)

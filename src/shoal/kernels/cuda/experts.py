@@ -24,6 +24,7 @@ import triton.language as tl
 
 from shoal.kernels.base import Experts
 from shoal.kernels.cuda.activation import activate, half_scale
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import Tensor, device, launch
 from shoal.kernels.cuda.linear import add_up, config, pieces, scaled, tile_constants
 from shoal.kernels.cuda.pack import PackedMatrix
@@ -163,8 +164,9 @@ def _products(
 
 
 @triton.jit(do_not_specialize=["slots"])
-def _order(chosen, order, owners, starts, slots, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _order(chosen, order, owners, starts, slots, CHUNK: tl.constexpr, PDL: tl.constexpr = False):  # type: ignore[no-untyped-def]
     """The slots of one expert, in their order, behind those of all lower experts."""
+    wait_for_earlier(PDL)
     expert = tl.program_id(0)
     lanes = tl.arange(0, CHUNK)
     lower = tl.zeros((CHUNK,), tl.int32)
@@ -188,8 +190,9 @@ def _order(chosen, order, owners, starts, slots, CHUNK: tl.constexpr):  # type: 
 def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride, N,  # type: ignore[no-untyped-def]
               order, owners, starts, experts, PIECES: tl.constexpr, BY_SLOT: tl.constexpr, SLOTS_PER_ROW: tl.constexpr,
               BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
-              FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
+              FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr, PDL: tl.constexpr = False):  # fmt: skip
     """Up to BLOCK_N slots of one expert. BY_SLOT: those from place ``program_id(1)`` on, if a tile begins there."""
+    wait_for_earlier(PDL)
     if BY_SLOT:
         first = tl.program_id(1)
         expert = tl.load(owners + first)
@@ -216,8 +219,9 @@ def _multiply(half, x_stride, K, table, R, blocks, each, scale, out, out_stride,
 
 @triton.jit(do_not_specialize=["slots"])
 def _gate(gate_up, half, scale, width, slots,  # type: ignore[no-untyped-def]
-          ACTIVATION: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+          ACTIVATION: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr = False):  # fmt: skip
     """activation(gate) * up of slots, as float16 and the power of two that each was divided by."""
+    wait_for_earlier(PDL)
     slot, there = rows_of_program(slots, ROWS)
     gate = gate_up + slot * 2 * width
     largest = tl.zeros((ROWS, CHUNK), tl.float32)
@@ -241,8 +245,9 @@ def _gated(gate, width, first, ACTIVATION: tl.constexpr, CHUNK: tl.constexpr):  
 
 @triton.jit(do_not_specialize=["rows"])
 def _combine(down, weights, residual, stride, width, rows,  # type: ignore[no-untyped-def]
-             USED: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+             USED: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr = False):  # fmt: skip
     """Some columns of rows."""
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     column = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)[None, :]
     mask = column < width

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from shoal.kernels.cuda.activation import half_scale
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import Tensor, device, launch
 from shoal.kernels.cuda.pack import GROUP, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
@@ -94,7 +95,9 @@ def _products(  # type: ignore[no-untyped-def]
     FORMAT: tl.constexpr,
     BITS: tl.constexpr,
     ROW_BYTES: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
+    wait_for_earlier(PDL)
     table += tl.program_id(2) * _FIELDS
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     x = tl.load(table).to(tl.pointer_type(tl.float32)) + token.to(tl.int64)[None, :] * tl.load(table + 3)

@@ -6,10 +6,9 @@ fewer where K is shorter than a block.
 
 An output's bits depend on its row of x and its row of weights alone. K is cut into pieces by type, rows and columns of the weights,
 never by the number of tokens; each piece is summed by itself, and pieces are added in their order. Many tokens: a program sums one
-piece after the other. Few tokens: pieces of a tile are the work of different programs. Each leaves its sums in scratch memory and
-counts itself; the one that finds all others counted adds up what all have left, in the order of the pieces. So the counter, an
-integer, decides who adds and never what is added in which order; and nobody waits for anybody. All ways give the same bits, and so
-does every shape of tile, as long as the matrix instruction is the same.
+piece after the other. Few tokens: pieces of a tile are the work of different programs. Each leaves its sums in scratch memory, and
+the last to be done adds up what all have left, in the order of the pieces (last_program.py). All ways give the same bits, and so does
+every shape of tile, as long as the matrix instruction is the same.
 
 Rows come in their half form, or as float32 with the largest magnitudes of parts of each row, from which a program makes the same
 half form as it reads: a product of gate and up, or attention, whose programs know a part of a row each, can leave no other.
@@ -30,6 +29,8 @@ import triton.language as tl
 from shoal.kernels.base import Activation
 from shoal.kernels.cuda import elementwise
 from shoal.kernels.cuda.activation import activate, half_scale
+from shoal.kernels.cuda.dependent import wait_for_earlier
+from shoal.kernels.cuda.last_program import is_last
 from shoal.kernels.cuda.launch import Tensor, device, launch, on_gpu
 from shoal.kernels.cuda.pack import GROUP, Layout, PackedMatrix, PackedPart
 from shoal.kernels.cuda.unpack import decode
@@ -66,15 +67,25 @@ SMALL_CONFIGS: dict[int, Config] = {**CONFIGS, 128: Config(128, 64, 8, 2)}
 SMALL_FLOATS: dict[int, Config] = {64: Config(64, 64, 8, 3)}
 """What those take instead for activations that come as floats: rounding them takes registers too."""
 
-TUNED: dict[tuple[str, int, int, int], Config] = {}
-"""(type, weight rows, columns, bucket) -> what is taken instead."""
+
+@dataclass(frozen=True, order=True, slots=True)
+class Form:
+    """Of a product: whether its rows come as floats, and whether it is gated."""
+
+    floats: bool = False
+    gated: bool = False
+
+
+PLAIN = Form()
+
+TUNED: dict[tuple[str, int, int, int, Form], Config] = {}
+"""(type, weight rows, columns, bucket, form) -> what is taken instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chip:
     """What launches depend on: bytes of shared memory that a program can have, the table of configurations and its exceptions for
-    floats, and whether a program can leave sums to another: on AMD a barrier of Triton's does not wait until what other waves have
-    stored can be seen."""
+    floats, and whether programs can share a task and leave it to the last of them (last_program.py: not on AMD)."""
 
     shared: int
     configs: dict[int, Config]
@@ -121,21 +132,29 @@ def bucket(rows: int) -> int:
     return next((most for most in CONFIGS if rows <= most), max(CONFIGS))
 
 
-def config(part: PackedPart, rows: int, *, floats: bool = False) -> Config:
+def usual_config(size: int, form: Form) -> Config:
+    """What the chip's table says for a bucket."""
+    table = chip()
+    found = table.floats.get(size, table.configs[size]) if form.floats else table.configs[size]
+    return replace(found, block_m=GATED_TILE) if form.gated else found
+
+
+def config(part: PackedPart, rows: int, form: Form = PLAIN) -> Config:
     """How a part is multiplied by this number of rows: what the tables say, with no more stages than shared memory allows."""
-    size, limits = bucket(rows), chip()
-    usual = limits.floats.get(size, limits.configs[size]) if floats else limits.configs[size]
-    shape = TUNED.get((part.layout.name, part.rows, part.columns, size), usual)
-    while shape.stages > 1 and shared_bytes(part.layout, shape, floats=floats) > limits.shared:
+    size = bucket(rows)
+    shape = TUNED.get((part.layout.name, part.rows, part.columns, size, form), usual_config(size, form))
+    if form.gated and part.layout.value_bytes == 4:  # on their way to float16 they take the registers of a second sum
+        shape = replace(shape, block_n=min(shape.block_n, 32))
+    while shape.stages > 1 and shared_bytes(part.layout, shape, form) > chip().shared:
         shape = replace(shape, stages=shape.stages - 1)
     return shape
 
 
-def shared_bytes(layout: Layout, shape: Config, *, floats: bool = False) -> int:
+def shared_bytes(layout: Layout, shape: Config, form: Form = PLAIN) -> int:
     """Shared memory of a program, more than one stage: activations of each, weights of all but one, a tile of float16 weights, and of
     activations that come as floats."""
-    activations, weights = (4 if floats else 2) * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
-    rounded = 64 * (shape.block_m + (shape.block_n if floats else 0))
+    activations, weights = (4 if form.floats else 2) * BLOCK_K * shape.block_n, layout.row_bytes * shape.block_m
+    rounded = 64 * (shape.block_m + (shape.block_n if form.floats else 0))
     return shape.stages * activations + (shape.stages - 1) * weights + rounded
 
 
@@ -278,9 +297,10 @@ class _Epilogue:
 def _multiply(product: _Product, epilogue: _Epilogue) -> None:
     """One part of a matrix."""
     part, rows = product.part, product.rows
-    shape, (count, each) = config(part, rows, floats=product.source.floats is not None), pieces(part)
-    width, block_m = (part.rows // 2, GATED_TILE) if epilogue.activation else (part.rows, shape.block_m)
-    tiles = triton.cdiv(width, block_m), triton.cdiv(rows, shape.block_n)
+    form = Form(product.source.floats is not None, epilogue.activation != "")
+    shape, (count, each) = config(part, rows, form), pieces(part)
+    width = part.rows // 2 if form.gated else part.rows
+    tiles = triton.cdiv(width, shape.block_m), triton.cdiv(rows, shape.block_n)
     side_by_side = rows <= FEW and count > 1 and chip().side_by_side
     launch(
         _product,
@@ -292,11 +312,11 @@ def _multiply(product: _Product, epilogue: _Epilogue) -> None:
         PIECES=count,
         ADD=epilogue.add,
         ACTIVATION=epilogue.activation,
-        BLOCK_M=block_m,
+        BLOCK_M=shape.block_m,
         **tile_constants(part, shape),
         warps=shape.warps,
         stages=shape.stages,
-        **(_gated_registers(shape) if epilogue.activation else {}),
+        **(_gated_registers(shape) if form.gated else {}),
     )
 
 
@@ -375,9 +395,10 @@ def _product(x, x_stride, scale, largest, largest_stride, K, weights, R, blocks,
              sums, counters, out, out_stride, rows, width, factor, bias, out_largest, out_largest_stride,
              PARTS: tl.constexpr, PIECES: tl.constexpr, ADD: tl.constexpr, ACTIVATION: tl.constexpr,
              BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WHOLE_K: tl.constexpr, GROUPS: tl.constexpr,
-             FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr):  # fmt: skip
+             FORMAT: tl.constexpr, BITS: tl.constexpr, ROW_BYTES: tl.constexpr, PDL: tl.constexpr = False):  # fmt: skip
     """A tile of ``out``, whose columns are the first ``width`` rows of the weights; gated, up are those behind them. With ``sums``, one
     piece of its K: the last program to be done makes the tile of all."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     here = token < rows
@@ -409,7 +430,7 @@ def _product(x, x_stride, scale, largest, largest_stride, K, weights, R, blocks,
             second = multiply(weights, R, row + width, x, here, inverse, K, begin, end,
                               BLOCK_M, BLOCK_N, WHOLE_K, GROUPS, FORMAT, BITS, ROW_BYTES)  # fmt: skip
             tl.store(at + piece * size + width, second, mask=mask)
-        if _is_last(counters + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), PIECES):
+        if is_last(counters + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0), PIECES):
             first = _total(at, size, mask, PIECES, BLOCK_M, BLOCK_N)
             second = None
             if ACTIVATION != "":
@@ -435,17 +456,6 @@ def _half_inverses(largest, stride, token, here, PARTS: tl.constexpr, BLOCK_N: t
 def _reciprocal(power):  # type: ignore[no-untyped-def]
     """Of a power of two."""
     return (0x7F000000 - power.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _is_last(counter, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Whether all others of COUNT programs came here before: then what they have stored can be read, past the L1 cache. The counter is
-    zero again for the next launch."""
-    tl.debug_barrier()  # what all threads have stored, before one thread counts the program
-    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == COUNT - 1
-    if last:
-        tl.store(counter, 0)
-    return last
 
 
 @triton.jit

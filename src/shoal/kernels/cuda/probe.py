@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -18,6 +18,14 @@ from shoal.kernels.cuda.launch import INTERPRETED, device
 from shoal.kernels.cuda.pack import PackedMatrix
 
 Run = Callable[[], object]
+Use = Literal[
+    "", "gated", "floats"
+]  # of weights: with a gate; or behind attention or a gate, whose rows are rounded as they are read
+_FORMS: dict[Use, linear.Form] = {
+    "": linear.PLAIN,
+    "gated": linear.Form(gated=True),
+    "floats": linear.Form(floats=True),
+}
 
 
 class Probe:
@@ -108,11 +116,12 @@ class Probe:
 
         return self.device_seconds(run)
 
-    def tune(self, matrices: Sequence[object], rows: Sequence[int], limit: float) -> dict[str, Any]:
-        """Choose tiles for products of these weights (those of another backend are left out) with up to so many rows, for networks that
-        are bound later; keep them in the cache folder. After ``limit`` seconds no more are chosen. Returns what was, as it is in the
-        file."""
-        ours, end = [matrix for matrix in matrices if isinstance(matrix, PackedMatrix)], time.monotonic() + limit
+    def tune(self, products: Sequence[tuple[object, Use]], rows: Sequence[int], limit: float) -> dict[str, Any]:
+        """Choose tiles for products of weights (those of another backend are left out), as they are used, with up to so many rows, for
+        networks that are bound later; keep them in the cache folder. After ``limit`` seconds no more are chosen. Returns what was, as
+        it is in the file."""
+        ours = [(matrix, _FORMS[use]) for matrix, use in products if isinstance(matrix, PackedMatrix)]
+        end = time.monotonic() + limit
         found = tune.tune(
             ours, rows, lambda run: self.device_seconds(run, rounds=3, times=3), lambda: time.monotonic() > end
         )

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from shoal.kernels.base import Routing
 from shoal.kernels.cuda.activation import sigmoid
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.launch import Tensor, launch
 from shoal.kernels.cuda.rows import row_tiles, rows_of_program
 
@@ -49,8 +50,10 @@ def _choose(  # type: ignore[no-untyped-def]
     SOFTMAX: tl.constexpr,
     RENORMALISE: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):
     """Rows as [rows, groups, experts of a group]."""
+    wait_for_earlier(PDL)
     row, there = rows_of_program(rows, ROWS)
     row, there = row[:, :, None], there[:, :, None]
     group = tl.arange(0, ALL_GROUPS)[None, :, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from shoal.kernels.cuda.dependent import wait_for_earlier
 from shoal.kernels.cuda.sample_row import (
     BIN_SHIFT,
     BINS,
@@ -65,8 +66,10 @@ def ban_ids(rows, ids, scratch, size, WIDTH: tl.constexpr, COUNT: tl.constexpr):
 def weigh_chunk(  # type: ignore[no-untyped-def]
     asked, logits, scratch, stride, bests, firsts, sums, counts, masses,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, MODE: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The mass of each chunk of the rows that draw, to ``sums``, and where a row ranks the bins of its keys."""
+    wait_for_earlier(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     temperature = real_param(asked, row, TEMPERATURE)
     best, _ = best_of(bests, firsts, row, CHUNKS)
@@ -180,9 +183,10 @@ def _draw_ranked(of, counts, masses, lists, tops, u, BLOCK: tl.constexpr):  # ty
 def choose(  # type: ignore[no-untyped-def]
     tokens, asked, logits, scratch, stride, bests, firsts, sums, counts, masses, found, ids,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
-    MODE: tl.constexpr,
+    MODE: tl.constexpr, PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The token of each row; -1 where a score is NaN or the best is infinite."""
+    wait_for_earlier(PDL)
     row = tl.program_id(0)
     best, token = best_of(bests, firsts, row, CHUNKS)
     if MODE != GREEDY:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from shoal.kernels.cuda.dependent import wait_for_earlier
+
 CHUNK = 4096  # logits of one program where a row has many
 BLOCK = 4096  # logits at a time where a row has one program
 CHUNK_WARPS, ROW_WARPS, DRAW_WARPS = 8, 16, 8
@@ -187,8 +189,10 @@ def cut(of, counts, masses, goal, ORDER: tl.constexpr, BLOCK: tl.constexpr):  # 
 def best_of_chunk(  # type: ignore[no-untyped-def]
     rows, asked, logits, scratch, stride, bests, firsts, counts, masses,
     VOCAB: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, CLEAR: tl.constexpr,
+    PDL: tl.constexpr = False,
 ):  # fmt: skip
     """The best score of each chunk and the lowest id that has it. Clears the row's bins where they are to be used."""
+    wait_for_earlier(PDL)
     row, chunk = tl.load(rows + tl.program_id(0)), tl.program_id(1)
     base = row_base(asked, row, logits, scratch, stride, WIDTH)
     at = chunk * CHUNK + tl.arange(0, CHUNK)

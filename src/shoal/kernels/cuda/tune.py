@@ -22,26 +22,27 @@ import triton
 
 from shoal.kernels.cuda import linear
 from shoal.kernels.cuda.launch import device, on_gpu
-from shoal.kernels.cuda.linear import TUNED, Config
+from shoal.kernels.cuda.linear import FEW, GATED_TILE, TUNED, Config, Form
 from shoal.kernels.cuda.pack import PackedMatrix
 from shoal.system.folders import cache_folder
 from shoal.version import __version__
 
-Key = tuple[str, int, int, int]  # type, weight rows, columns, bucket
+Key = tuple[str, int, int, int, Form]  # as of linear.TUNED
 Table = dict[Key, Config]
 
 _log = logging.getLogger(__name__)
 _CACHED_BYTES = 256 << 20  # what no cache of a GPU holds: weights must come from memory, as in a model
-_KEY = re.compile(r"(\w+) (\d+)x(\d+) (\d+)")
+_KEY = re.compile(r"(\w+) (\d+)x(\d+) (\d+)( floats)?( gated)?")
 # A tile of 64 weight rows is one group of 4 warps'; both make the compiler take the same matrix instruction.
 _TILES = ((64, 4), (128, 4), (128, 8))
 _STAGES = (2, 3, 4)
 
 
-def candidates(bucket: int) -> list[Config]:
-    """What can be chosen for up to ``bucket`` rows; the usual configuration first."""
-    usual = linear.CONFIGS[bucket]
-    found = [Config(m, usual.block_n, warps, stages) for m, warps in _TILES for stages in _STAGES]
+def candidates(bucket: int, form: Form) -> list[Config]:
+    """What can be chosen for up to ``bucket`` rows; the usual configuration of the chip first."""
+    usual = linear.usual_config(bucket, form)
+    tiles = [(m, warps) for m, warps in _TILES if m == GATED_TILE or not form.gated]
+    found = [Config(m, usual.block_n, warps, stages) for m, warps in tiles for stages in _STAGES]
     return [usual, *(config for config in found if config != usual)]
 
 
@@ -58,19 +59,20 @@ def fastest(configs: Sequence[Config], seconds: Callable[[Config], float]) -> Co
 
 
 def tune(
-    matrices: Iterable[PackedMatrix],
+    products: Iterable[tuple[PackedMatrix, Form]],
     rows: Iterable[int],
     seconds: Callable[[Callable[[], None]], float],
     enough: Callable[[], bool] = lambda: False,
 ) -> Table:
-    """Measure every part of the matrices at the buckets of some numbers of rows, and use from now on what was fastest. ``seconds`` says
-    how long a run takes; once there is ``enough``, what is left stays as it is: most of the time goes to compiling. Returns what was
-    found new."""
+    """Measure every part of some matrices, as products of a form, at the buckets of some numbers of rows, and use from now on what was
+    fastest. Matrices that can't be gated are measured without. ``seconds`` says how long a run takes; once there is ``enough``, what
+    is left stays as it is: most of the time goes to compiling. Returns what was found new."""
     found: Table = {}
-    parts = [part for matrix in matrices for part in matrix.parts]
+    parts = [(part, _possible(matrix, form)) for matrix, form in products for part in matrix.parts]
     for bucket in sorted({linear.bucket(count) for count in rows}):  # parts of a type share the kernels of a bucket
-        for part in parts:
-            key = (part.layout.name, part.rows, part.columns, bucket)
+        for part, form in parts:
+            taken = form if bucket <= FEW else replace(form, floats=False)  # many rows are rounded before
+            key = (part.layout.name, part.rows, part.columns, bucket, taken)
             if key in TUNED or enough():
                 continue
             alone = replace(part, first_row=0)  # else its columns would lie outside of the output
@@ -80,14 +82,19 @@ def tune(
     return found
 
 
+def _possible(matrix: PackedMatrix, form: Form) -> Form:
+    return replace(form, gated=form.gated and linear.can_gate(matrix))
+
+
 def _best(matrix: PackedMatrix, key: Key, seconds: Callable[[Callable[[], None]], float]) -> Config | None:
-    run = _products(matrix, key[3])
+    *_, bucket, form = key
+    run = _products(matrix, bucket, form)
 
     def measured(config: Config) -> float:
         with _using(key, config):
             return seconds(run)
 
-    return fastest(candidates(key[3]), measured)
+    return fastest(candidates(bucket, form), measured)
 
 
 @contextmanager
@@ -99,18 +106,25 @@ def _using(key: Key, config: Config) -> Iterator[None]:
         del TUNED[key]
 
 
-def _products(matrix: PackedMatrix, rows: int) -> Callable[[], None]:
+def _products(matrix: PackedMatrix, rows: int, form: Form) -> Callable[[], None]:
     """Products with so many copies of the matrix that none of them is still in a cache."""
     count = min(16, -(-_CACHED_BYTES // matrix.nbytes)) if on_gpu() else 1
     copies = [matrix, *(deepcopy(matrix) for _ in range(count - 1))]
     half = torch.ones((rows, matrix.columns), dtype=torch.float16, device=device())
     source = linear.Source(half, torch.ones(rows, device=device()))
+    if form.floats:
+        largest = torch.ones((triton.cdiv(matrix.columns, GATED_TILE), rows), device=device())
+        source = replace(source, floats=half.float(), largest=largest)
     out = torch.empty((rows, matrix.rows), device=device())
+    tile_largest = torch.empty((linear.gated_parts(matrix), rows), device=device())
     scratch = linear.scratch_for([matrix], rows)
 
     def run() -> None:
         for copy in copies:
-            linear.linear(source, copy, out, rows, scratch=scratch)
+            if form.gated:
+                linear.linear_gated(source, copy, out, rows, "silu", scratch=scratch, largest=tile_largest)
+            else:
+                linear.linear(source, copy, out, rows, scratch=scratch)
 
     return run
 
@@ -143,9 +157,13 @@ def load(path: Path | None) -> int:
 
 
 def entries(table: Mapping[Key, Config]) -> dict[str, list[int]]:
-    """A table as JSON has it: "TYPE ROWSxCOLUMNS BUCKET" -> the numbers of a configuration."""
-    return {f"{name} {rows}x{columns} {size}": list(astuple(table[name, rows, columns, size]))
-            for name, rows, columns, size in sorted(table)}  # fmt: skip
+    """A table as JSON has it: "TYPE ROWSxCOLUMNS BUCKET[ floats][ gated]" -> the numbers of a configuration."""
+    return {_text(key): list(astuple(table[key])) for key in sorted(table)}
+
+
+def _text(key: Key) -> str:
+    name, rows, columns, size, form = key
+    return f"{name} {rows}x{columns} {size}{' floats' * form.floats}{' gated' * form.gated}"
 
 
 def save(path: Path, table: Mapping[Key, Config]) -> None:
@@ -167,14 +185,15 @@ def _read(text: str) -> Table:
 def _key(text: str) -> Key:
     match = _KEY.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not TYPE ROWSxCOLUMNS BUCKET")
-    name, rows, columns, size = match.groups()
-    return name, int(rows), int(columns), int(size)
+        raise ValueError(f"{text!r} is not TYPE ROWSxCOLUMNS BUCKET[ floats][ gated]")
+    name, rows, columns, size, floats, gated = match.groups()
+    return name, int(rows), int(columns), int(size), Form(floats is not None, gated is not None)
 
 
 def _config(key: Key, values: list[int]) -> Config:
     """Only what could have been chosen: another tile might change bits, or hang."""
     config = Config(*values)
-    if key[3] not in linear.CONFIGS or config not in candidates(key[3]):
+    *_, bucket, form = key
+    if bucket not in linear.CONFIGS or config not in candidates(bucket, form):
         raise ValueError(f"{config} is no choice for {key}")
     return config
