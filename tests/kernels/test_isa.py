@@ -118,7 +118,7 @@ from shoal.kernels.cpu.jit import kernel
 from shoal.kernels.cpu.simd import dot_start, load_u8x64, tile_dot, tile_store, tile_zero_i32
 from shoal.kernels.cpu.simd.panels import Product, panel_product
 
-product = panel_product(Product("int32", 512, False, 3))
+product = panel_product(Product("int32", 512, 1, False, 3))
 
 @kernel
 def products(args, chunk):
