@@ -42,7 +42,9 @@ class KernelStore:
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name, of whatever use."""
-        return any(folder is not None and (folder / name).exists() for folder in (self.folder, self._spare))
+        if self.folder is not None and (self.folder / name).exists():
+            return True
+        return self._spare is not None and (self._spare / name).exists()
 
     @property
     def keeps(self) -> bool:

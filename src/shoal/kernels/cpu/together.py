@@ -14,14 +14,18 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 from shoal.kernels.cpu.jit import STORE, Lazy
 
 _MOST_HELPERS = 7
 _WORTH_IT = 4  # kernels; a helper needs as long as one of them to start
+_GREETING = "shoal compiles\n"
+_PATIENCE = 120.0  # seconds for a helper's last kernel
 # What takes longest comes first, so that nobody has much to do when the others are done.
 _LONGEST = ("sample", "linear_", "attention", "choose", "rope_store")
 
@@ -31,16 +35,15 @@ def compile_together(kernels: Iterable[Lazy], processes: int) -> None:
     missing = [kernel for kernel in dict.fromkeys(kernels) if not kernel.is_at_hand]
     missing.sort(key=_rank)
     queue = deque(missing)
-    helpers = min(_MOST_HELPERS, processes - 1, len(missing) // 2)
-    if len(missing) < _WORTH_IT or not sys.executable or not STORE.keeps:
-        helpers = 0
-    threads = [Thread(target=_feed, args=(queue,), daemon=True) for _ in range(helpers)]
-    for thread in threads:
-        thread.start()
-    while queue:
-        _take(queue)
-    for thread in threads:
-        thread.join()
+    helpers = _start_helpers(queue, min(_MOST_HELPERS, processes - 1)) if len(missing) >= _WORTH_IT else []
+    patience = 0.0
+    try:
+        while queue:
+            _take(queue)
+        patience = _PATIENCE
+    finally:
+        for helper in helpers:
+            helper.end(patience)
     for kernel in missing:
         kernel.get()
 
@@ -57,32 +60,64 @@ def _take(queue: deque[Lazy]) -> None:
     kernel.get()
 
 
-def _feed(queue: deque[Lazy]) -> None:
-    """Let one helper compile until nothing is left, or until it ends."""
-    folders = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
-    command = [sys.executable, "-P", "-m", __name__]
-    pipe = subprocess.PIPE
-    try:
-        with subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=environment, text=True
-        ) as helper:
-            assert helper.stdin is not None
-            assert helper.stdout is not None
+def _start_helpers(queue: deque[Lazy], most: int) -> list[_Helper]:
+    """As many as can be started, and none where they would be of no use, or where what runs is no Python but a program made of one."""
+    if not sys.executable or getattr(sys, "frozen", False) or not STORE.keeps:
+        return []
+    helpers = []
+    for _ in range(min(most, len(queue) // 2)):
+        with suppress(OSError):
+            helpers.append(_Helper(queue))
+    return helpers
+
+
+class _Helper:
+    """A process that compiles, and the thread that gives it kernels: none before it says that it is one."""
+
+    def __init__(self, queue: deque[Lazy]) -> None:
+        folders = [str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH", "")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
+        command = [sys.executable, "-P", "-m", __name__]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, env=environment, text=True, **pipes)
+        self._at_work = False
+        self._thread = Thread(target=self._feed, args=(queue,), daemon=True)
+        self._thread.start()
+
+    def _feed(self, queue: deque[Lazy]) -> None:
+        """Let it compile until nothing is left, or until it ends."""
+        told, says = self._process.stdin, self._process.stdout
+        assert told is not None
+        assert says is not None
+        with says, suppress(OSError), told:  # it may have ended
+            if says.readline() != _GREETING:
+                return
             while queue:
-                kernel = queue.popleft()
-                helper.stdin.write(f"{kernel.module} {kernel.name}\n")
-                helper.stdin.flush()
-                if helper.stdout.readline().split() != ["compiled", kernel.name]:
-                    return
+                self._at_work = True
+                try:
+                    kernel = queue.popleft()
+                except IndexError:
+                    break
+                told.write(f"{kernel.module} {kernel.name}\n")
+                told.flush()
+                if says.readline().split() != ["compiled", kernel.name]:
+                    break
                 if Lazy.on_compile is not None:
                     Lazy.on_compile(kernel.name)
-    except (OSError, IndexError):  # it could not start, or ended; or the others have taken the last one
-        return
+            self._at_work = False
+
+    def end(self, patience: float) -> None:
+        """Wait so many seconds for what it is compiling, if it is; then it is not needed any more. It is not waited for in any other
+        way: a process forked from this one meanwhile may hold the pipes open."""
+        if self._at_work:
+            self._thread.join(patience)
+        self._process.kill()
+        self._process.wait()
 
 
 def main() -> None:
     """What a helper does."""
+    print(_GREETING, end="", flush=True)
     for line in sys.stdin:
         module, name = line.split()
         import_module(module)
