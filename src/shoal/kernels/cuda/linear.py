@@ -143,11 +143,17 @@ def config(part: PackedPart, rows: int, form: Form = PLAIN) -> Config:
     """How a part is multiplied by this number of rows: what the tables say, with no more stages than shared memory allows."""
     size = bucket(rows)
     shape = TUNED.get((part.layout.name, part.rows, part.columns, size, form), usual_config(size, form))
-    if form.gated and part.layout.value_bytes == 4:  # on their way to float16 they take the registers of a second sum
+    if form.gated and _fills_registers(part, size):
         shape = replace(shape, block_n=min(shape.block_n, 32))
     while shape.stages > 1 and shared_bytes(part.layout, shape, form) > chip().shared:
         shape = replace(shape, stages=shape.stages - 1)
     return shape
+
+
+def _fills_registers(part: PackedPart, size: int) -> bool:
+    """Whether two sums of 64 tokens are too many: beside floats on their way to float16, or, without wgmma, beside pieces' sums."""
+    cut = size <= FEW and pieces(part)[0] > 1 and chip().configs is SMALL_CONFIGS
+    return part.layout.value_bytes == 4 or cut
 
 
 def shared_bytes(layout: Layout, shape: Config, form: Form = PLAIN) -> int:
