@@ -163,13 +163,13 @@ class _Assembly:
         self._line(f"cmovaq {P_AHEAD_END}(%rdi), %{_AHEAD}")
         self._line(f"decq %{_GROUPS}")
         self._line("jnz 2b")
-        self._line(f"movq {P_GROUPS}(%rdi), %rax")
-        self._line("shlq $2, %rax")
-        self._line("negq %rax")
-        self._line(f"addq %{_INDEX[3]}, %rax")
+        # Token 0's index goes back to the first group, and on by four tokens: an eighth of four strides.
         self._line(f"movq {P_STRIDE}(%rdi), %r8")
-        self._line("shrq $3, %r8")
+        self._line("shrq $1, %r8")
         self._line("addq %r8, %rax")
+        self._line(f"movq {P_GROUPS}(%rdi), %r8")
+        self._line("shlq $2, %r8")
+        self._line("subq %r8, %rax")
         self._line("addq $256, %rcx")
         self._line(f"decq {P_TILES}(%rdi)")
         self._line("jnz 1b")
@@ -215,14 +215,7 @@ class _Assembly:
             self._codes(quad, (_W0, _W1))
             for t in _TOKENS:
                 self._op("vpbroadcastd", _x(t, 4 * quad), _V)
-                if quad % 4 == 0:
-                    self._op("vpmaddubsw", _V, _W0, _sum(t, 0))
-                    self._op("vpmaddubsw", _V, _W1, _sum(t, 1))
-                else:
-                    self._op("vpmaddubsw", _V, _W0, _P)
-                    self._op("vpmaddubsw", _V, _W1, _Q)
-                    self._op("vpaddw", _P, _sum(t, 0), _sum(t, 0))
-                    self._op("vpaddw", _Q, _sum(t, 1), _sum(t, 1))
+                self._sum_up("vpmaddubsw", "vpaddw", t, (_V, _W0), (_V, _W1), first=quad % 4 == 0)
                 if quad % 4 == 3:
                     for side in _SIDES:
                         self._op("vpmaddwd", _ONE, _sum(t, side), _sum(t, side))
@@ -241,7 +234,8 @@ class _Assembly:
                 self._op("vpmaddubsw", _V, _W3, _V)
                 self._op("vpaddw", _R, _P, _P)
                 self._op("vpaddw", _V, _Q, _Q)
-                self._widen(t, f"{_ONES}(%rdi)", first=quad % 4 == 0)
+                ones = f"{_ONES}(%rdi)"
+                self._sum_up("vpmaddwd", "vpaddd", t, (ones, _P), (ones, _Q), first=quad % 4 == 0)
                 if quad % 4 == 2:
                     self._finish(half, t)
 
@@ -252,19 +246,17 @@ class _Assembly:
                 self._op("vpbroadcastd", _x(t, 4 * quad), _V)
                 self._op("vpmaddubsw", _V, _W0, _P)
                 self._op("vpmaddubsw", _V, _W1, _Q)
-                self._widen(t, _ONE, first=quad % 4 == 0)
+                self._sum_up("vpmaddwd", "vpaddd", t, (_ONE, _P), (_ONE, _Q), first=quad % 4 == 0)
                 if quad % 4 == 3:
                     self._finish(half, t)
 
-    def _widen(self, t: int, ones: int | str, *, first: bool) -> None:
-        if first:
-            self._op("vpmaddwd", ones, _P, _sum(t, 0))
-            self._op("vpmaddwd", ones, _Q, _sum(t, 1))
-        else:
-            self._op("vpmaddwd", ones, _P, _P)
-            self._op("vpmaddwd", ones, _Q, _Q)
-            self._op("vpaddd", _P, _sum(t, 0), _sum(t, 0))
-            self._op("vpaddd", _Q, _sum(t, 1), _sum(t, 1))
+    def _sum_up(self, multiply: str, add: str, t: int, *factors: tuple[int | str, int], first: bool) -> None:
+        """Products of both sides: the first of a token's sums, or added to them."""
+        products = (_sum(t, 0), _sum(t, 1)) if first else (_P, _Q)
+        for pair, product in zip(factors, products, strict=True):
+            self._op(multiply, *pair, product)
+        for side in () if first else _SIDES:
+            self._op(add, products[side], _sum(t, side), _sum(t, side))
 
     def _activations_to_words(self) -> None:
         """32 columns of each token: all even ones, then all odd ones."""
@@ -282,14 +274,7 @@ class _Assembly:
                 self._op("vmovdqa", f"{64 * pair + 32 * side}(%rsi)", weights)
             for t in _TOKENS:
                 self._op("vpbroadcastd", f"{_WORDS + 64 * t + 32 * (pair % 2) + 4 * (pair // 2)}(%rdi)", _V)
-                if pair % 8 == 0:
-                    self._op("vpmaddwd", _V, _W0, _sum(t, 0))
-                    self._op("vpmaddwd", _V, _W1, _sum(t, 1))
-                else:
-                    self._op("vpmaddwd", _V, _W0, _P)
-                    self._op("vpmaddwd", _V, _W1, _Q)
-                    self._op("vpaddd", _P, _sum(t, 0), _sum(t, 0))
-                    self._op("vpaddd", _Q, _sum(t, 1), _sum(t, 1))
+                self._sum_up("vpmaddwd", "vpaddd", t, (_V, _W0), (_V, _W1), first=pair % 8 == 0)
                 if pair % 8 == 7:
                     self._finish(half, t)
 
