@@ -35,8 +35,9 @@ RANKS = {
     "jobs": 9,
     "server": 10,
     "bench": 10,
-    "cli": 11,
-    "__main__": 12,
+    "ray": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 
 # Modules of one rank of which the first may import the second.
@@ -51,6 +52,7 @@ CONFINED = {
     "kernels.cpu": {"numba", "llvmlite"},
     "kernels.cuda": {"torch", "triton"},
     "constrain": {"llguidance"},
+    "ray": {"ray"},
     "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"},
 }
 ARITHMETIC = {"numpy", "torch"}
