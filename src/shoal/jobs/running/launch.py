@@ -73,13 +73,19 @@ def run(
     ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
     ParameterError, and what LLM(model) raises.
     """
-    of_job = {field.name: settings.pop(field.name) for field in fields(JobOptions) if field.name in settings}
-    options, config = JobOptions(**of_job), EngineConfig(**settings)
+    options, config = settings_of(settings)
     files = JobFiles.named(input, output, error_file)
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
         return run_job(model, files, options, config, say=streams.say, report=display.update)
+
+
+def settings_of(settings: dict[str, Any]) -> tuple[JobOptions, EngineConfig]:
+    """Keywords, sorted by what they are for. Raises ParameterError for wrong values, TypeError for unknown names."""
+    names = {field.name for field in fields(JobOptions)}
+    of_job = {name: value for name, value in settings.items() if name in names}
+    return JobOptions(**of_job), EngineConfig(**{name: settings[name] for name in settings.keys() - names})
 
 
 def run_job(
