@@ -81,7 +81,13 @@ def _row_defaults(command: Command) -> Command:
     required=True,
     help="Requests: JSON lines, CSV or Parquet; .gz and .zst too; - is stdin.",
 )
-@click.option("-o", "--output-file", type=_PATH, required=True, help="Where results go; - is stdout.")
+@click.option(
+    "-o",
+    "--output-file",
+    type=click.Path(allow_dash=True),
+    required=True,
+    help="Where results go: a file, a folder or URL for many parts (out/, s3://bucket/out/), or - for stdout.",
+)
 @click.option(
     "--error-file", type=_PATH, help="Where failures go.  [default: OUTPUT.errors.jsonl, or stdout with -o -]"
 )
@@ -114,7 +120,7 @@ def _row_defaults(command: Command) -> Command:
 def run_batch(
     model: str,
     input_file: Path,
-    output_file: Path,
+    output_file: str,
     error_file: Path | None,
     fail_on_errors: bool,
     engine_config: EngineConfig,
@@ -148,7 +154,7 @@ def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig)
 def _say_summary(summary: Summary, files: JobFiles) -> None:
     for line in summary.lines():
         say(line)
-    if summary.failed and files.errors != files.output:
-        say(f"failures are in {files.errors}")
+    if summary.failed and files.place.errors != files.place.output:
+        say(f"failures are in {files.place.errors}")
     if summary.state in _RESUME and files.can_go_on:
         say(f"finished rows are safe: resume with {_RESUME[summary.state]}")

@@ -14,7 +14,8 @@ import pytest
 
 from shoal.errors import JobError
 from shoal.jobs.durable import lease
-from shoal.jobs.durable.lease import CANCEL, LEASE, Holder, Lease, holder
+from shoal.jobs.durable.lease import LEASE, Holder, Lease, holder
+from shoal.jobs.durable.parts import CANCEL
 from shoal.jobs.durable.store import LocalStore
 
 HOST = socket.gethostname()

@@ -18,12 +18,12 @@ import msgspec
 import psutil
 
 from shoal.errors import JobError
+from shoal.jobs.durable.parts import CANCEL
 from shoal.jobs.durable.store import Store, check_creates
 
 _LOG = logging.getLogger(__name__)
 
 LEASE = "_shoal/lease"
-CANCEL = "_shoal/cancel"
 
 _LOOK = 5.0  # seconds between two looks at whether the job is cancelled
 _LOOKS_PER_RENEWAL = 3
@@ -37,6 +37,11 @@ class Holder(msgspec.Struct, frozen=True):
     host: str
     pid: int
     driver: str
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine."""
+        return self.host == socket.gethostname()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -108,7 +113,7 @@ def holder(store: Store, now: float | None = None) -> Holder | None:
     On this machine a process that has ended holds nothing; of one on another machine that is known after a minute.
     """
     found = _read(store)
-    if found is None or (found.host == socket.gethostname() and not _is_alive(found)):
+    if found is None or (found.is_here and not _is_alive(found)):
         return None
     try:
         age = (time.time() if now is None else now) - store.modified(LEASE)

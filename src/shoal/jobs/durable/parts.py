@@ -34,6 +34,8 @@ from shoal.jobs.durable.rowset import RowSet
 from shoal.jobs.durable.store import STAGED, AlreadyThereError, Store
 from shoal.jobs.durable.waiting import Waiting
 
+JOB = "_shoal/manifest.json"  # what the job is
+CANCEL = "_shoal/cancel"  # is there once the job is asked to end
 MANIFEST = "manifest.json"
 FOLDERS = {RESULTS: "results", ERRORS: "errors"}
 
@@ -81,6 +83,9 @@ class PartLedger:
         numbered.claim(store, replay, driver, Claim(fresh, job, socket.gethostname(), os.getpid(), time.time()))
         replay.check()
         ledger = cls(store, driver, replay, clock)
+        if anew_after is not None:
+            store.delete(JOB)  # what is said of the old job ends before its parts do
+            store.delete(CANCEL)
         ledger._tidy(replay.number)
         return ledger
 
@@ -140,7 +145,7 @@ class PartLedger:
     def write_manifest(self) -> None:
         """Say in the output folder which parts are valid: those of ``results`` and ``errors``, with rows, bytes and CRC-32."""
         self._check_usable()
-        self._check_owned()
+        self.check_owned()
         listed = {
             folder: [_public(part) for name, part in self._replay.parts.items() if name.startswith(f"{folder}/")]
             for folder in FOLDERS.values()
@@ -195,7 +200,7 @@ class PartLedger:
             self._store.copy(part.staged, part.name)
         except FileNotFoundError:  # a driver before or after this one has done it
             if not self._store.exists(part.name):
-                self._check_owned()
+                self.check_owned()
                 raise JobError(
                     f"{self._store.place}/{part.name}: is gone, the journal vouches for {part.rows} rows in it"
                     " (--restart begins anew)"
@@ -206,7 +211,7 @@ class PartLedger:
 
     def _tidy(self, claimed: int) -> None:
         """Publish what is named and not published, check what is, and drop what is void: all of drivers before this one."""
-        published = {name: size for folder in FOLDERS.values() for name, size in self._store.list(folder).items()}
+        published = parts_in(self._store)
         staged = self._store.list(STAGED)
         for part in self._replay.parts.values():
             if part.name in published:
@@ -221,9 +226,8 @@ class PartLedger:
                 self.cut_off |= {} if name in named else {f"{self._store.place}/{name}": size}
             elif name.endswith(".tmp"):
                 self._drop_if_old(name)
-        for name in published:
-            number = number_in(name)
-            if number is not None and number <= claimed and name not in self._replay.parts:
+        for name in published.keys() - self._replay.parts.keys():
+            if (number_in(name) or 0) <= claimed:
                 self._store.delete(name)
         self._drop_manifest()
 
@@ -262,7 +266,8 @@ class PartLedger:
         if not self._usable:
             raise JobError(f"{self._store.place}: closed, or a write failed before; start the job again to go on")
 
-    def _check_owned(self) -> None:
+    def check_owned(self) -> None:
+        """Raise TakenOverError if another process has the job by now."""
         if self._store.exists(object_name(self._replay.number + 1)):
             raise self._taken_over()
 
@@ -286,9 +291,10 @@ def read_totals(store: Store) -> Totals:
     return replay.state.totals
 
 
-def holds_parts(store: Store) -> list[str]:
-    """The parts that readers of the folder would take for results, by their names; those of failed rows too."""
-    return [name for folder in FOLDERS.values() for name in store.list(folder)]
+def parts_in(store: Store) -> dict[str, int]:
+    """What readers of the folder would take for parts: names, and sizes in bytes."""
+    found = {name: size for folder in FOLDERS.values() for name, size in store.list(folder).items()}
+    return {name: size for name, size in found.items() if number_in(name) is not None}
 
 
 def _public(part: Part) -> dict[str, str | int]:

@@ -95,12 +95,16 @@ def open_store(place: str | Path) -> Store:
 
     Raises JobError for a URL that nothing here can open, saying what is missing.
     """
+    path = local_path(place)
+    return ObjectStore(str(place).rstrip("/")) if path is None else LocalStore(path)
+
+
+def local_path(place: str | Path) -> Path | None:
+    """The path of a folder or file on this machine, also as a ``file://`` URL; None for other URLs."""
     if not is_url(place):
-        return LocalStore(Path(place))
-    scheme = str(place).partition(":")[0]
-    if scheme in _LOCAL_SCHEMES:
-        return LocalStore(Path(unquote(urlsplit(str(place)).path)))
-    return ObjectStore(str(place).rstrip("/"))
+        return Path(place)
+    parts = urlsplit(str(place))
+    return Path(unquote(parts.path)) if parts.scheme in _LOCAL_SCHEMES else None
 
 
 def check_creates(store: Store) -> float:

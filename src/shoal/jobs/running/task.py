@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -111,7 +110,6 @@ class Task:
     def identity(self) -> Identity:
         """All that the answers depend on."""
         options, config = self.options, self.config
-        errors = printable(os.path.relpath(self.files.errors, self.files.output.parent))
         return Identity(
             input={} if self.from_stdin else file_fingerprint(self.files.input),
             model=model_fingerprint(self.path),
@@ -127,7 +125,7 @@ class Task:
                 "reasoning_parser": config.reasoning_parser,
                 "prompt_column": options.prompt_column,
                 "output_column": options.output_column,
-                "error_file": errors,
+                "error_file": self.files.place.error_file,
                 **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={
