@@ -1,1 +1,31 @@
-"""Jobs and the server on many machines, on a Ray cluster (``pip install 'shoal[ray]'``). Nothing below knows of it."""
+"""Jobs and the server on many machines, on a Ray cluster (``pip install 'shoal[ray]'``). Nothing below knows of it.
+
+import shoal.ray
+summary = shoal.ray.run("smollm2:135m", "requests.jsonl", "results.jsonl", address="auto", workers=8)
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from shoal.errors import JobError
+
+if TYPE_CHECKING:
+    from shoal.ray.launch import Cluster, run
+
+__all__ = ["Cluster", "run"]
+
+_HOME = {"Cluster": "shoal.ray.launch", "run": "shoal.ray.launch"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used. Raises JobError where Ray is not installed."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'shoal.ray' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "ray":
+            raise
+        raise JobError("Ray is not installed: pip install 'shoal[ray]'") from error

@@ -15,6 +15,7 @@ import pytest
 
 from shoal.jobs.durable.ledger import Ledger
 from shoal.jobs.input.rows import LineReader, RowReader
+from shoal.jobs.running.engine_half import LocalHalf
 from shoal.jobs.running.job import Job, JobLimits
 from shoal.llm import LLM
 from tests.support.tiny_encoders import TINY_ENCODERS
@@ -34,12 +35,13 @@ def line(custom_id: str, url: str = "/v1/embeddings", **body: Any) -> bytes:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}).encode() + b"\n"
 
 
-def run(llm: LLM, data: bytes, folder: Path, limits: JobLimits | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def run(llm: LLM, data: bytes, folder: Path, timeout: float | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Results and errors by custom_id."""
     with Ledger.open(folder / "journal", folder / "results", folder / "errors") as ledger:
         reader = RowReader(["tiny"], {"max_tokens": 5})
-        rows = (reader.read(item) for item in LineReader(io.BytesIO(data)))
-        assert Job(llm, ["tiny"], ledger, limits).run(rows, None, lambda progress: None) == "finished"
+        half = LocalHalf(llm, reader, ["tiny"], timeout)
+        rows = iter(LineReader(io.BytesIO(data)))
+        assert Job(half, reader, ledger).run(rows, None, lambda progress: None) == "finished"
     found = []
     for name in ("results", "errors"):
         path = folder / name
@@ -114,7 +116,7 @@ def test_what_is_refused_says_which_field(llm: LLM, tmp_path: Path) -> None:
 
 
 def test_a_row_whose_time_is_up_fails_as_a_whole(llm: LLM, tmp_path: Path) -> None:
-    results, errors = run(llm, line("late", input=TEXTS * 20), tmp_path, JobLimits(timeout=1e-6))
+    results, errors = run(llm, line("late", input=TEXTS * 20), tmp_path, 1e-6)
     assert not results
     assert errors["late"]["error"]["code"] == "request_timeout"
 
@@ -122,9 +124,10 @@ def test_a_row_whose_time_is_up_fails_as_a_whole(llm: LLM, tmp_path: Path) -> No
 def test_a_job_that_ends_early_leaves_nothing_behind(llm: LLM, tmp_path: Path) -> None:
     limits = JobLimits(cancelled=lambda: llm.engine.stats().waiting > 0)
     with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors") as ledger:
-        job = Job(llm, ["tiny"], ledger, limits)
+        reader = RowReader(["tiny"])
+        job = Job(LocalHalf(llm, reader, ["tiny"]), reader, ledger, limits)
         job._next_look = 0.0
-        rows = (RowReader(["tiny"]).read(item) for item in LineReader(io.BytesIO(line("a", input=TEXTS * 200))))
+        rows = iter(LineReader(io.BytesIO(line("a", input=TEXTS * 200))))
 
         def look_again(progress: object) -> None:
             job._next_look = 0.0

@@ -16,7 +16,8 @@ import pytest
 from shoal.errors import EngineError
 from shoal.jobs.durable.ledger import Ledger, RowSet, StreamLedger, Totals
 from shoal.jobs.input.rows import LineReader, RowReader
-from shoal.jobs.running.job import Job, JobLimits, Report, Rows, derived_seed
+from shoal.jobs.running.engine_half import LocalHalf, derived_seed
+from shoal.jobs.running.job import AnyLedger, Job, JobLimits, Report, Rows
 from shoal.jobs.running.progress import JobProgress
 from tests.jobs.fake import FakeLLM
 
@@ -43,8 +44,12 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 def rows_of(data: bytes | BinaryIO, finished: RowSet) -> Rows:
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    return (line for line in LineReader(stream) if line.number not in finished)
+
+
+def job_of(llm: FakeLLM, ledger: AnyLedger, limits: JobLimits | None = None, timeout: float | None = None) -> Job:
     reader = RowReader(["tiny"])
-    return (reader.read(line) for line in LineReader(stream) if line.number not in finished)
+    return Job(LocalHalf(llm.as_llm, reader, ["tiny"], timeout), reader, ledger, limits)
 
 
 def run(
@@ -53,11 +58,11 @@ def run(
     folder: Path,
     report: Report = lambda progress: None,
     limits: JobLimits | None = None,
+    timeout: float | None = None,
 ) -> Done:
     """Run a job, or go on with it."""
     with Ledger.open(folder / "journal", folder / "results", folder / "errors") as ledger:
-        job = Job(llm.as_llm, ["tiny"], ledger, limits)
-        state = job.run(rows_of(data, ledger.finished), None, report)
+        state = job_of(llm, ledger, limits, timeout).run(rows_of(data, ledger.finished), None, report)
         return Done(state, ledger.totals, folder)
 
 
@@ -160,7 +165,7 @@ def test_what_is_reported_as_done_is_in_the_file(tmp_path: Path) -> None:
     clock = itertools.count(step=0.4).__next__  # a commit is due after every few rows
     with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors", clock=clock) as ledger:
         rows = rows_of(b"".join(row(str(i), "x") for i in range(50)), ledger.finished)
-        assert Job(FakeLLM(max_num_seqs=1).as_llm, ["tiny"], ledger).run(rows, None, look) == "finished"
+        assert job_of(FakeLLM(max_num_seqs=1), ledger).run(rows, None, look) == "finished"
     assert all(written == done for written, done in seen)
     assert len({done for _, done in seen}) > 3
     assert len(records(tmp_path / "results")) == 50
@@ -262,7 +267,7 @@ def test_all_samples_of_a_row_are_in_its_record(tmp_path: Path) -> None:
 def test_a_row_that_takes_too_long_fails_as_that(tmp_path: Path, n: int) -> None:
     """Also where only one of its samples does."""
     data = row("a", "slow", max_tokens=50, n=n) + row("b", "x", max_tokens=50)
-    done = run(FakeLLM(), data, tmp_path, limits=JobLimits(timeout=2.5))
+    done = run(FakeLLM(), data, tmp_path, timeout=2.5)
     assert [record["custom_id"] for record in done.results] == ["b"]
     (late,) = done.errors
     assert late["error"] == {"code": "request_timeout", "message": "the row was not finished within 2.5 s"}
@@ -299,7 +304,7 @@ def test_what_is_not_finished_when_the_job_ends_is_recorded(
 
     llm = FakeLLM(max_num_seqs=4, on_step=wait)
     with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors") as ledger:
-        job = Job(llm.as_llm, ["tiny"], ledger, limits)
+        job = job_of(llm, ledger, limits)
         job._next_look = 5.0  # a few steps are done before the first look
         assert job.run(rows_of(data, ledger.finished), None, lambda progress: None) == state
         assert (ledger.totals.done, ledger.totals.failed) == (4, 17)
@@ -369,7 +374,7 @@ def test_memory_does_not_grow_with_the_input(tmp_path: Path, prompt: str) -> Non
     tracemalloc.start()
     try:
         with StreamLedger.open(tmp_path / "results", tmp_path / "errors") as ledger:
-            Job(llm.as_llm, ["tiny"], ledger).run(rows_of(stream, ledger.finished), None, lambda progress: None)
+            job_of(llm, ledger).run(rows_of(stream, ledger.finished), None, lambda progress: None)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

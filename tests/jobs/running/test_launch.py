@@ -27,7 +27,7 @@ from shoal.jobs.durable import file_systems
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.input.check import check_input
 from shoal.jobs.running.files import JobFiles
-from shoal.jobs.running.launch import Host, run_job, run_task
+from shoal.jobs.running.launch import Host, local_half, run_job, run_task
 from shoal.jobs.running.progress import JobProgress
 from shoal.jobs.running.task import JobOptions, Task, names_of
 from shoal.llm import LLM
@@ -605,7 +605,9 @@ def test_jobs_run_on_a_model_that_is_there(model: Path, source: Path, tmp_path: 
         return Task.of(model, JobFiles.named(source, output), JobOptions(), config)
 
     def host(cancelled: Callable[[], bool] = lambda: False) -> Host:
-        return Host(lambda: llm, say=lambda text: None, report=lambda progress: None, cancelled=cancelled)
+        return Host(
+            lambda task: local_half(task, llm), say=lambda text: None, report=lambda progress: None, cancelled=cancelled
+        )
 
     assert run_task(task(shared), host()).state == "finished"
     cancelled = run_task(task(stopped), host(lambda: True))

@@ -18,6 +18,7 @@ from shoal.errors import EngineError
 from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals
 from shoal.jobs.input.rows import RowReader
 from shoal.jobs.input.source import open_source
+from shoal.jobs.running.engine_half import LocalHalf
 from shoal.jobs.running.job import AnyLedger, Job
 from shoal.llm import LLM
 
@@ -131,7 +132,8 @@ def _run(llm: LLM, source: Path, open_ledger: Callable[[], AnyLedger]) -> tuple[
     reader = RowReader(())
     start = time.perf_counter()
     with open_source(source) as lines, open_ledger() as ledger:
-        state = Job(llm, (llm.path.name,), ledger).run(map(reader.read, lines), None, lambda progress: None)
+        half = LocalHalf(llm, reader, (llm.path.name,))
+        state = Job(half, reader, ledger).run(iter(lines), None, lambda progress: None)
     seconds = time.perf_counter() - start
     if state != "finished" or ledger.totals.failed:
         raise EngineError(f"the job ended {state}, and {ledger.totals.failed} of its rows failed")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from shoal.openai.embeddings import EmbeddingCall
 
 if TYPE_CHECKING:
-    from shoal.jobs.running.engine_half import EngineHalf
+    from shoal.jobs.running.model import Requests
     from shoal.requests.pooled import EmbeddingRequestOutput
 
     Outputs = list[EmbeddingRequestOutput | None]
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
 class EmbeddingRows:
     """Which inputs of which rows (by line) are done. ``timeout``: the seconds of each."""
 
-    def __init__(self, engine: EngineHalf, timeout: float | None) -> None:
-        self._engine, self._timeout = engine, timeout
+    def __init__(self, requests: Requests, timeout: float | None) -> None:
+        self._requests, self._timeout = requests, timeout
         self._rows: dict[int, Outputs] = {}
 
     def submit(self, line: int, call: EmbeddingCall) -> None:
-        """Put all inputs of a row in line. Raises as ``EngineHalf.submit_embedding``, and none of them is under way then."""
+        """Put all inputs of a row in line. Raises as ``LLM.submit_embedding``, and none of them is under way then."""
         self._rows[line] = [None] * len(call.inputs)
         try:
             for index, prompt in enumerate(call.inputs):
-                self._engine.submit_embedding(prompt, call.params, request_id=_name(line, index), timeout=self._timeout)
+                self._requests.submit_embedding(
+                    prompt, call.params, request_id=_name(line, index), timeout=self._timeout
+                )
         except BaseException:
             self._abort(line)
             raise
@@ -35,7 +37,7 @@ class EmbeddingRows:
         if not self._rows:
             return []
         ended: dict[int, list[EmbeddingRequestOutput]] = {}
-        for output in self._engine.embeddings():
+        for output in self._requests.embeddings():
             line, index = map(int, output.request_id.split("-"))
             row = self._rows.get(line)
             if row is None:
@@ -55,7 +57,7 @@ class EmbeddingRows:
     def _abort(self, line: int) -> None:
         for index, found in enumerate(self._rows.pop(line)):
             if found is None:
-                self._engine.abort(_name(line, index))
+                self._requests.abort(_name(line, index))
 
 
 def _name(line: int, index: int) -> str:

@@ -1,33 +1,22 @@
-"""A job: rows go into the engine as it has room, and each comes out as one record in the ledger."""
+"""The half of a job that keeps: gives rows to the engine half while it has room, and brings one record of each into the ledger."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-from shoal.errors import EngineError, ParameterError, RequestError, TemplateError
-from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals, Usage
+from shoal.errors import EngineError
+from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals
 from shoal.jobs.durable.manifest import State
-from shoal.jobs.input.rows import AnyRow, BadRow, EmbeddingRow, Row
-from shoal.jobs.running.embedding_rows import EmbeddingRows
+from shoal.jobs.input.rows import BadRow, Line, RowReader
+from shoal.jobs.running.engine_half import EngineHalf, Finished, Steps, refusal_of
 from shoal.jobs.running.interrupts import Interrupts
 from shoal.jobs.running.progress import JobProgress
-from shoal.jobs.running.records import FailureCode, Record, failed, refused, succeeded
-from shoal.openai.convert import answer, refusal
-from shoal.openai.embeddings import embedding_answer, embedding_refusal
-from shoal.openai.schema import ChatCompletion, TextCompletion
+from shoal.jobs.running.records import FailureCode, failed
 
-if TYPE_CHECKING:
-    from shoal.engine.engine import EngineStats
-    from shoal.jobs.running.engine_half import EngineHalf
-    from shoal.requests.outputs import RequestOutput
-    from shoal.requests.pooled import EmbeddingRequestOutput
-
-Rows = Iterator[AnyRow]
+Rows = Iterator[Line | BadRow]
 AnyLedger = Ledger | StreamLedger
 Report = Callable[[JobProgress], None]
 
@@ -44,12 +33,11 @@ CLOSING: dict[str, tuple[FailureCode, str]] = {
 class JobLimits:
     """When to give up.
 
-    ``timeout``: seconds for one row. ``deadline``: the moment (Unix time) at which all that is not finished expires. ``max_errors``:
-    the job stops when more rows than this have failed. ``cancelled`` is asked about once a second, ``interrupted`` before each step:
-    it is a signal's twin for jobs that no signal reaches.
+    ``deadline``: the moment (Unix time) at which all that is not finished expires. ``max_errors``: the job stops when more rows than
+    this have failed. ``cancelled`` is asked about once a second, ``interrupted`` before each step: it is a signal's twin for jobs that
+    no signal reaches.
     """
 
-    timeout: float | None = None
     deadline: float | None = None
     max_errors: int | None = None
     cancelled: Callable[[], bool] = lambda: False
@@ -63,28 +51,20 @@ class JobLimits:
 
 
 class Job:
-    """Works through rows on ``engine``. ``served`` are the names of its model, the first one the name in answers.
-
-    At most 1.5 times ``max_num_seqs`` rows are held at once: the engine stays full, and memory does not grow with the
-    input. A row without a seed gets one from the engine's seed and its custom_id, so that its answer does not depend on
-    where it stands.
-    """
+    """Works through rows on ``engine``. ``reader`` says what rows are called that the job ends without having run them."""
 
     def __init__(
-        self, engine: EngineHalf, served: Sequence[str], ledger: AnyLedger, limits: JobLimits | None = None
+        self, engine: EngineHalf, reader: RowReader, ledger: AnyLedger, limits: JobLimits | None = None
     ) -> None:
         self._engine = engine
-        self._served = served
+        self._reader = reader
         self._ledger = ledger
         self._limits = limits or JobLimits()
-        self._window = engine.config.max_num_seqs + engine.config.max_num_seqs // 2
-        self._running: dict[str, Row | EmbeddingRow] = {}
-        self._embeddings = EmbeddingRows(engine, self._limits.timeout)
+        self._running: dict[int, Line] = {}
         self._interrupts = Interrupts()
         self._failed = ledger.totals.failed
         self._pace = _Pace(time.monotonic(), ledger.totals.generated_tokens, ledger.totals.done + self._failed)
         self._next_look = 0.0
-        self._drafts = (0, 0)  # drafted and accepted tokens of the engine before the job
 
     def run(self, rows: Rows, total: int | None, report: Report) -> State:
         """Bring a record for each of ``rows`` into the ledger; ``report`` hears how far it is. ``total``: rows of the whole input.
@@ -108,21 +88,20 @@ class Job:
 
     def _work(self, rows: Rows, total: int | None, report: Report) -> State:
         more, now = True, time.monotonic()
-        self._drafts = _drafts(self._engine.stats())
         while more or self._running:
             state = self._reason_to_end()
             if state in CLOSING:
                 self._close(rows, state)
             if state is not None:
                 return state
-            if more and len(self._running) < self._window:
+            if more and self._engine.has_room:
                 more = self._take_next(rows)
             else:
                 self._step()
             before, now = now, time.monotonic()
             self._ledger.totals.seconds += now - before
             self._ledger.commit_if_due()
-            report(self._pace.progress(self._ledger.totals, total))
+            report(self._pace.progress(self._ledger.totals, total, self._engine.note()))
         return "finished"
 
     def _reason_to_end(self) -> State | None:
@@ -145,115 +124,44 @@ class Job:
             self._interrupts.requested = True
             return True
         if isinstance(row, BadRow):
-            self._refuse(row)
-        elif isinstance(row, EmbeddingRow):
-            self._submit_embedding(row)
+            self._record(refusal_of(row))
         elif row is not None:
-            self._submit(row)
+            self._running[row.number] = row
+            finished = self._engine.submit(row)
+            self._record_all([] if finished is None else [finished])
         return row is not None
 
-    def _submit(self, row: Row) -> None:
-        params, request_id = row.call.params, str(row.line)
-        if params.seed is None:
-            params = replace(params, seed=derived_seed(self._engine.config.seed, row.custom_id))
-        try:
-            self._engine.submit(
-                row.call.prompt,
-                row.call.beams or params,
-                request_id=request_id,
-                priority=row.call.priority,
-                timeout=self._limits.timeout,
-            )
-        except (RequestError, ParameterError, TemplateError) as error:
-            self._refuse(BadRow(row.line, row.custom_id, refusal(row.call, error)))
-        else:
-            self._running[request_id] = row
-
-    def _submit_embedding(self, row: EmbeddingRow) -> None:
-        try:
-            self._embeddings.submit(row.line, row.call)
-        except (RequestError, ParameterError) as error:
-            self._refuse(BadRow(row.line, row.custom_id, embedding_refusal(error)))
-        else:
-            self._running[str(row.line)] = row
-
-    def _refuse(self, row: BadRow) -> None:
-        self._failed += 1
-        refuse(row, self._ledger)
-
     def _step(self) -> None:
-        finished = [output for output in self._engine.step() if output.finished]
-        embedded = self._embeddings.finished()
-        self._count_step(len(finished) + sum(len(outputs) for _, outputs in embedded))
-        for output in finished:
-            row = self._running.pop(output.request_id)
-            assert isinstance(row, Row), "embeddings come another way"
-            self._finish(row, output)
-        for line, outputs in embedded:
-            asked = self._running.pop(str(line))
-            assert isinstance(asked, EmbeddingRow), "only these are under way there"
-            self._finish_embedding(asked, outputs)
+        finished = self._engine.step()
+        self._count(self._engine.steps())
+        self._record_all(finished)
 
-    def _count_step(self, finished: int) -> None:
-        """A full step ran as many sequences as it may, or as there were tokens and memory for."""
-        stats, totals = self._engine.stats(), self._ledger.totals
-        if stats.broken is not None:
-            raise EngineError(f"the engine failed: {stats.broken}")
-        ran = stats.running + finished
-        totals.steps += 1
-        totals.row_steps += ran
-        totals.draft_tokens, totals.accepted_tokens = (
-            count - before for count, before in zip(_drafts(stats), self._drafts, strict=True)
-        )
-        totals.full_steps += ran >= self._engine.config.max_num_seqs or stats.waiting > 0
+    def _count(self, steps: Steps) -> None:
+        totals = self._ledger.totals
+        totals.steps += steps.run
+        totals.full_steps += steps.full
+        totals.row_steps += steps.rows
+        totals.draft_tokens += steps.drafted
+        totals.accepted_tokens += steps.accepted
 
-    def _finish(self, row: Row, output: RequestOutput) -> None:
-        answered = all(given.finish_reason in ("stop", "length") for given in output.outputs)
-        if not answered:
-            self._failed += 1
-        record = succeeded(row.custom_id, self._answer(row, output)) if answered else self._failure(row, output)
-        self._ledger.add(row.line, record.line(), failed=not answered, usage=_usage(output))
+    def _record_all(self, finished: Iterable[Finished]) -> None:
+        for row in finished:
+            del self._running[row.row]
+            self._record(row)
 
-    def _finish_embedding(self, row: EmbeddingRow, outputs: list[EmbeddingRequestOutput]) -> None:
-        bad = next((output for output in outputs if output.finish_reason != "stop"), None)
-        if bad is None:
-            model = row.call.model or self._served[0]
-            record = succeeded(
-                row.custom_id, embedding_answer(row.call, outputs, response_id=uuid.uuid4().hex, model=model)
-            )
-        else:
-            self._failed += 1
-            record = self._failed_record(row, bad.finish_reason, bad.error)
-        tokens, cached = sum(len(o.prompt_token_ids) for o in outputs), sum(o.num_cached_tokens for o in outputs)
-        self._ledger.add(row.line, record.line(), failed=bad is not None, usage=Usage(tokens, cached, 0))
-
-    def _failure(self, row: Row, output: RequestOutput) -> Record:
-        late = any(given.finish_reason == "timeout" for given in output.outputs)
-        return self._failed_record(row, "timeout" if late else None, output.error)
-
-    def _failed_record(self, row: Row | EmbeddingRow, finish_reason: str | None, error: str | None) -> Record:
-        if finish_reason == "timeout":
-            late = f"the row was not finished within {self._limits.timeout:g} s"
-            return failed(row.custom_id, "request_timeout", late)
-        return failed(row.custom_id, "server_error", error or "the request was aborted")
-
-    def _answer(self, row: Row, output: RequestOutput) -> ChatCompletion | TextCompletion:
-        tokenizer = self._engine.tokenizer
-        assert tokenizer is not None, "a job's model is loaded with its tokenizer"
-        model = row.call.model or self._served[0]
-        return answer(row.call, output, response_id=uuid.uuid4().hex, model=model, tokenizer=tokenizer)
+    def _record(self, row: Finished) -> None:
+        self._failed += row.failed
+        self._ledger.add(row.row, row.line, failed=row.failed, usage=row.usage)
 
     def _close(self, rows: Rows, state: str) -> None:
         """Record all that is not finished as expired or cancelled."""
         running = list(self._running.values())
         self._abort_running()
-        close(iter(running), self._ledger, state)
-        close(rows, self._ledger, state)
+        close(iter(running), self._reader, self._ledger, state)
+        close(rows, self._reader, self._ledger, state)
 
     def _abort_running(self) -> None:
-        for request_id in self._running:
-            self._engine.abort(request_id)
-        self._embeddings.abort()
+        self._engine.abort()
         self._running.clear()
 
 
@@ -265,37 +173,19 @@ class _Pace:
     tokens: int
     rows: int
 
-    def progress(self, totals: Totals, total: int | None) -> JobProgress:
+    def progress(self, totals: Totals, total: int | None, note: str) -> JobProgress:
         seconds = time.monotonic() - self.started
         finished = totals.done + totals.failed - self.rows
-        return JobProgress(totals, total, seconds, totals.generated_tokens - self.tokens, finished)
+        return JobProgress(totals, total, seconds, totals.generated_tokens - self.tokens, finished, note)
 
 
-def close(rows: Rows, ledger: AnyLedger, state: str) -> None:
+def close(rows: Rows, reader: RowReader, ledger: AnyLedger, state: str) -> None:
     """Record all of ``rows`` as ``state`` ("expired" or "cancelled"); those that are wrong in themselves as that."""
     code, message = CLOSING[state]
-    for row in rows:
+    for given in rows:
+        row = reader.read(given) if isinstance(given, Line) else given
         if isinstance(row, BadRow):
-            refuse(row, ledger)
+            ledger.add(row.line, refusal_of(row).line, failed=True)
         else:
             ledger.add(row.line, failed(row.custom_id, code, message).line(), failed=True)
         ledger.commit_if_due()
-
-
-def refuse(row: BadRow, ledger: AnyLedger) -> None:
-    """Record a row that is wrong in itself."""
-    ledger.add(row.line, refused(row.custom_id, row.error, row.line).line(), failed=True)
-
-
-def derived_seed(seed: int, custom_id: str) -> int:
-    """A seed of 64 bits for a row: depends on both, looks unrelated to either."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}:{custom_id}".encode(), digest_size=8).digest(), "little")
-
-
-def _drafts(stats: EngineStats) -> tuple[int, int]:
-    return stats.spec_decode_num_draft_tokens, stats.spec_decode_num_accepted_tokens
-
-
-def _usage(output: RequestOutput) -> Usage:
-    answered = sum(len(completion.token_ids) for completion in output.outputs)
-    return Usage(len(output.prompt_token_ids), output.num_cached_tokens, answered)

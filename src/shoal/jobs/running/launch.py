@@ -24,13 +24,14 @@ from shoal.jobs.durable.manifest import Identity, Manifest, State
 from shoal.jobs.input.check import check_input
 from shoal.jobs.input.ids import IdIndex
 from shoal.jobs.input.lookup import answers
-from shoal.jobs.input.rows import AnyRow, BadRow, Line
+from shoal.jobs.input.rows import BadRow, Line, custom_id_of
 from shoal.jobs.input.source import open_source
 from shoal.jobs.input.tables import assemble, check_target
-from shoal.jobs.running.engine_half import EngineHalf
+from shoal.jobs.running.engine_half import EngineHalf, LocalHalf
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.interrupts import sigterm_interrupts
 from shoal.jobs.running.job import AnyLedger, Job, JobLimits, Report, Rows, close
+from shoal.jobs.running.model import JobModel
 from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import OVER, Summary
 from shoal.jobs.running.task import JobOptions, Task
@@ -41,13 +42,13 @@ from shoal.system import streams
 from shoal.system.notices import notices_to
 
 Say = Callable[[str], None]
-Load = Callable[[], EngineHalf]
+Load = Callable[[Task], EngineHalf]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Who runs a job. ``load`` gives the engine once there is a use for it; it is closed afterwards. ``say`` hears what a user should
-    know, ``report`` how far the job is. ``cancelled`` and ``interrupted`` are asked as JobLimits says."""
+    """Who runs a job. ``load`` gives the engine half once there is a use for it; it is closed afterwards. ``say`` hears what a user
+    should know, ``report`` how far the job is. ``cancelled`` and ``interrupted`` are asked as JobLimits says."""
 
     load: Load
     say: Say
@@ -72,13 +73,19 @@ def run(
     ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
     ParameterError, and what LLM(model) raises.
     """
-    of_job = {field.name: settings.pop(field.name) for field in fields(JobOptions) if field.name in settings}
-    options, config = JobOptions(**of_job), EngineConfig(**settings)
+    options, config = settings_of(settings)
     files = JobFiles.named(input, output, error_file)
     if not show_progress:
         return run_job(model, files, options, config, say=lambda text: None, report=lambda progress: None)
     with ProgressDisplay(sys.stderr) as display:
         return run_job(model, files, options, config, say=streams.say, report=display.update)
+
+
+def settings_of(settings: dict[str, Any]) -> tuple[JobOptions, EngineConfig]:
+    """Keywords, sorted by what they are for. Raises ParameterError for wrong values, TypeError for unknown names."""
+    names = {field.name for field in fields(JobOptions)}
+    of_job = {name: value for name, value in settings.items() if name in names}
+    return JobOptions(**of_job), EngineConfig(**{name: settings[name] for name in settings.keys() - names})
 
 
 def run_job(
@@ -87,12 +94,25 @@ def run_job(
     """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is."""
     files.check()
     task = Task.of(model, files, options, config)
-    host = Host(lambda: LLM(task.path, config=task.config), say, report)
-    with notices_to(say):
-        if not files.has_journal:
+    return run_here(task, Host(_load, say, report))
+
+
+def run_here(task: Task, host: Host) -> Summary:
+    """Run a job whose files have been checked, with or without a journal, in a process of its own."""
+    with notices_to(host.say):
+        if not task.files.has_journal:
             return _run_without_journal(task, host)
         with sigterm_interrupts():
             return run_task(task, host)
+
+
+def _load(task: Task) -> LocalHalf:
+    return local_half(task, LLM(task.path, config=task.config))
+
+
+def local_half(task: Task, model: JobModel) -> LocalHalf:
+    """The engine half of a job on a model that is here."""
+    return LocalHalf(model, task.reader(), task.served, task.options.timeout)
 
 
 # With a journal -------------------------------------------------------------------------------------------------------
@@ -131,7 +151,7 @@ def _run_with_journal(task: Task, host: Host) -> Summary:
         say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
         return msgspec.convert(manifest.summary, Summary)
     with (
-        _model_of_new(task, manifest, host.load) as engine,
+        _engine_of_new(task, manifest, host.load) as engine,
         _promising_to_go_on(say),
         Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
     ):
@@ -194,15 +214,15 @@ def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
 
 
 @contextmanager
-def _model_of_new(task: Task, manifest: Manifest, load: Load) -> Iterator[EngineHalf | None]:
-    """The model of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
+def _engine_of_new(task: Task, manifest: Manifest, load: Load) -> Iterator[EngineHalf | None]:
+    """The engine half of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
 
     None for a job that goes on: how much there is to do is not known yet.
     """
     if manifest.runs:
         yield None
         return
-    with closing(load()) if manifest.rows != 0 else nullcontext() as engine:
+    with closing(load(task)) if manifest.rows != 0 else nullcontext() as engine:
         files = task.files
         manifests.drop(files.folder)  # what is said of the old job ends before its files do
         _cancel_file(files).unlink(missing_ok=True)
@@ -232,18 +252,18 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, host: Host, engine:
         return "finished"
     cancel_file, options = _cancel_file(task.files), task.options
     limits = JobLimits(
-        options.timeout,
         manifest.deadline,
         options.max_errors,
         cancelled=lambda: host.cancelled() or cancel_file.exists(),
         interrupted=host.interrupted,
     )
+    reader = task.reader()
     with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
         state = limits.reached()
         if state is None:
-            with closing(engine or host.load()) as half:  # closed before results are put together
-                return Job(half, task.served, ledger, limits).run(rows, manifest.rows, host.report)
-        close(rows, ledger, state)
+            with closing(engine or host.load(task)) as half:  # closed before results are put together
+                return Job(half, reader, ledger, limits).run(rows, manifest.rows, host.report)
+        close(rows, reader, ledger, state)
         ledger.commit()
         return state
 
@@ -326,14 +346,14 @@ def _run_into_stream(task: Task, folder: Path, host: Host) -> Summary:
     files, options = task.files, task.options
     total = _checked(task, folder)
     deadline = None if options.deadline is None else time.time() + options.deadline
-    limits = JobLimits(options.timeout, deadline, options.max_errors)
+    limits = JobLimits(deadline, options.max_errors)
     with (
-        closing(host.load()) as engine,  # what cannot start opens no file
+        closing(host.load(task)) as engine,  # what cannot start opens no file
         _naming_output(files),
         StreamLedger.open(files.output, files.errors) as ledger,
         _rows(task, total, ledger.finished, folder) as rows,
     ):
-        state = Job(engine, task.served, ledger, limits).run(rows, total, host.report)
+        state = Job(engine, task.reader(), ledger, limits).run(rows, total, host.report)
     return _summary(task, ledger.totals, state, total, resumed=0)
 
 
@@ -371,23 +391,21 @@ def _rows(task: Task, total: int | None, finished: RowSet, folder: Path) -> Iter
     Those of stdin are compared with each other as they come, in an index in ``folder``.
     """
     with _source(task) as source:
-        reader = task.reader()
-        rows = (reader.read(line) for line in islice(source, total) if line.number not in finished)
+        rows = (line for line in islice(source, total) if line.number not in finished)
         if not task.from_stdin:
             yield rows
             return
         with IdIndex(folder / "ids.sqlite") as index:
-            yield (_claimed(row, index) for row in rows)
+            yield (_claimed(line, index) for line in rows)
 
 
-def _claimed(row: AnyRow, index: IdIndex) -> AnyRow:
-    """``row`` itself, or what is wrong with it where an earlier one has its custom_id."""
-    earlier = None if row.custom_id is None else index.add(row.custom_id, row.line)
+def _claimed(line: Line, index: IdIndex) -> Line | BadRow:
+    """``line`` itself, or what is wrong with it where an earlier one has its custom_id."""
+    custom_id = custom_id_of(line)
+    earlier = None if custom_id is None else index.add(custom_id, line.number)
     if earlier is None:
-        return row
-    return BadRow(
-        row.line, row.custom_id, APIError(f"custom_id: {row.custom_id!r} was used by line {earlier}", "custom_id")
-    )
+        return line
+    return BadRow(line.number, custom_id, APIError(f"custom_id: {custom_id!r} was used by line {earlier}", "custom_id"))
 
 
 def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resumed: int) -> Summary:

@@ -17,13 +17,14 @@ _SECONDS_BETWEEN_LINES = 5.0
 @dataclass(frozen=True, slots=True)
 class JobProgress:
     """Where a job is. ``totals`` are of all its runs, and durable; ``rows`` of the input, None if it cannot be known;
-    ``seconds``, ``tokens`` and ``finished`` rows of this run."""
+    ``seconds``, ``tokens`` and ``finished`` rows of this run; ``note``: a word of the engine half."""
 
     totals: Totals
     rows: int | None
     seconds: float
     tokens: int
     finished: int
+    note: str = ""
 
     @property
     def behind(self) -> int:
@@ -47,7 +48,8 @@ class JobProgress:
         of = "" if self.rows is None else f" of {self.rows}"
         line = f"{self.behind}{of} rows, {self.totals.failed} failed, {self.tokens_per_second:.1f} tokens/s"
         left = self.seconds_left
-        return line if left is None else f"{line}, about {left:.0f} s left"
+        parts = [line, *([] if left is None else [f"about {left:.0f} s left"]), *([self.note] if self.note else [])]
+        return ", ".join(parts)
 
 
 class ProgressDisplay:
@@ -71,7 +73,7 @@ class ProgressDisplay:
     def update(self, progress: JobProgress) -> None:
         """Show where the job is now."""
         if self._bar.shown:
-            failed = f"{progress.totals.failed} failed, "
+            failed = "".join(f"{part}, " for part in (f"{progress.totals.failed} failed", progress.note) if part)
             self._bar.update(progress.behind, progress.rows, progress.tokens, progress.seconds, failed)
         elif time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()

@@ -51,7 +51,7 @@ def refused(custom_id: str | None, error: APIError, line: int) -> Record:
     return Record(_record_id(), custom_id, response, None)
 
 
-def failed(custom_id: str, code: FailureCode, message: str) -> Record:
+def failed(custom_id: str | None, code: FailureCode, message: str) -> Record:
     """The record of a row that was accepted and could not be finished."""
     return Record(_record_id(), custom_id, None, Failure(code, message))
 

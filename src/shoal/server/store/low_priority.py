@@ -1,4 +1,4 @@
-"""The engine half of batches in a server: their rows run beneath interactive traffic, and others compute the steps."""
+"""The model of batches in a server: their rows run beneath interactive traffic, and others compute the steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from shoal.engine.engine import EngineStats
-from shoal.jobs.running.engine_half import EngineHalf, Requests
+from shoal.jobs.running.model import JobModel, Requests
 from shoal.params import BeamSearchParams, EngineConfig, PoolingParams, SamplingParams
 from shoal.requests.outputs import RequestOutput
 from shoal.requests.pooled import EmbeddingRequestOutput
@@ -35,7 +35,7 @@ class Model(Protocol):
         """Where the engine stands now."""
 
 
-class LowPriority(EngineHalf):
+class LowPriority(JobModel):
     """``requests`` of ``model``, for the rows of one batch.
 
     The rows of all batches have the same names. What is left of an earlier one in the engine, or to be reported of it, is told apart by

@@ -15,9 +15,9 @@ from pathlib import Path
 from shoal.errors import EngineError, JobError
 from shoal.jobs.durable import journal
 from shoal.jobs.durable.manifest import ChangedError
-from shoal.jobs.running.engine_half import Requests
 from shoal.jobs.running.files import JobFiles
-from shoal.jobs.running.launch import Host, run_task
+from shoal.jobs.running.launch import Host, local_half, run_task
+from shoal.jobs.running.model import Requests
 from shoal.jobs.running.progress import JobProgress
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.openai.schema import APIError
@@ -168,7 +168,7 @@ class BatchRunner:
         """Run its job, or go on with it, to its end or that of this process."""
         task = self._task(served, batch)
         host = Host(
-            lambda: LowPriority(served.model, served.requests),
+            lambda given: local_half(given, LowPriority(served.model, served.requests)),
             say=lambda text: _LOG.info("batch %s: %s", batch.id, text),
             report=lambda progress: self._count(batch, progress),
             cancelled=lambda: self._store.batches.stored(batch.id).batch.status == "cancelling",

@@ -1,0 +1,171 @@
+"""Running a job on a Ray cluster: the driver holds its lock, journal and files, workers compute."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from shoal.errors import JobError, ParameterError
+from shoal.jobs.running.files import JobFiles
+from shoal.jobs.running.job import Report
+from shoal.jobs.running.launch import Host, Say, run_here, settings_of
+from shoal.jobs.running.progress import ProgressDisplay
+from shoal.jobs.running.summary import Summary
+from shoal.jobs.running.task import JobOptions, Task
+from shoal.params import EngineConfig
+from shoal.ray.fleet import Fleet, FleetOptions
+from shoal.ray.worker import Load, Nature, load_llm, nature_of
+from shoal.system import streams
+
+LOCAL = "local"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """Where a job runs: ``address`` of a Ray cluster ("auto": the one that this machine belongs to, "local": one that is started here
+    and ends with the job). ``workers`` None: as many as the cluster has room for when the job starts. Each has ``threads_per_worker``
+    CPUs and ``gpus_per_worker`` GPUs. One that does not answer for ``stalled_after`` seconds is given up."""
+
+    address: str = "auto"
+    workers: int | None = None
+    threads_per_worker: int = 1
+    gpus_per_worker: float = 0
+    stalled_after: float = 600.0
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads_per_worker"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 100_000:
+                raise ParameterError(name, value, "1 to 100000")
+        if not 0 <= self.gpus_per_worker <= 64:
+            raise ParameterError("gpus_per_worker", self.gpus_per_worker, "0 to 64")
+        if not self.stalled_after > 0:
+            raise ParameterError("stalled_after", self.stalled_after, "a positive number of seconds")
+
+
+def run(
+    model: str | Path,
+    input: str | Path,
+    output: str | Path,
+    *,
+    address: str = "auto",
+    workers: int | None = None,
+    threads_per_worker: int = 1,
+    gpus_per_worker: float = 0,
+    error_file: str | Path | None = None,
+    show_progress: bool = True,
+    **settings: Any,
+) -> Summary:
+    """As ``shoal.jobs.run``, on the workers of a Ray cluster (see Cluster).
+
+        summary = shoal.ray.run("smollm2:135m", "requests.jsonl", "results.jsonl", address="auto", workers=8)
+
+    This process is the driver: it reads and writes the files, and a job whose driver ends goes on with the same call, here or without
+    Ray. Raises what ``shoal.jobs.run`` raises, and JobError where the cluster cannot be reached.
+    """
+    cluster = Cluster(
+        address=address,
+        workers=workers,
+        threads_per_worker=threads_per_worker,
+        gpus_per_worker=gpus_per_worker,
+    )
+    options, config = settings_of(settings)
+    files = JobFiles.named(input, output, error_file)
+    if not show_progress:
+        return run_job(model, files, options, config, cluster, say=lambda text: None, report=lambda progress: None)
+    with ProgressDisplay(sys.stderr) as display:
+        return run_job(model, files, options, config, cluster, say=streams.say, report=display.update)
+
+
+def run_job(
+    model: str | Path,
+    files: JobFiles,
+    options: JobOptions,
+    config: EngineConfig,
+    cluster: Cluster,
+    *,
+    say: Say,
+    report: Report,
+    load: Load = load_llm,
+) -> Summary:
+    """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is. ``load`` makes the engine half of a worker."""
+    if config.threads not in (None, cluster.threads_per_worker):
+        raise ParameterError("threads", config.threads, "left out: threads_per_worker says it")
+    config = replace(config, threads=cluster.threads_per_worker)
+    files.check()
+    with connected(cluster):
+        task, nature = _task_and_nature(model, files, options, config, cluster)
+        fleet = FleetOptions(
+            cluster.workers or _room(cluster),
+            cluster.threads_per_worker,
+            cluster.gpus_per_worker,
+            cluster.stalled_after,
+        )
+
+        def workers(task: Task) -> Fleet:
+            return Fleet(_everywhere(model), task, fleet, load=load, nature=nature, say=say)
+
+        return run_here(task, Host(workers, say, report))
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[None]:
+    """Be a driver of the cluster as long as the context lasts, unless this process is one already.
+
+    Raises JobError where it cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = None if cluster.address == LOCAL else cluster.address
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise JobError(f"the Ray cluster {cluster.address} cannot be reached: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _task_and_nature(
+    model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig, cluster: Cluster
+) -> tuple[Task, Nature]:
+    """What the job is. Where workers have GPUs, one such machine says what a GPU computes: this one may have none."""
+    task = Task.of(model, files, options, replace(config, device="cpu" if config.device == "auto" else config.device))
+    if not cluster.gpus_per_worker:
+        return task, nature_of(task)
+    name = _everywhere(model)
+
+    def there() -> tuple[EngineConfig, Nature]:
+        settled = Task.of(name, files, options, config)
+        return settled.config, nature_of(settled)
+
+    asked = ray.remote(there).options(num_cpus=cluster.threads_per_worker, num_gpus=cluster.gpus_per_worker)
+    found, nature = ray.get(asked.remote())
+    return replace(task, config=found), nature
+
+
+def _room(cluster: Cluster) -> int:
+    """How many workers the cluster has room for."""
+    there = ray.cluster_resources()
+    rooms = [int(there.get("CPU", 0) // cluster.threads_per_worker)]
+    if cluster.gpus_per_worker:
+        rooms.append(int(there.get("GPU", 0) // cluster.gpus_per_worker))
+    if min(rooms) < 1:
+        needs = f"{cluster.threads_per_worker} CPUs and {cluster.gpus_per_worker:g} GPUs"
+        raise JobError(f"the cluster has no room for a worker with {needs}; give the number of workers to wait for it")
+    return min(rooms)
+
+
+def _everywhere(model: str | Path) -> str:
+    """The name of a model for other machines: paths are not those of a folder that only this process is in."""
+    return os.path.abspath(model) if os.path.exists(model) else str(model)
