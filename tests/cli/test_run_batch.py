@@ -371,3 +371,16 @@ def test_the_examples_run_on_the_default_model(smollm2_path: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert len(read(tmp_path / "out.jsonl")) == len(source.read_text(encoding="utf-8").splitlines()) > 0
+
+
+def test_several_inputs_are_one(batch: Shoal, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b", "a"):
+        write(tmp_path / "in" / f"{name}.jsonl", completion(f"{name}1", "x"), {"prompt": "plain"})
+    write(tmp_path / "more.jsonl", completion("c", "x"))
+    done = batch(tmp_path / "in" / "*.jsonl", tmp_path / "out.jsonl", "-i", str(tmp_path / "more.jsonl"))
+    assert done.returncode == 0
+    assert read(tmp_path / "out.jsonl").keys() == {"a1", "row-2", "b1", "row-4", "c"}
+    refused = batch(tmp_path / "in" / "*.csv", tmp_path / "out2.jsonl")
+    assert refused.returncode == 2
+    assert "must be a file, a folder or a glob of files that exist" in refused.stderr

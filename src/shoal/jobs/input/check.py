@@ -12,13 +12,13 @@ Place = Callable[[int], str]
 
 
 def check_input(
-    lines: Iterable[Line], index: IdIndex, strict: RowReader | None = None, place: Place = lambda number: ""
+    lines: Iterable[Line], index: IdIndex, strict: RowReader | None = None, *, place: Place = lambda number: ""
 ) -> int:
     """The number of rows in ``lines``, once each custom_id (put into ``index``) is found to be in one of them only.
 
     Without ``strict``, no more than the custom_id is read of a row, and what has none to read is passed over: it gets its
     error record when its turn comes. With it, every row is read in full.
-    ``place`` says of several files where a row stands, as ``Source.place``.
+    ``place``: as ``Source.place``.
     Raises DuplicateIdError (a JobError) naming both rows, and JobError that counts the bad rows and quotes the first.
     """
     check = _Check(strict)
@@ -28,8 +28,7 @@ def check_input(
         places = (place(error.first_row), place(error.second_row))
         raise DuplicateIdError(error.custom_id, error.first_row, error.second_row, places) from None
     if check.first_bad is not None:
-        where = place(check.first_bad.line) or f"line {check.first_bad.line}"
-        raise JobError(f"{check.num_bad} bad lines, nothing was run; {where}: {check.first_bad.error}")
+        raise JobError(f"{check.num_bad} bad lines, nothing was run; {check.first_bad}")
     return check.num_rows
 
 
@@ -39,7 +38,7 @@ class _Check:
     def __init__(self, reader: RowReader | None) -> None:
         self.num_rows = 0
         self.num_bad = 0
-        self.first_bad: BadRow | None = None
+        self.first_bad: str | None = None
         self._reader = reader
 
     def custom_ids(self, lines: Iterable[Line]) -> Iterator[tuple[str, int]]:
@@ -56,4 +55,4 @@ class _Check:
         row = reader.read(line)
         if isinstance(row, BadRow):
             self.num_bad += 1
-            self.first_bad = self.first_bad or row
+            self.first_bad = self.first_bad or f"{line.place or f'line {line.number}'}: {row.error}"

@@ -15,6 +15,8 @@ from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, 
 from shoal.jobs.input.remote import RemoteFile, is_url, local_path, remote_files
 from shoal.jobs.input.streams import STANDARD_STREAM, InputFile, is_known
 
+Given = str | Path | Sequence[str | Path]
+
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
@@ -28,7 +30,7 @@ class Inputs:
     given: tuple[str, ...]
 
     @classmethod
-    def of(cls, given: str | Path | Sequence[str | Path]) -> Inputs:
+    def of(cls, given: Given) -> Inputs:
         """Of paths, folders (their files with a suffix that is known, but hidden ones), globs, and URLs of any of these; ``-`` is
         stdin. A name that is there is that file, whatever signs it holds. Raises ParameterError for what leads to no file, for a file
         that is there twice and for stdin beside others; JobError for URLs that cannot be looked up.

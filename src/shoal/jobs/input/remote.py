@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -157,7 +158,8 @@ class _SteadyFile(io.RawIOBase):
         system, path = _file_system(self._file.url)
         opened = system.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
         self._opened = opened
-        info = getattr(opened, "details", None) or system.info(path)
+        info = getattr(opened, "details", None) or {}
+        info = info if _mark(info) else system.info(path)  # some know no more than the size
         if (info.get("size"), _mark(info)) != (self._file.size, self._file.mark):
             raise JobError(f"{self._file}: was changed after this run began; the same command looks at it anew")
 
@@ -216,7 +218,12 @@ def _remote_file(system: Any, url: str, name: str, info: Mapping[str, Any]) -> R
 
 def _mark(info: Mapping[str, Any]) -> str:
     names = (*_MARKS, *_TIMES)
-    return next((f"{name} {info[name]}" for name in names if info.get(name) is not None), "")
+    return next((f"{name} {_plain(info[name])}" for name in names if info.get(name) is not None), "")
+
+
+def _plain(value: object) -> object:
+    """The same for a moment in any of the types that one store may use."""
+    return value.timestamp() if isinstance(value, datetime) else value
 
 
 def _is_web(url: str) -> bool:

@@ -32,22 +32,25 @@ class Source:
         return iter(self._all_lines() if self._lines is None else self._lines)
 
     def place(self, number: int) -> str:
-        """In which of several files the row ``number``, which has been read, stands, and where: "b.jsonl, line 2"; "" if there is only
-        one file."""
+        """The ``place`` of the Line with this number, which has been read; "" if there is only one file."""
         if self._lines is not None:
             return ""
         index = bisect_left(self._ends, number)
         before = self._ends[index - 1] if index else 0
-        return f"{self._names[index]}, line {number - before}"
+        return _place(self._names[index], number - before)
 
     def _all_lines(self) -> Iterator[Line]:
         number = 0
-        for file in self._inputs.files:
+        for name, file in zip(self._names, self._inputs.files, strict=True):
             before = number
             for line in _lines_or_none(file, self._prompt_column):
                 number = before + line.number
-                yield Line(number, line.data, line.error) if before else line
+                yield Line(number, line.data, line.error, _place(name, line.number))
             self._ends.append(number)
+
+
+def _place(name: str, number: int) -> str:
+    return f"{name}, line {number}"
 
 
 @contextmanager
@@ -55,8 +58,7 @@ def open_inputs(inputs: Inputs, prompt_column: str | None = None) -> Iterator[So
     """The input for reading, from its start. Of one file everything as of ``open_source``; of several each is opened when its turn
     comes, and one that is empty has no rows."""
     if len(inputs.files) > 1:
-        source = Source(inputs, None, prompt_column)
-        yield source
+        yield Source(inputs, None, prompt_column)
         return
     with open_source(inputs.files[0], prompt_column) as lines:
         yield Source(inputs, lines, prompt_column)

@@ -11,6 +11,7 @@ from shoal.jobs.durable import journal, lock
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.ledger import Totals
 from shoal.jobs.durable.manifest import Manifest
+from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.summary import OVER, Summary
 
@@ -61,7 +62,7 @@ def cancel(output: Path) -> int | None:
 def _folder(output: Path) -> Path:
     if not output.name:  # "." or "/"
         raise JobError(f"{output}: there is no job")
-    return JobFiles.named(Path(), output).folder
+    return JobFiles.named(STANDARD_STREAM, output).folder
 
 
 def _read(folder: Path) -> tuple[Manifest, Totals]:

@@ -7,29 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import ParameterError
+from shoal.jobs.input.inputs import Given, Inputs
 from shoal.jobs.input.streams import STANDARD_STREAM, table_format
 
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Where requests come from, and where answers and failures go; ``-`` is stdin or stdout.
+    """Where requests come from, and where answers and failures go; an output ``-`` is stdout.
 
     ``errors`` may be ``output`` itself: then every row has its record there. A table (CSV, Parquet) is written whole when
     all rows are done; until then its answers are lines of ``results``, in the journal's folder.
     """
 
-    input: Path
+    input: Inputs
     output: Path
     errors: Path
 
     @classmethod
-    def named(cls, input: str | Path, output: str | Path, errors: str | Path | None = None) -> JobFiles:
-        """``errors`` None is OUTPUT.errors.jsonl beside the output, or the output itself if it is a stream."""
+    def named(cls, input: Given, output: str | Path, errors: str | Path | None = None) -> JobFiles:
+        """``input``: as of ``Inputs.of``, which raises for what leads to no file. ``errors`` None is OUTPUT.errors.jsonl beside the
+        output, or the output itself if it is a stream."""
         output = Path(output)
         if errors is None:
             errors = output if _is_stream(output) else output.with_name(output.name + ".errors.jsonl")
         errors = Path(errors)
-        return cls(Path(input), output, output if _same_file(errors, output) else errors)
+        return cls(Inputs.of(input), output, output if _same_file(errors, output) else errors)
 
     @property
     def folder(self) -> Path:
@@ -54,14 +56,14 @@ class JobFiles:
     @property
     def can_go_on(self) -> bool:
         """Whether a job that was stopped can be taken up again."""
-        return self.has_journal and self.input != STANDARD_STREAM
+        return self.has_journal and not self.input.is_stdin
 
     def check(self) -> None:
         """Raise ParameterError for an input that cannot be read twice, and for outputs that would write over it or each other."""
-        if self.input != STANDARD_STREAM:
-            _check_input(self.input)
+        for path in self.input.local:
+            _check_input(path)
         for name, path in {"output file": self.output, "error file": self.errors}.items():
-            if _same_file(path, self.input):
+            if path != STANDARD_STREAM and self.input.would_hold(path):
                 raise ParameterError(name, str(path), "another file than the input")
             if path.is_dir() or not path.parent.is_dir():
                 raise ParameterError(name, str(path), "a file in a folder that exists")
@@ -72,8 +74,6 @@ class JobFiles:
 
 
 def _check_input(path: Path) -> None:
-    if path.is_dir():
-        raise ParameterError("input file", str(path), "a file, not a folder")
     if not path.exists():
         raise ParameterError("input file", str(path), "a file that exists")
     if not path.is_file():  # a pipe: the check of its rows would use them up

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -17,15 +17,16 @@ import msgspec
 
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
-from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
+from shoal.jobs.durable.fingerprint import path_text, printable
 from shoal.jobs.durable.ledger import Ledger, RowSet, StreamLedger, Totals
 from shoal.jobs.durable.lock import JobLock
 from shoal.jobs.durable.manifest import Identity, Manifest, State
 from shoal.jobs.input.check import check_input
 from shoal.jobs.input.ids import IdIndex
+from shoal.jobs.input.inputs import Given
 from shoal.jobs.input.lookup import answers
 from shoal.jobs.input.rows import BadRow, Line, custom_id_of
-from shoal.jobs.input.source import open_source
+from shoal.jobs.input.source import Source, open_inputs
 from shoal.jobs.input.tables import assemble, check_target
 from shoal.jobs.running.engine_half import EngineHalf, LocalHalf
 from shoal.jobs.running.files import JobFiles
@@ -59,7 +60,7 @@ class Host:
 
 def run(
     model: str | Path,
-    input: str | Path,
+    input: Given,
     output: str | Path,
     *,
     error_file: str | Path | None = None,
@@ -70,6 +71,7 @@ def run(
 
         summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_errors=100, max_num_seqs=32)
 
+    ``input`` may also be a folder, a glob, a URL ("s3://bucket/in/*.jsonl.zst") or a list of these: their files are one input.
     ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
     ParameterError, and what LLM(model) raises.
     """
@@ -240,7 +242,7 @@ def _checked(task: Task, folder: Path) -> int | None:
         with _source(task):  # refuses what is not JSON lines, and takes nothing of it
             return None
     with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
-        rows = check_input(source, index, task.reader() if task.options.strict else None)
+        rows = check_input(source, index, task.reader() if task.options.strict else None, place=source.place)
     if rows == 0:
         raise JobError(f"{task.files.input}: has no rows: there is nothing to run")
     return rows
@@ -275,7 +277,7 @@ def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summar
         _check_unchanged(task, manifest, len(ledger.finished))
     if state in OVER and files.is_table:
         with answers(files.folder, files.results) as answer:
-            assemble(files.input, answer, files.output, task.options.output_column)
+            assemble(files.input.files[0], answer, files.output, task.options.output_column)
     summary = _summary(task, ledger.totals, state, manifest.rows, resumed=manifest.runs - 1)
     manifest.state, manifest.summary = state, msgspec.to_builtins(summary)
     manifests.save(files.folder, manifest)
@@ -288,7 +290,7 @@ def _check_unchanged(task: Task, manifest: Manifest, finished: int) -> None:
     source = task.files.input
     same = manifest.rows in (None, finished)
     if same and task.files.is_table:
-        same = file_fingerprint(source)["blake2b"] == manifest.identity.input["blake2b"]
+        same = source.fingerprint()["blake2b"] == manifest.identity.input["blake2b"]
     if not same:
         counted = f"{finished} of its {manifest.rows} rows are finished"
         advice = "put it back as it was, or begin anew with --restart if rows were changed in place"
@@ -380,8 +382,8 @@ def _temporary_folder() -> Iterator[Path]:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _source(task: Task) -> AbstractContextManager[Iterable[Line]]:
-    return open_source(task.files.input, task.options.prompt_column)
+def _source(task: Task) -> AbstractContextManager[Source]:
+    return open_inputs(task.files.input, task.options.prompt_column)
 
 
 @contextmanager
