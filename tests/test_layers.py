@@ -52,6 +52,7 @@ CONFINED = {
     "kernels.cpu": {"numba", "llvmlite"},
     "kernels.cuda": {"torch", "triton"},
     "constrain": {"llguidance"},
+    "jobs": {"fsspec", "s3fs"},
     "ray": {"ray"},
     "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"},
 }

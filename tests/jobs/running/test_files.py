@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ParameterError
-from shoal.jobs.running.files import JobFiles
+from shoal.jobs.input.inputs import Inputs
+from shoal.jobs.input.remote import RemoteFile
+from shoal.jobs.running.files import JobFiles, place_of
 
 
 def test_an_input_that_can_be_read_only_once_is_refused(tmp_path: Path) -> None:
@@ -49,3 +51,21 @@ def test_results_into_the_folder_of_the_inputs_are_refused_before_they_are_there
         JobFiles.named(tmp_path, tmp_path / "out.jsonl").check()
     JobFiles.named(tmp_path, tmp_path / "out", tmp_path / "errors").check()
     JobFiles.named(tmp_path / "*", "-").check()
+
+
+def test_inputs_are_not_in_what_is_written(tmp_path: Path) -> None:
+    results = tmp_path / "out" / "results"
+    results.mkdir(parents=True)
+    for path in (results / "part.jsonl", tmp_path / "out" / "in.jsonl"):
+        path.write_text("{}")
+    with pytest.raises(ParameterError, match=r"folder results/: got '.*', must be another file than the input"):
+        JobFiles.named(results, tmp_path / "out").check()
+    JobFiles.named(tmp_path / "out" / "in.jsonl", tmp_path / "out").check()
+
+
+def test_inputs_in_a_store_are_not_in_what_is_written() -> None:
+    inputs = Inputs((RemoteFile("memory://b/out/results/a.jsonl", 2, ""),), ("memory://b/out/**",))
+    with pytest.raises(ParameterError, match=r"folder results/: got 'memory:.*', must be another file than the input"):
+        JobFiles(inputs, place_of("memory://b/out/")).check()
+    assert inputs.are_in("memory://b/")
+    assert not inputs.are_in("memory://b/o")

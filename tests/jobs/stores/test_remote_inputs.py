@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from shoal import jobs
 from shoal.errors import JobError, ParameterError
 from shoal.jobs.input import remote
 from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.input.source import open_inputs
+from tests.support.tiny_model import write_tiny_model
 
 s3fs = pytest.importorskip("s3fs")
 moto = pytest.importorskip("moto.server")
@@ -88,6 +90,24 @@ def test_a_table_in_s3(s3: Any) -> None:
     with s3.open("bucket/a.parquet", "wb") as file:
         pq.write_table(pa.table({"prompt": [f"{number}" for number in range(1000)]}), file)
     assert [json.loads(line)["prompt"] for line in lines("s3://bucket/a.parquet")] == [f"{n}" for n in range(1000)]
+
+
+def test_a_job_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "tiny.gguf", context=128)
+    rows = [json.dumps({"prompt": f"row {number}", "max_tokens": 2}).encode() + b"\n" for number in range(10)]
+    s3.pipe({"bucket/in/a.jsonl": b"".join(rows[:4]), "bucket/in/b.jsonl.gz": gzip.compress(b"".join(rows[4:]))})
+    arguments = (model, "s3://bucket/in/*", "s3://bucket/out/")
+    summary = jobs.run(*arguments, device="reference", show_progress=False)
+    assert (summary.state, summary.rows, summary.done) == ("finished", 10, 10)
+    parts = [s3.cat(path) for path in s3.ls("bucket/out/results")]
+    names = [json.loads(line)["custom_id"] for line in b"".join(parts).splitlines()]
+    assert sorted(names) == sorted(f"row-{number}" for number in range(1, 11))
+    assert jobs.run(*arguments, device="reference", show_progress=False) == summary
+    with pytest.raises(ParameterError, match="folder results/: got 's3://bucket/out/results', must be another file"):
+        jobs.run(model, ["s3://bucket/in/", "s3://bucket/out/results/"], "s3://bucket/out/")
+    s3.pipe("bucket/in/c.jsonl", rows[0])
+    with pytest.raises(JobError, match=r"input.files: was 2, is 3"):
+        jobs.run(*arguments, device="reference", show_progress=False)
 
 
 class Ranges(SimpleHTTPRequestHandler):

@@ -52,6 +52,13 @@ def path_text(path: Path) -> str:
     return printable(os.path.abspath(path))
 
 
+def place_text(place: str) -> str:
+    """A URL as it is, a path as by ``path_text``; a slash at its end stays."""
+    if "://" in place:
+        return printable(place)
+    return path_text(Path(place)) + ("/" if place.endswith("/") else "")
+
+
 def printable(name: str | Path) -> str:
     """A path or a part of it as text that any JSON can hold: bytes that are not UTF-8 become escapes."""
     return os.fsencode(name).decode(errors="backslashreplace")

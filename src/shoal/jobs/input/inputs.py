@@ -12,7 +12,8 @@ from pathlib import Path
 
 from shoal.errors import ParameterError
 from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, printable
-from shoal.jobs.input.remote import RemoteFile, is_url, local_path, remote_files
+from shoal.jobs.durable.store import is_url, local_path
+from shoal.jobs.input.remote import RemoteFile, remote_files
 from shoal.jobs.input.streams import STANDARD_STREAM, InputFile, is_known
 
 Given = str | Path | Sequence[str | Path]
@@ -35,7 +36,7 @@ class Inputs:
         stdin. A name that is there is that file, whatever signs it holds. Raises ParameterError for what leads to no file, for a file
         that is there twice and for stdin beside others; JobError for URLs that cannot be looked up.
         """
-        texts = [local_path(str(each)) for each in ([given] if isinstance(given, str | Path) else given)]
+        texts = [str(local_path(each) or each) for each in ([given] if isinstance(given, str | Path) else given)]
         if len(texts) > 1 and str(STANDARD_STREAM) in texts:
             raise ParameterError("input file", "-", "the only one where it is given")
         files = sorted((file for text in texts for file in _named(text)), key=str)
@@ -81,6 +82,18 @@ class Inputs:
             return True
         real = Path(os.path.realpath(path))
         return any(_would_match(text, real) for text in self.given if not is_url(text))
+
+    def are_in(self, folder: str | Path) -> bool:
+        """Whether a file is anywhere in a folder, which is a path, or the URL of one for remote files."""
+        if is_url(folder):
+            return any(
+                file.url.startswith(f"{str(folder).rstrip('/')}/")
+                for file in self.files
+                if isinstance(file, RemoteFile)
+            )
+        real = os.path.realpath(folder)
+        parents = {os.path.realpath(parent) for parent in {file.parent for file in self.local}}
+        return any(parent == real or parent.startswith(f"{real}/") for parent in parents)
 
 
 def _named(text: str) -> list[InputFile]:

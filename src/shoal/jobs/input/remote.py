@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from shoal.errors import JobError, ParameterError
+from shoal.jobs.durable.store import file_system
 from shoal.jobs.input.kinds import HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 4 << 20  # one request; s3fs would take 50 MiB
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries of one read
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOGIN = re.compile(r"(?<=://)[^/@]*@")
-_LOCAL = ("file://", "local://")
 
 # What changes with a file's content, in the words of the stores; the first that is there counts.
 _MARKS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "crc32c", "blob_id")
@@ -53,17 +52,6 @@ class RemoteFile:
         return PurePosixPath(path).name
 
 
-def is_url(text: str) -> bool:
-    """Whether ``text`` leads to a file that is not opened as a local one."""
-    return _URL.match(text) is not None and not text.startswith(_LOCAL)
-
-
-def local_path(text: str) -> str:
-    """The path in a ``file://`` URL; any other text as it is."""
-    scheme = next((scheme for scheme in _LOCAL if text.startswith(scheme)), "")
-    return text.removeprefix(scheme)
-
-
 def remote_files(url: str, in_folder: Callable[[str], bool]) -> list[RemoteFile]:
     """The file that ``url`` leads to; where it is a glob or a folder all files of it, of a folder those whose name passes
     ``in_folder``.
@@ -73,7 +61,7 @@ def remote_files(url: str, in_folder: Callable[[str], bool]) -> list[RemoteFile]
     """
     if "::" in url:
         raise ParameterError("input file", url, "one URL, not several chained by ::")
-    system, path = _file_system(url)
+    system, path = file_system(url, shared=True)
     with _asking(url):
         found = _listed(system, path, in_folder)
     return [_remote_file(system, url, name, info) for name, info in found.items()]
@@ -155,7 +143,7 @@ class _SteadyFile(io.RawIOBase):
         return data
 
     def _reopened(self) -> None:
-        system, path = _file_system(self._file.url)
+        system, path = file_system(self._file.url, shared=True)
         opened = system.open(path, "rb", block_size=_BLOCK_BYTES, cache_type="readahead")
         self._opened = opened
         info = getattr(opened, "details", None) or {}
@@ -167,21 +155,6 @@ class _SteadyFile(io.RawIOBase):
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """The file system that a URL names, and the path there. Nothing that it says of files is kept: they change."""
-    try:
-        import fsspec
-    except ImportError:
-        raise JobError(f"{url}: URLs need fsspec: pip install 'shoal[s3]'") from None
-    try:
-        system, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except ImportError as error:  # says which package is missing
-        raise JobError(f"{url}: {error}; for S3: pip install 'shoal[s3]'") from error
-    except ValueError as error:  # no such protocol
-        raise ParameterError("input file", url, f"a URL that fsspec knows ({error})") from error
-    return system, str(path)
 
 
 @contextmanager

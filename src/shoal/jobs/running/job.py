@@ -10,6 +10,7 @@ from typing import Literal
 from shoal.errors import EngineError
 from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals
 from shoal.jobs.durable.manifest import State
+from shoal.jobs.durable.parts import PartLedger
 from shoal.jobs.input.rows import BadRow, Line, RowReader
 from shoal.jobs.running.engine_half import EngineHalf, Finished, Steps, refusal_of
 from shoal.jobs.running.interrupts import Interrupts
@@ -17,7 +18,7 @@ from shoal.jobs.running.progress import JobProgress
 from shoal.jobs.running.records import FailureCode, failed
 
 Rows = Iterator[Line | BadRow]
-AnyLedger = Ledger | StreamLedger
+AnyLedger = Ledger | PartLedger | StreamLedger
 Report = Callable[[JobProgress], None]
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the clock, and at whether the job is cancelled

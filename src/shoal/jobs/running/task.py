@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -110,7 +109,6 @@ class Task:
     def identity(self) -> Identity:
         """All that the answers depend on."""
         options, config = self.options, self.config
-        errors = printable(os.path.relpath(self.files.errors, self.files.output.parent))
         return Identity(
             input=self.files.input.fingerprint(),
             model=model_fingerprint(self.path),
@@ -126,7 +124,7 @@ class Task:
                 "reasoning_parser": config.reasoning_parser,
                 "prompt_column": options.prompt_column,
                 "output_column": options.output_column,
-                "error_file": errors,
+                "error_file": self.files.place.error_file,
                 **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={
