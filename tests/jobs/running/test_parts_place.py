@@ -275,7 +275,12 @@ def test_a_running_job_is_cancelled(model: Path, source: Path, tmp_path: Path, m
     output, asked = tmp_path / "out", list[int | None]()
     held: list[Lease] = []
     enter = Lease.__enter__
-    monkeypatch.setattr(Lease, "__enter__", lambda lease: held.append(lease) or enter(lease))
+
+    def remember(lease: Lease) -> Lease:
+        held.append(lease)
+        return enter(lease)
+
+    monkeypatch.setattr(Lease, "__enter__", remember)
 
     def report(progress: JobProgress) -> None:
         if not asked:

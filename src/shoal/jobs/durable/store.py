@@ -308,7 +308,8 @@ class ObjectStore:
     def _told(self, error: Exception) -> OSError:
         """What a file system raises may be of any type, and need not say where."""
         number = getattr(error, "errno", None) or _NUMBERS.get(type(error), errno.EIO)
-        return OSError(number, f"{type(error).__name__}: {error}", self.place)  # of the type that goes with the number
+        text = str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
+        return OSError(number, text, self.place)  # of the type that goes with the number
 
 
 def file_system(url: str, *, shared: bool = False) -> tuple[Any, str]:

@@ -90,7 +90,7 @@ class PartsPlace:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise JobError(f"{self.output}: {error}") from error
+            raise JobError(f"{self.output}: {error.strerror or error}") from error
 
     def totals(self, manifest: Manifest) -> Totals:
         """As Place says."""
@@ -114,7 +114,7 @@ class PartsPlace:
                 with Lease(store) as held:
                     yield HeldParts(store, held, scratch)
             except OSError as error:
-                raise JobError(f"{error}; finished rows are safe, resume with the same command") from error
+                raise JobError(f"{self.output}: {error.strerror or error}") from error
 
     def _store(self) -> Store:
         return open_store(self.url)
