@@ -78,6 +78,8 @@ class Inputs:
 
     def would_hold(self, path: Path) -> bool:
         """Whether a local file at ``path`` would be one of the files, at the latest when the job goes on."""
+        if STANDARD_STREAM in (path, *self.files):
+            return False
         if path.exists() and any(file.exists() and os.path.samefile(file, path) for file in self.local):
             return True
         real = Path(os.path.realpath(path))
