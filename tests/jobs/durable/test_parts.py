@@ -222,6 +222,43 @@ def test_a_job_begun_anew_drops_what_there_was_but_not_its_numbers(store: Store)
         assert finished(ledger) == {1}
 
 
+def test_a_job_begun_anew_without_its_journal_drops_all_parts(store: Store) -> None:
+    two_rows(store)
+    store.copy(f"results/{PART}", "results/part-000000000009.jsonl")
+    for name in store.list(numbered.JOURNAL):
+        store.delete(name)
+    with pytest.raises(JobError, match=rf"results/{PART}: is of no job, its journal is gone"):
+        open_ledger(store)
+    with open_ledger(store, anew_after=parts.last_number(store)) as ledger:
+        assert parts.parts_in(store) == {}
+        ledger.add(1, b"one", failed=False)
+        ledger.commit()
+    with open_ledger(store) as ledger:
+        assert finished(ledger) == {1}
+
+
+def test_an_object_of_ones_own_is_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that was interrupted may have had its effect."""
+    store = LocalStore(tmp_path)
+    with open_ledger(store) as ledger:
+        ledger.add(1, b"one", failed=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(numbered, "create", interrupted_after(numbered.create))
+            with pytest.raises(KeyboardInterrupt):
+                ledger.commit()
+        ledger.check_owned()
+    with open_ledger(store) as ledger:
+        assert finished(ledger) == {1}
+
+
+def interrupted_after(real: Any) -> Any:
+    def call(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    return call
+
+
 # What is found there --------------------------------------------------------------------------------------------------
 
 
@@ -343,7 +380,7 @@ def test_a_driver_that_was_taken_over_stops_and_publishes_nothing(store: Store) 
     zombie = open_ledger(store)
     zombie.add(1, b"of the zombie", failed=False)
     with open_ledger(store) as ledger:
-        with pytest.raises(TakenOverError, match=r"another process took this job over"):
+        with pytest.raises(TakenOverError, match=rf"process {os.getpid()} on .* took this job over"):
             zombie.commit()
         with pytest.raises(JobError, match="closed, or a write failed before"):
             zombie.commit()

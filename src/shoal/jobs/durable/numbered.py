@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from zlib import crc32
 
 import msgspec
@@ -148,9 +149,11 @@ def read(store: Store) -> Replay:
     return replay
 
 
-def last_number(store: Store) -> int:
-    """That of the last object, 0 if there is none."""
-    return max(_numbers(store), default=0)
+def header_at(store: Store, number: int) -> Header | None:
+    """What the object with a ``number`` says of itself; None if there is no such object, or it cannot be read."""
+    with suppress(FileNotFoundError, msgspec.MsgspecError, ValueError):
+        return msgspec.json.decode(store.read(object_name(number)).partition(b"\n")[0], type=Header)
+    return None
 
 
 def create(store: Store, header: Header, records: Sequence[Record], crc: int) -> int:
@@ -185,15 +188,16 @@ def claim(store: Store, replay: Replay, driver: str, claim: Claim) -> None:
             return
 
 
-def _numbers(store: Store) -> list[int]:
+def numbers(store: Store) -> list[int]:
+    """Those of all objects, in order."""
     return sorted(number for name in store.list(JOURNAL) if (number := number_in(name)) is not None)
 
 
 def _objects(store: Store) -> Iterator[tuple[int, bytes]]:
     """All objects in their order, some read at once where each of them takes a while to come."""
     with ThreadPoolExecutor(1 if store.is_local else _READ_AT_ONCE) as pool:
-        for numbers in _batched(_numbers(store), _READ_AT_ONCE):
-            yield from zip(numbers, pool.map(lambda number: store.read(object_name(number)), numbers), strict=True)
+        for batch in _batched(numbers(store), _READ_AT_ONCE):
+            yield from zip(batch, pool.map(lambda number: store.read(object_name(number)), batch), strict=True)
 
 
 def _batched(numbers: list[int], size: int) -> Iterator[list[int]]:

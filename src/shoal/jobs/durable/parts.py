@@ -70,12 +70,14 @@ class PartLedger:
         """The ledger of the job in ``store``, claimed for this process, new or as the last run left it.
 
         ``job`` says what job it is: whoever claims it next must say the same. ``anew_after`` begins it anew and drops what is there, if
-        the last object of the journal has that number (0: there is none). Raises TakenOverError if it has not; JobError for
+        ``last_number`` is still that. Raises TakenOverError if it has not; JobError for
         a folder of another job, a damaged journal and parts that are not what it says; OSError where the store fails.
         """
         replay = numbered.read(store) if anew_after is None else Replay(store.place)
         replay.check()
         replay.number = replay.number if anew_after is None else anew_after
+        if not replay.number:
+            _check_journal_of_parts(store)
         if replay.job not in ("", job):
             raise JobError(f"{store.place}: is of another job than its manifest says (--restart begins anew)")
         fresh = anew_after is not None or not replay.number
@@ -268,14 +270,14 @@ class PartLedger:
 
     def check_owned(self) -> None:
         """Raise TakenOverError if another process has the job by now."""
-        if self._store.exists(object_name(self._replay.number + 1)):
+        found = numbered.header_at(self._store, self._replay.number + 1)
+        if found is not None and found.driver != self._driver:
             raise self._taken_over()
 
     def _taken_over(self) -> TakenOverError:
-        return TakenOverError(
-            f"{self._store.place}: another process took this job over ({object_name(self._replay.number + 1)} is not of this"
-            " one), which goes on with it; this one ends here"
-        )
+        found = numbered.header_at(self._store, self._replay.number + 1)
+        who = f"process {found.claim.pid} on {found.claim.host}" if found and found.claim else "another process"
+        return TakenOverError(f"{self._store.place}: {who} took this job over and goes on with it; this one ends here")
 
 
 class _Listed(msgspec.Struct):
@@ -291,10 +293,22 @@ def read_totals(store: Store) -> Totals:
     return replay.state.totals
 
 
+def last_number(store: Store) -> int:
+    """The largest number that an object of the journal or a part has, 0 if there is none."""
+    return max((number_in(name) or 0 for name in (*store.list(numbered.JOURNAL), *parts_in(store))), default=0)
+
+
 def parts_in(store: Store) -> dict[str, int]:
     """What readers of the folder would take for parts: names, and sizes in bytes."""
     found = {name: size for folder in FOLDERS.values() for name, size in store.list(folder).items()}
     return {name: size for name, size in found.items() if number_in(name) is not None}
+
+
+def _check_journal_of_parts(store: Store) -> None:
+    """Raise JobError for parts without a journal: nothing vouches for them, and what is not a job's is not its to drop."""
+    found = list(parts_in(store))
+    if found and not numbered.numbers(store):  # else another has begun a job meanwhile, which the claim finds out
+        raise JobError(f"{store.place}/{found[0]}: is of no job, its journal is gone (--restart replaces it)")
 
 
 def _public(part: Part) -> dict[str, str | int]:

@@ -27,7 +27,7 @@ STAGED = "_shoal/staged"  # what is not finished lies here, and may be deleted w
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _LOCAL_SCHEMES = ("file", "local")
-_PAUSES = (0.2, 0.5, 1.0, 2.0)  # seconds before a request is sent again
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before a request is sent again
 # Not worth asking a second time. All else, of whatever type, may be the network's.
 _FINAL = (
     FileNotFoundError,
@@ -37,6 +37,13 @@ _FINAL = (
     PermissionError,
     ValueError,
     TypeError,
+)
+_FINAL_NAMES = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "NoRegionError",
+    "ProfileNotFound",
+    "ParamValidationError",
 )
 _NUMBERS: dict[type[Exception], int] = {
     FileNotFoundError: errno.ENOENT,
@@ -300,7 +307,7 @@ class ObjectStore:
                     raise
                 if _is_taken(error):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), arguments[0]) from error
-                if pause is None or isinstance(error, _FINAL):
+                if pause is None or isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
                     raise self._told(error) from error
             time.sleep(pause)
         raise AssertionError("the last time it is raised")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import JobError, ParameterError
-from shoal.jobs.durable import lease, numbered
+from shoal.jobs.durable import lease
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import printable
 from shoal.jobs.durable.journal import ERRORS, Totals
 from shoal.jobs.durable.lease import Lease
 from shoal.jobs.durable.manifest import Manifest
-from shoal.jobs.durable.parts import CANCEL, FOLDERS, JOB, MANIFEST, PartLedger, parts_in, read_totals
+from shoal.jobs.durable.parts import CANCEL, FOLDERS, JOB, MANIFEST, PartLedger, last_number, parts_in, read_totals
 from shoal.jobs.durable.store import STAGED, Store, is_url, local_path, open_store
 from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.running.place import Owner
@@ -127,7 +127,7 @@ class HeldParts:
         self.scratch = scratch
         self._store = store
         self._held = held
-        self._last = numbered.last_number(store)
+        self._last = last_number(store)
         self._ledger: PartLedger | None = None
 
     def save(self, manifest: Manifest) -> None:
