@@ -34,10 +34,10 @@ RANKS = {
     "anthropic": 9,
     "jobs": 9,
     "server": 10,
-    "bench": 10,
     "ray": 11,
-    "cli": 12,
-    "__main__": 13,
+    "bench": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 
 # Modules of one rank of which the first may import the second.

@@ -389,3 +389,16 @@ def test_a_folder_of_parts_is_written_looked_at_and_left_alone(batch: Shoal, sho
     assert shoal("job", "cancel", tmp_path / "out").returncode == 2
     refused = batch(source, f"{tmp_path}/out/", "--error-file", tmp_path / "errors.jsonl")
     assert (refused.returncode, "left out where the output is a folder" in refused.stderr) == (2, True)
+
+
+def test_several_inputs_are_one(batch: Shoal, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b", "a"):
+        write(tmp_path / "in" / f"{name}.jsonl", completion(f"{name}1", "x"), {"prompt": "plain"})
+    write(tmp_path / "more.jsonl", completion("c", "x"))
+    done = batch(tmp_path / "in" / "*.jsonl", tmp_path / "out.jsonl", "-i", str(tmp_path / "more.jsonl"))
+    assert done.returncode == 0
+    assert read(tmp_path / "out.jsonl").keys() == {"a1", "row-2", "b1", "row-4", "c"}
+    refused = batch(tmp_path / "in" / "*.csv", tmp_path / "out2.jsonl")
+    assert refused.returncode == 2
+    assert "must be a file, a folder or a glob of files that exist" in refused.stderr

@@ -77,9 +77,9 @@ def _row_defaults(command: Command) -> Command:
 @click.option(
     "-i",
     "--input-file",
-    type=_PATH,
+    multiple=True,
     required=True,
-    help="Requests: JSON lines, CSV or Parquet; .gz and .zst too; - is stdin.",
+    help="Requests: JSON lines, CSV or Parquet, .gz and .zst too; a folder, a glob or a URL of them; - is stdin. May be repeated.",
 )
 @click.option(
     "-o",
@@ -130,7 +130,7 @@ def _row_defaults(command: Command) -> Command:
 @engine_options
 def run_batch(
     model: str,
-    input_file: Path,
+    input_file: tuple[str, ...],
     output_file: str,
     error_file: Path | None,
     fail_on_errors: bool,

@@ -28,6 +28,7 @@ from shoal.ray.worker import Begun, Load, Nature, Reply, Worker
 Say = Callable[[str], None]
 
 _CALLS_AHEAD = 2
+_SECONDS_A_NOTE = 0.5
 _WAIT = 0.25  # seconds for an answer of any worker
 _PATIENCE = 15.0  # seconds without a worker until that is said
 _PAUSES = (0.0, 1.0, 5.0, 15.0, 30.0)  # seconds before a worker is started again that could not start so many times
@@ -91,6 +92,7 @@ class Fleet(EngineHalf):
         self._alone_since = time.monotonic()
         self._said_alone = False
         self._metrics = FleetMetrics(options.workers)
+        self._note, self._note_due = "", 0.0
 
     # -- the engine half of the job ------------------------------------------------------------------------------------
 
@@ -125,8 +127,13 @@ class Fleet(EngineHalf):
         return Steps.total(steps) if steps else Steps()
 
     def note(self) -> str:
-        """How many workers there are, how fast they are together, and what was lost."""
+        """How many workers there are, how fast they are, and what was lost; a moment ago: it is asked for with every row."""
         now = time.monotonic()
+        if now >= self._note_due:
+            self._note, self._note_due = self._new_note(now), now + _SECONDS_A_NOTE
+        return self._note
+
+    def _new_note(self, now: float) -> str:
         workers = [worker for worker in self._workers() if worker.begun]
         rates = [worker.tokens / max(now - worker.since, 1e-9) for worker in workers]
         note = f"{len(workers)} of {len(self._slots)} workers"

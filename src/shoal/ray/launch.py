@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from shoal.errors import JobError, ParameterError
+from shoal.jobs.input.inputs import Given
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.job import Report
 from shoal.jobs.running.launch import Host, Say, run_here, settings_of
@@ -53,7 +54,7 @@ class Cluster:
 
 def run(
     model: str | Path,
-    input: str | Path,
+    input: Given,
     output: str | Path,
     *,
     address: str = "auto",

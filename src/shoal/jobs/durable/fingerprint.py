@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from shoal.errors import JobError
 from shoal.gguf.reader import GGUFFile
@@ -32,6 +34,17 @@ def file_fingerprint(path: Path) -> dict[str, int | str]:
     except OSError as error:
         raise JobError(f"{path}: {error.strerror or error}") from error
     return {"path": path_text(path), "bytes": size, "blake2b": digest.hexdigest()}
+
+
+def files_fingerprint(place: str, files: Iterable[tuple[str, int, str]]) -> dict[str, int | str]:
+    """``path`` (``place``, which says where they are), the number of ``files``, their ``bytes``, and ``blake2b`` of what is said of
+    them: of each, in the order in which they are read, its name, its size, and what changes with its content."""
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    count = size = 0
+    for file in files:
+        digest.update(msgspec.json.encode(file))
+        count, size = count + 1, size + file[1]
+    return {"path": place, "files": count, "bytes": size, "blake2b": digest.hexdigest()}
 
 
 def path_text(path: Path) -> str:

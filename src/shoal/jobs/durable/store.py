@@ -250,7 +250,7 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         self.place = url
-        self._fs, self._root = _file_system(url)
+        self._fs, self._root = file_system(url)
         if not _creates_itself(self._fs):
             raise no_create(url, f"fsspec's {type(self._fs).__name__} looks first and then writes")
 
@@ -322,13 +322,16 @@ class ObjectStore:
         return OSError(number, text, self.place)  # of the type that goes with the number
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and what the URL is called there."""
+def file_system(url: str, *, shared: bool = False) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and what the URL is called there. Of ``shared`` ones there is one for all who ask.
+
+    Raises JobError for a URL that nothing here can open, saying what is missing.
+    """
     scheme = url.partition(":")[0]
     try:
         from fsspec.core import url_to_fs
 
-        file_system, root = url_to_fs(url, skip_instance_cache=True, use_listings_cache=False)
+        file_system, root = url_to_fs(url, skip_instance_cache=not shared, use_listings_cache=False)
     except ImportError as error:
         package = "'shoal[s3]'" if scheme in ("s3", "s3a") else f"fsspec and its package for {scheme}://"
         raise JobError(f"{url}: {error}: pip install {package}") from error

@@ -16,6 +16,7 @@ from shoal.jobs.durable.fingerprint import printable
 from shoal.jobs.durable.ledger import Ledger, Totals
 from shoal.jobs.durable.lock import JobLock
 from shoal.jobs.durable.manifest import Manifest
+from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.input.lookup import answers
 from shoal.jobs.input.streams import STANDARD_STREAM, table_format
 from shoal.jobs.input.tables import assemble, check_target
@@ -92,7 +93,7 @@ class FilePlace:
         if self.is_table and (self.errors_file == self.output_file or not self.has_journal):
             raise ParameterError("output file", self.output, "a regular file, and another than the error file")
 
-    def check_source(self, source: Path, column: str) -> None:
+    def check_source(self, source: Inputs, column: str) -> None:
         """As Place says."""
         check_target(source, self.output_file, column)
 
@@ -177,11 +178,11 @@ class HeldFiles:
         """As HeldPlace says."""
         self._cancel.unlink(missing_ok=True)
 
-    def conclude(self, source: Path, column: str) -> None:
+    def conclude(self, source: Inputs, column: str) -> None:
         """As HeldPlace says."""
         if self._place.is_table:
             with answers(self._place.folder, self._place.results) as answer:
-                assemble(source, answer, self._place.output_file, column)
+                assemble(source.files[0], answer, self._place.output_file, column)
 
 
 def held(*paths: Path) -> list[Path]:

@@ -7,36 +7,36 @@ from pathlib import Path
 
 from shoal.errors import ParameterError
 from shoal.jobs.durable.store import is_url
-from shoal.jobs.input.streams import STANDARD_STREAM
-from shoal.jobs.running.file_place import FilePlace, same_file
+from shoal.jobs.input.inputs import Given, Inputs
+from shoal.jobs.running.file_place import FilePlace
 from shoal.jobs.running.parts_place import PartsPlace
 from shoal.jobs.running.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Where requests come from, ``-`` is stdin, and the place of answers and failures."""
+    """Where requests come from, and the place of answers and failures."""
 
-    input: Path
+    input: Inputs
     place: Place
 
     @classmethod
-    def named(cls, input: str | Path, output: str | Path, errors: str | Path | None = None) -> JobFiles:
-        """See ``place_of``."""
-        return cls(Path(input), place_of(output, errors))
+    def named(cls, input: Given, output: str | Path, errors: str | Path | None = None) -> JobFiles:
+        """See ``Inputs.of``, which raises for an input that leads to no file, and ``place_of``."""
+        return cls(Inputs.of(input), place_of(output, errors))
 
     @property
     def can_go_on(self) -> bool:
         """Whether a job that was stopped can be taken up again."""
-        return self.place.has_journal and self.input != STANDARD_STREAM
+        return self.place.has_journal and not self.input.is_stdin
 
     def check(self) -> None:
         """Raise ParameterError for an input that cannot be read twice, and for outputs that would write over it or each other."""
-        if self.input != STANDARD_STREAM:
-            _check_input(self.input)
-        for name, path in self.place.written.items():
-            if same_file(path, self.input) or path.resolve() in self.input.resolve().parents:
-                raise ParameterError(name, str(path), "another file than the input")
+        for path in self.input.local:
+            _check_input(path)
+        for name, place in self.place.written.items():
+            if self.input.are_in(place) or (isinstance(place, Path) and self.input.would_hold(place)):
+                raise ParameterError(name, str(place), "another file than the input")
         self.place.check()
 
 

@@ -184,9 +184,9 @@ def close(rows: Rows, reader: RowReader, ledger: AnyLedger, state: str) -> None:
     """Record all of ``rows`` as ``state`` ("expired" or "cancelled"); those that are wrong in themselves as that."""
     code, message = CLOSING[state]
     for given in rows:
-        row = reader.read(given) if isinstance(given, Line) else given
+        row, place = (reader.read(given), given.place) if isinstance(given, Line) else (given, "")
         if isinstance(row, BadRow):
-            ledger.add(row.line, refusal_of(row).line, failed=True)
+            ledger.add(row.line, refusal_of(row, place).line, failed=True)
         else:
             ledger.add(row.line, failed(row.custom_id, code, message).line(), failed=True)
         ledger.commit_if_due()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -15,13 +15,14 @@ import msgspec
 
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
-from shoal.jobs.durable.fingerprint import file_fingerprint, place_text, printable
+from shoal.jobs.durable.fingerprint import place_text, printable
 from shoal.jobs.durable.ledger import RowSet, StreamLedger, Totals
 from shoal.jobs.durable.manifest import Identity, Manifest, State
 from shoal.jobs.input.check import check_input
 from shoal.jobs.input.ids import IdIndex
+from shoal.jobs.input.inputs import Given
 from shoal.jobs.input.rows import BadRow, Line, custom_id_of
-from shoal.jobs.input.source import open_source
+from shoal.jobs.input.source import Source, open_inputs
 from shoal.jobs.running.engine_half import EngineHalf, LocalHalf
 from shoal.jobs.running.file_place import FilePlace, held
 from shoal.jobs.running.files import JobFiles
@@ -57,7 +58,7 @@ class Host:
 
 def run(
     model: str | Path,
-    input: str | Path,
+    input: Given,
     output: str | Path,
     *,
     error_file: str | Path | None = None,
@@ -68,6 +69,7 @@ def run(
 
         summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_errors=100, max_num_seqs=32)
 
+    ``input`` may also be a folder, a glob, a URL ("s3://bucket/in/*.jsonl.zst") or a list of these: their files are one input.
     ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
     ParameterError, and what LLM(model) raises.
     """
@@ -219,7 +221,7 @@ def _checked(task: Task, folder: Path) -> int | None:
         with _source(task):  # refuses what is not JSON lines, and takes nothing of it
             return None
     with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
-        rows = check_input(source, index, task.reader() if task.options.strict else None)
+        rows = check_input(source, index, task.reader() if task.options.strict else None, place=source.place)
     if rows == 0:
         raise JobError(f"{task.files.input}: has no rows: there is nothing to run")
     return rows
@@ -265,7 +267,7 @@ def _check_unchanged(task: Task, manifest: Manifest, finished: int) -> None:
     source = task.files.input
     same = manifest.rows in (None, finished)
     if same and task.files.place.is_table:
-        same = file_fingerprint(source)["blake2b"] == manifest.identity.input["blake2b"]
+        same = source.fingerprint()["blake2b"] == manifest.identity.input["blake2b"]
     if not same:
         counted = f"{finished} of its {manifest.rows} rows are finished"
         advice = "put it back as it was, or begin anew with --restart if rows were changed in place"
@@ -336,8 +338,8 @@ def _naming_output(place: FilePlace) -> Iterator[None]:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _source(task: Task) -> AbstractContextManager[Iterable[Line]]:
-    return open_source(task.files.input, task.options.prompt_column)
+def _source(task: Task) -> AbstractContextManager[Source]:
+    return open_inputs(task.files.input, task.options.prompt_column)
 
 
 @contextmanager

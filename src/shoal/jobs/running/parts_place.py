@@ -17,6 +17,7 @@ from shoal.jobs.durable.lease import Lease
 from shoal.jobs.durable.manifest import Manifest
 from shoal.jobs.durable.parts import CANCEL, FOLDERS, JOB, MANIFEST, PartLedger, last_number, parts_in, read_totals
 from shoal.jobs.durable.store import STAGED, Store, is_url, local_path, open_store
+from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.running.place import Owner
 
 _OF_FILES = (".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst")
@@ -45,10 +46,11 @@ class PartsPlace:
         return f"{FOLDERS[ERRORS]}/"
 
     @property
-    def written(self) -> Mapping[str, Path]:
+    def written(self) -> Mapping[str, Path | str]:
         """As Place says."""
-        folder = local_path(self.url)
-        return {} if folder is None else {f"folder {name}/": folder / name for name in (*FOLDERS.values(), "_shoal")}
+        folder, url = local_path(self.url), self.url.rstrip("/")
+        names = (*FOLDERS.values(), "_shoal")
+        return {f"folder {name}/": f"{url}/{name}" if folder is None else folder / name for name in names}
 
     @property
     def has_journal(self) -> bool:
@@ -78,7 +80,7 @@ class PartsPlace:
         if folder is not None and folder.exists() and not folder.is_dir():
             raise ParameterError("output file", self.url, "a folder, or without the slash at its end")
 
-    def check_source(self, source: Path, column: str) -> None:
+    def check_source(self, source: Inputs, column: str) -> None:
         """As Place says: any input can have its results here."""
 
     def manifest(self) -> Manifest | None:
@@ -163,7 +165,7 @@ class HeldParts:
         """As HeldPlace says."""
         self._held.withdraw_cancel()
 
-    def conclude(self, source: Path, column: str) -> None:
+    def conclude(self, source: Inputs, column: str) -> None:
         """As HeldPlace says: the list of valid parts."""
         assert self._ledger is not None, "the job was claimed"
         self._ledger.write_manifest()

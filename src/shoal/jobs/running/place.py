@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from shoal.jobs.durable.ledger import Ledger, Totals
 from shoal.jobs.durable.manifest import Manifest
 from shoal.jobs.durable.parts import PartLedger
+from shoal.jobs.input.inputs import Inputs
 
 
 class Owner(NamedTuple):
@@ -38,8 +39,8 @@ class Place(Protocol):
         """The same, as seen from the output: a part of what the job is."""
 
     @property
-    def written(self) -> Mapping[str, Path]:
-        """Local files and folders that are written, by what they are for the job."""
+    def written(self) -> Mapping[str, Path | str]:
+        """Files and folders that are written, paths or URLs, by what they are for the job."""
 
     @property
     def has_journal(self) -> bool:
@@ -52,7 +53,7 @@ class Place(Protocol):
     def check(self) -> None:
         """Raise ParameterError or JobError for a place that cannot take the output of a job."""
 
-    def check_source(self, source: Path, column: str) -> None:
+    def check_source(self, source: Inputs, column: str) -> None:
         """Raise JobError for an input whose results cannot be written here; ``column`` is the one that a table would get."""
 
     def manifest(self) -> Manifest | None:
@@ -103,5 +104,5 @@ class HeldPlace(Protocol):
     def withdraw_cancel(self) -> None:
         """The job is not asked to end any more."""
 
-    def conclude(self, source: Path, column: str) -> None:
+    def conclude(self, source: Inputs, column: str) -> None:
         """All rows have their records: put together what readers of the output need. ``source`` and ``column``: of a table."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from shoal.errors import EngineError, JobError
 from shoal.jobs.durable import journal
 from shoal.jobs.durable.manifest import ChangedError
+from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.running.file_place import FilePlace
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import Host, local_half, run_task
@@ -194,7 +195,7 @@ class BatchRunner:
         return Task(
             served.model.path,
             served.names,
-            JobFiles(folder / INPUT, FilePlace.named(folder / _OUTPUT)),
+            JobFiles(Inputs.of(folder / INPUT), FilePlace.named(folder / _OUTPUT)),
             JobOptions(deadline=batch.expires_at - batch.created_at),
             served.model.config,
             datetime.fromtimestamp(batch.created_at).astimezone(),
