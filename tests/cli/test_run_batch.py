@@ -385,3 +385,20 @@ def test_several_inputs_are_one(batch: Shoal, tmp_path: Path) -> None:
     refused = batch(tmp_path / "in" / "*.csv", tmp_path / "out2.jsonl")
     assert refused.returncode == 2
     assert "must be a file, a folder or a glob of files that exist" in refused.stderr
+
+
+def test_a_folder_of_parts_is_written_looked_at_and_left_alone(batch: Shoal, shoal: Shoal, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", completion("a", "x", max_tokens=2), completion("b", "y" * 900))
+    done = batch(source, f"{tmp_path}/out/")
+    assert done.returncode == 0
+    assert f"failures are in {tmp_path}/out/errors/" in done.stderr
+    (results,) = (tmp_path / "out" / "results").iterdir()
+    (errors,) = (tmp_path / "out" / "errors").iterdir()
+    assert (list(read(results)), list(read(errors))) == (["a"], ["b"])
+    again = batch(source, tmp_path / "out")
+    assert (again.returncode, "this job is finished already" in again.stderr) == (0, True)
+    status = shoal("job", "status", tmp_path / "out", "--json")
+    assert json.loads(status.stdout)["state"] == "finished"
+    assert shoal("job", "cancel", tmp_path / "out").returncode == 2
+    refused = batch(source, f"{tmp_path}/out/", "--error-file", tmp_path / "errors.jsonl")
+    assert (refused.returncode, "left out where the output is a folder" in refused.stderr) == (2, True)

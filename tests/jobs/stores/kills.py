@@ -29,7 +29,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from zlib import crc32
 
-from shoal.errors import JobError
+from shoal.errors import JobError, ParameterError
 from shoal.jobs.durable import parts
 from shoal.jobs.durable.lease import LEASE
 from shoal.jobs.durable.numbered import TakenOverError
@@ -77,7 +77,7 @@ def _drive(environment: dict[str, str], model: Path, source: Path, output: str, 
         run_task(_task(model, source, output), Host(_load, lambda text: None, lambda progress: None))
     except TakenOverError:
         sys.exit(TAKEN_OVER)
-    except JobError as error:
+    except (JobError, ParameterError) as error:  # whatever it had found before it slept
         print(error, file=sys.stderr)
         sys.exit(REFUSED)
 

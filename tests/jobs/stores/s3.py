@@ -106,7 +106,8 @@ class Gate:
     def wake(self) -> None:
         """Let the client that was stopped go on, and its request take effect if it had not."""
         assert self._pid is not None
-        os.kill(self._pid, signal.SIGCONT)
+        with suppress(ProcessLookupError):  # others can wake it too, and by now it has learnt that it lost the job
+            os.kill(self._pid, signal.SIGCONT)
         self._woken.set()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from shoal.errors import JobError
 from shoal.jobs.durable.file_systems import sync, sync_folder
+from shoal.jobs.durable.storage import write_all
 from shoal.system.streams import open_above_standard
 
 STAGED = "_shoal/staged"  # what is not finished lies here, and may be deleted when its process is gone
@@ -210,10 +211,12 @@ class LocalStore:
         """A file of another name that holds ``data``, durably, and is gone afterwards."""
         path = self._path(f"{STAGED}/{uuid.uuid4().hex}.tmp")
         try:
-            with open(path, "xb", opener=open_above_standard) as file:
-                file.write(data)
-                file.flush()
-                sync(file.fileno(), path)
+            fd = open_above_standard(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            try:
+                write_all(fd, data, path)
+                sync(fd, path)
+            finally:
+                os.close(fd)
             yield path
         finally:
             path.unlink(missing_ok=True)
