@@ -16,7 +16,7 @@ from shoal.errors import JobError
 from shoal.jobs.durable import lease
 from shoal.jobs.durable.lease import LEASE, Holder, Lease, holder
 from shoal.jobs.durable.parts import CANCEL
-from shoal.jobs.durable.store import LocalStore, Store
+from shoal.jobs.durable.store import LocalStore
 
 HOST = socket.gethostname()
 
@@ -123,7 +123,7 @@ def test_a_process_that_wakes_leaves_the_lease_of_the_one_that_took_over(
     looks: list[object] = []
     read = lease._read
 
-    def taken_over(store: Store) -> Holder | None:
+    def taken_over(store: LocalStore) -> Holder | None:
         looks.append(None)
         if len(looks) == 2:  # the first was at the start
             leave(store, "elsewhere", 7)
