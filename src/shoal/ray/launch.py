@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +18,10 @@ from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.params import EngineConfig
+from shoal.ray.connection import connected
 from shoal.ray.fleet import Fleet, FleetOptions
 from shoal.ray.worker import Load, Nature, load_llm, nature_of
 from shoal.system import streams
-
-LOCAL = "local"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +97,7 @@ def run_job(
         raise ParameterError("threads", config.threads, "left out: threads_per_worker says it")
     config = replace(config, threads=cluster.threads_per_worker)
     files.check()
-    with connected(cluster):
+    with connected(cluster.address, say):
         task, nature = _task_and_nature(model, files, options, config, cluster)
         fleet = FleetOptions(
             cluster.workers or _room(cluster),
@@ -114,26 +110,6 @@ def run_job(
             return Fleet(_everywhere(model), task, fleet, load=load, nature=nature, say=say)
 
         return run_here(task, Host(workers, say, report))
-
-
-@contextmanager
-def connected(cluster: Cluster) -> Iterator[None]:
-    """Be a driver of the cluster as long as the context lasts, unless this process is one already.
-
-    Raises JobError where it cannot be reached.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = None if cluster.address == LOCAL else cluster.address
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise JobError(f"the Ray cluster {cluster.address} cannot be reached: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _task_and_nature(

@@ -1,0 +1,65 @@
+"""A Ray cluster of several nodes on this machine, whose nodes come and go."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # before Ray is imported
+
+import psutil
+from ray.cluster_utils import Cluster
+
+CPUS_A_NODE = 2
+
+
+class Machines:
+    """``nodes`` nodes for workers, and a head that has room for none."""
+
+    def __init__(self, nodes: int) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(nodes):
+            self.add()
+
+    @property
+    def address(self) -> str:
+        """For drivers."""
+        return str(self._cluster.address)
+
+    def add(self) -> None:
+        """A node joins."""
+        self._cluster.add_node(num_cpus=CPUS_A_NODE)
+
+    def node_of(self, pid: int) -> Any:
+        """The node on which the worker with this pid is, None where it has ended."""
+        parents = {parent.pid for parent in psutil.Process(pid).parents()} if psutil.pid_exists(pid) else set()
+        return next((node for node in self._cluster.worker_nodes if _raylet(node) in parents), None)
+
+    def remove(self, node: Any) -> None:
+        """All processes of a node end."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def kill_raylet(self, node: Any) -> None:
+        """Its workers are left alone for a while. ``remove`` takes the rest away."""
+        node.kill_raylet(check_alive=False)
+
+    def close(self) -> None:
+        """End all of it."""
+        self._cluster.shutdown()
+
+
+@contextmanager
+def machines(nodes: int) -> Iterator[Machines]:
+    """They end with the context."""
+    found = Machines(nodes)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid) if "raylet" in node.all_processes else 0
