@@ -243,6 +243,7 @@ def test_what_is_there_is_not_written_over(batch: Shoal, tmp_path: Path) -> None
         (["-i", "in.jsonl", "-o", "out", "--max-num-seqs", "0"], "max_num_seqs"),
         (["-o", "out"], "--input-file"),
         (["-i", "in.jsonl"], "--output-file"),
+        (["-i", "in.jsonl", "-o", "out", "--workers", "2"], "--workers is used with --ray"),
     ],
 )
 def test_files_and_flags_that_are_refused(shoal: Shoal, tmp_path: Path, flags: list[str], says: str) -> None:

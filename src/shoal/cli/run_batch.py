@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from shoal.system.streams import say
 if TYPE_CHECKING:
     from shoal.jobs.running.files import JobFiles
     from shoal.jobs.running.summary import Summary
-    from shoal.jobs.running.task import JobOptions
 
 FAILED_ROWS = 1
 
@@ -109,6 +109,17 @@ def _row_defaults(command: Command) -> Command:
     multiple=True,
     help="What requests may call the model; may be repeated.  [default: MODEL, its path, file name and general.name]",
 )
+@click.option(
+    "--ray",
+    "address",
+    metavar="ADDRESS",
+    help="Run the job on a Ray cluster: auto is the one that this machine belongs to, local one that is started for the job.",
+)
+@click.option(
+    "--workers", type=integer, metavar="N", help="With --ray: how many.  [default: as many as there is room for]"
+)
+@click.option("--threads-per-worker", type=integer, metavar="T", help="With --ray.  [default: 1]")
+@click.option("--gpus-per-worker", type=float, metavar="G", help="With --ray.  [default: 0]")
 @_row_defaults
 @engine_options
 def run_batch(
@@ -117,6 +128,10 @@ def run_batch(
     output_file: Path,
     error_file: Path | None,
     fail_on_errors: bool,
+    address: str | None,
+    workers: int | None,
+    threads_per_worker: int | None,
+    gpus_per_worker: float | None,
     engine_config: EngineConfig,
     **options: Any,
 ) -> int:
@@ -126,10 +141,18 @@ def run_batch(
     stopped, whatever stopped it.
     """
     from shoal.jobs.running.files import JobFiles
+    from shoal.jobs.running.progress import ProgressDisplay
     from shoal.jobs.running.task import JobOptions
 
     files = JobFiles.named(input_file, output_file, error_file)
-    summary = _run(model, files, JobOptions(**options), engine_config)
+    of_workers = {
+        "workers": workers,
+        "threads_per_worker": threads_per_worker,
+        "gpus_per_worker": gpus_per_worker,
+    }
+    run_job = _runner(address, {name: value for name, value in of_workers.items() if value is not None})
+    with ProgressDisplay(sys.stderr) as progress:
+        summary = run_job(model, files, JobOptions(**options), engine_config, say=say, report=progress.update)
     _say_summary(summary, files)
     if summary.state == "interrupted":
         return INTERRUPTED
@@ -137,12 +160,17 @@ def run_batch(
     return FAILED_ROWS if failed else 0
 
 
-def _run(model: str, files: JobFiles, options: JobOptions, config: EngineConfig) -> Summary:
-    from shoal.jobs.running.launch import run_job
-    from shoal.jobs.running.progress import ProgressDisplay
+def _runner(address: str | None, of_workers: dict[str, Any]) -> Callable[..., Summary]:
+    """What runs the job: this process, or workers of a Ray cluster."""
+    from shoal.jobs.running import launch
 
-    with ProgressDisplay(sys.stderr) as progress:
-        return run_job(model, files, options, config, say=say, report=progress.update)
+    if address is not None:
+        from shoal import ray
+
+        return functools.partial(ray.run_job, cluster=ray.Cluster(address=address, **of_workers))
+    for name in of_workers:
+        raise click.UsageError(f"--{name.replace('_', '-')} is used with --ray.")
+    return launch.run_job
 
 
 def _say_summary(summary: Summary, files: JobFiles) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import JobError
 
 if TYPE_CHECKING:
-    from shoal.ray.launch import Cluster, run
+    from shoal.ray.launch import Cluster, run, run_job
 
-__all__ = ["Cluster", "run"]
+__all__ = ["Cluster", "run", "run_job"]
 
-_HOME = {"Cluster": "shoal.ray.launch", "run": "shoal.ray.launch"}
+_HOME = {"Cluster": "shoal.ray.launch", "run": "shoal.ray.launch", "run_job": "shoal.ray.launch"}
 
 
 def __getattr__(name: str) -> Any:
