@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.errors import EngineError, MemoryLimitError
 from shoal.jobs.running.engine_half import Finished, LocalHalf
 from shoal.jobs.running.task import Task
 from shoal.params import SamplingParams
@@ -63,9 +64,56 @@ class LoadFake:
     log: Path | None = None
 
     def __call__(self, task: Task) -> LocalHalf:
-        model = Deadly(task.config.max_num_seqs, task.config.seed, self.seconds_a_step).as_llm
-        half = model, task.reader(), task.served, task.options.timeout
+        half = half_of(task, self.seconds_a_step)
         return LocalHalf(*half) if self.log is None else LoggingHalf(*half, folder=self.log)
 
 
 load_fake = LoadFake()
+
+
+class BrokenHalf(LocalHalf):
+    """An engine that breaks in the step that has a row whose custom_id begins so."""
+
+    def __init__(self, *half: Any, prefix: str) -> None:
+        super().__init__(*half)
+        self._prefix = prefix
+
+    def step(self) -> list[Finished]:
+        if any(row.custom_id.startswith(self._prefix) for row in self._running.values()):
+            raise EngineError("the engine failed: out of luck")
+        return super().step()
+
+
+@dataclass(frozen=True)
+class LoadBroken:
+    """Engines that break of rows whose custom_id begins with ``prefix``."""
+
+    prefix: str = ""
+
+    def __call__(self, task: Task) -> LocalHalf:
+        return BrokenHalf(*half_of(task, SECONDS_A_STEP), prefix=self.prefix)
+
+
+@dataclass(frozen=True)
+class LoadStuck:
+    """The first engine of all does not come back from its first step; ``mark`` is a file that it leaves."""
+
+    mark: Path
+
+    def __call__(self, task: Task) -> LocalHalf:
+        try:
+            self.mark.touch(exist_ok=False)
+        except FileExistsError:
+            return load_fake(task)
+        return LocalHalf(*half_of(task, 10_000))
+
+
+def load_nothing(task: Task) -> LocalHalf:
+    """A worker that cannot start."""
+    raise MemoryLimitError("needs 7 GiB, 1 GiB is there")
+
+
+def half_of(task: Task, seconds_a_step: float) -> tuple[Any, ...]:
+    """What a LocalHalf is made of."""
+    model = Deadly(task.config.max_num_seqs, task.config.seed, seconds_a_step).as_llm
+    return model, task.reader(), task.served, task.options.timeout

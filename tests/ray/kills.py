@@ -38,7 +38,7 @@ from shoal.jobs.running.engine_half import window
 from shoal.ray.row_line import CONDEMNED
 from tests.jobs import kills as on_one
 from tests.ray.driver import MAX_NUM_SEQS, Orders
-from tests.ray.machines import Machines, machines
+from tests.ray.machines import ROOT, Machines, machines
 from tests.support.tiny_model import write_tiny_model
 
 WORKERS = 4
@@ -106,7 +106,7 @@ class Driver:
         self._begun = self._said.stat().st_size if self._said.exists() else 0
         command = [sys.executable, "-m", "tests.ray.driver", str(folder), orders.text()]
         with (folder / "stderr").open("ab") as stderr:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr, cwd=ROOT)
 
     def said(self) -> list[tuple[float, str]]:
         """What it has said so far, and when."""
@@ -197,7 +197,8 @@ FAULTS = {"worker": _kill_worker, "node": _lose_node, "raylet": _lose_raylet, "z
 def _watch(driver: Driver, tally: Tally, kind: str, pids: list[int], act: Callable[[], object]) -> bool:
     """Do it, and wait until the workers are lost. False where the job has ended before."""
     start = time.time()
-    act()
+    with suppress(ProcessLookupError):  # a row killed it before
+        act()
     lost = [pid for pid in pids if driver.wait(lambda pid=pid: driver.lost(pid))]  # type: ignore[misc]
     tally.seconds.setdefault(kind, []).extend((driver.lost(pid) or start) - start for pid in lost)
     return bool(lost)

@@ -89,7 +89,7 @@ class Fleet(EngineHalf):
         self._model, self._options, self._nature, self._say = model, options, nature, say
         self._shared = ray.put((task, load))
         self._actor = ray.remote(_Actor).options(num_cpus=options.threads, num_gpus=options.gpus, max_restarts=0)
-        self._lifeline: Lifeline | None = Lifeline()
+        self._lifeline: Lifeline | None = Lifeline.of_this_driver()
         self._line = RowLine(window(task.config.max_num_seqs))
         self._slots = [_Slot() for _ in range(options.workers)]
         self._steps: list[Steps] = []
@@ -98,12 +98,25 @@ class Fleet(EngineHalf):
         self._epoch = 0
         self._lost = 0
         self._broken = 0  # engines since a row was done
-        self._ever_began = False
+        self._ever_began = self._ever_done = False
         self._said_last = ""
         self._note = ""
         self._alone_since = time.monotonic()
         self._said_alone = False
         self._metrics = FleetMetrics(options.workers)
+
+    def open(self) -> None:
+        """Wait for the first worker, so that a job that none can start for is not begun; but for no time without news.
+
+        Raises as ``step``.
+        """
+        until = time.monotonic() + _PATIENCE
+        try:
+            while not self._ever_began and (time.monotonic() < until or any(slot.failures for slot in self._slots)):
+                self.step()
+        except BaseException:
+            self.close()
+            raise
 
     # -- the engine half of the job ------------------------------------------------------------------------------------
 
@@ -250,6 +263,10 @@ class Fleet(EngineHalf):
     def _clear_of_doubt(self, slot: _Slot) -> None:
         """A row was done: engines work, and a row that they broke of was its own fault."""
         slot.failures = self._broken = 0
+        self._ever_done = True
+        self._convict()
+
+    def _convict(self) -> None:
         self._finished += self._doubtful
         self._doubtful.clear()
 
@@ -275,8 +292,10 @@ class Fleet(EngineHalf):
     def _count_broken(self, error: EngineError) -> None:
         """As on one machine: a job ends whose engines fail, whatever the row, and no row is failed for it."""
         self._broken += 1
-        only_doubt = bool(self._doubtful) and not self._line.num_rows
-        if only_doubt or self._broken >= _MOST_BROKEN * len(self._slots):
+        nothing_else = not self._line.num_rows
+        if nothing_else and self._ever_done:
+            self._convict()
+        elif nothing_else or self._broken >= _MOST_BROKEN * len(self._slots):
             raise error
 
     def _refuse(self, slot: _Slot, error: BaseException) -> None:
