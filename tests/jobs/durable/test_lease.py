@@ -16,7 +16,7 @@ from shoal.errors import JobError
 from shoal.jobs.durable import lease
 from shoal.jobs.durable.lease import LEASE, Holder, Lease, holder
 from shoal.jobs.durable.parts import CANCEL
-from shoal.jobs.durable.store import LocalStore
+from shoal.jobs.durable.store import LocalStore, Store
 
 HOST = socket.gethostname()
 
@@ -113,6 +113,26 @@ def wait_until(condition: object) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_process_that_wakes_leaves_the_lease_of_the_one_that_took_over(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_LOOK", 0.001)
+    monkeypatch.setattr(lease, "_LOOKS_PER_RENEWAL", 1)
+    looks: list[object] = []
+    read = lease._read
+
+    def taken_over(store: Store) -> Holder | None:
+        looks.append(None)
+        if len(looks) == 2:  # the first was at the start
+            leave(store, "elsewhere", 7)
+        return read(store)
+
+    monkeypatch.setattr(lease, "_read", taken_over)
+    with Lease(store):
+        wait_until(lambda: len(looks) > 3)
+    assert holder(store) == Holder("elsewhere", 7, "other")
 
 
 def test_a_cancel_from_before_is_known_at_once(store: LocalStore) -> None:
