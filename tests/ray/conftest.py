@@ -3,5 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import warnings
 
 collect_ignore_glob = [] if importlib.util.find_spec("ray") else ["test_*.py"]
+
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # read when ray is imported
+with warnings.catch_warnings():  # of pydantic, about Ray's own models
+    warnings.simplefilter("ignore", DeprecationWarning)
+    if not collect_ignore_glob:
+        importlib.import_module("ray.serve")

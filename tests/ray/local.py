@@ -1,0 +1,65 @@
+"""A Ray cluster of this machine alone, and its processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psutil
+import ray
+from ray import serve
+
+PATIENCE = 120.0  # seconds; the machine may be busy
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Ray with eight logical CPUs, whatever there are."""
+    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def local_serve() -> Iterator[str]:
+    """The address of Ray Serve on a cluster like that."""
+    port = _free_port()
+    with local_ray():
+        serve.start(http_options={"port": port}, logging_config={"log_level": "WARNING"})
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            serve.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Processes of this cluster that call themselves so."""
+    return [found for found in psutil.Process(os.getpid()).children(recursive=True) if _title(found).startswith(title)]
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Raises TimeoutError."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
