@@ -28,7 +28,7 @@ def local_ray() -> Iterator[None]:
 @contextmanager
 def local_serve() -> Iterator[str]:
     """The address of Ray Serve on a cluster like that."""
-    port = _free_port()
+    port = free_port()
     with local_ray():
         serve.start(http_options={"port": port}, logging_config={"log_level": "WARNING"})
         try:
@@ -37,7 +37,8 @@ def local_serve() -> Iterator[str]:
             serve.shutdown()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from shoal.openai.stream import sse
 from shoal.ray.exposition import Totals
 from shoal.ray.replica import OWNER, SECRET
 from shoal.ray.replicas import Replicas, Upstream, none_ready
-from shoal.ray.routing import prompt_key
+from shoal.ray.routing import prompt_keys
 from shoal.ray.upstream import Connection, Headers
 from shoal.server.app import body_of_error
 from shoal.server.front import Front, behind
@@ -41,7 +41,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
-    """How requests find their replica: see ``routing.choose`` and ``routing.prompt_key``. ``secret`` is what replicas ask for."""
+    """How requests find their replica: see ``routing.choose`` and ``routing.prompt_keys``. ``secret`` is what replicas ask for."""
 
     spill_above: int
     prefix_bytes: int
@@ -134,8 +134,8 @@ class Relay:
     # -- with a replica ------------------------------------------------------------------------------------------------
 
     async def _relay(self, scope: Message, body: bytes, send: Send) -> None:
-        key = prompt_key(scope["path"], body, self._routing.prefix_bytes)
-        replica, connection = await self._connected(key)
+        keys = prompt_keys(scope["path"], body, self._routing.prefix_bytes)
+        replica, connection = await self._connected(keys)
         try:
             await self._ask(scope, body, connection)
             await _pass_on(scope, connection, send)
@@ -145,12 +145,12 @@ class Relay:
             replica.in_flight -= 1
             replica.pool.give_back(connection)
 
-    async def _connected(self, key: bytes | None) -> tuple[Upstream, Connection]:
-        """A connection to the replica for this key, which counts it from now on. Raises APIError (503)."""
+    async def _connected(self, keys: Sequence[bytes]) -> tuple[Upstream, Connection]:
+        """A connection to the replica for these keys, which counts it from now on. Raises APIError (503)."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PATIENCE
         while True:
-            replica = await self._replicas.choose(key, deadline)
+            replica = await self._replicas.choose(keys, deadline)
             replica.in_flight += 1
             try:
                 return replica, await replica.pool.take()

@@ -82,8 +82,8 @@ class Replicas:
             del self._known[gone.name]
             gone.pool.close()
 
-    async def choose(self, key: bytes | None, deadline: float) -> Upstream:
-        """The one for a request with this key. Raises APIError (503) where there is none until ``deadline``, a time of the loop's."""
+    async def choose(self, keys: Sequence[bytes], deadline: float) -> Upstream:
+        """The one for a request with these keys. Raises APIError (503) where there is none until ``deadline``, a time of the loop's."""
         while not self._known:
             self._changed.clear()
             try:
@@ -92,7 +92,7 @@ class Replicas:
             except TimeoutError:
                 raise none_ready() from None
         loads = {name: known.load for name, known in self._known.items()}
-        return self._known[choose(key, loads, self._spill_above)]
+        return self._known[choose(keys, loads, self._spill_above)]
 
 
 def none_ready() -> APIError:
