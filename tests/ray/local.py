@@ -18,11 +18,22 @@ PATIENCE = 120.0  # seconds; the machine may be busy
 @contextmanager
 def local_ray() -> Iterator[None]:
     """Ray with eight logical CPUs, whatever there are."""
-    ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    _start()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(tries: int = 4) -> None:
+    """Ray gives itself 30 s, which are not enough on a busy machine."""
+    try:
+        ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    except Exception:
+        ray.shutdown()
+        if tries == 1:
+            raise
+        _start(tries - 1)
 
 
 @contextmanager

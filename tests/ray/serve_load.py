@@ -1,6 +1,7 @@
 """What the application of Ray Serve costs and keeps, measured: ``python -m tests.ray.serve_load [MODEL] [--only latency|prefixes]``.
 
-latency   p50 of the time to the first token and to the end, through Ray Serve and from ``shoal serve`` itself, asked in turn
+latency   p50 of the time to a whole answer, and to the first and the last token of a stream, through Ray Serve and from ``shoal serve``
+          itself, asked in turn
 prefixes  share of prompt tokens found in the prefix cache, with one replica and with two, on 50 shared prompts in random order
 
 Run it on a machine that does nothing else. Without MODEL it takes a tiny one with random weights.
@@ -54,16 +55,17 @@ def latency(model: str, address: str, requests: int) -> None:
     """Print the medians of both ways, and their difference, in milliseconds."""
     with deployed(model, address, 1), plain_server(model) as plain, httpx.Client(timeout=None) as client:
         ways = {"shoal serve": plain, "Ray Serve": address}
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        times: dict[str, list[tuple[float, ...]]] = {name: [] for name in ways}
         for number in range(requests + 10):
             for name, url in ways.items():
-                took = streamed(client, url, f"{number} {name}: nets, boats and fish")
+                prompt = f"{number} {name}: nets, boats and fish"
+                took = (answered(client, url, f"Whole {prompt}"), *streamed(client, url, prompt))
                 if number >= 10:
                     times[name].append(took)
-    for which, what in enumerate(("first token", "end")):
+    for which, what in enumerate(("a whole answer", "the first token", "the last token")):
         found = {name: 1e3 * statistics.median(took[which] for took in all_took) for name, all_took in times.items()}
         told = ", ".join(f"{name} {median:.1f} ms" for name, median in found.items())
-        print(f"p50 to the {what}: {told}; added {found['Ray Serve'] - found['shoal serve']:.1f} ms", flush=True)
+        print(f"p50 to {what}: {told}; added {found['Ray Serve'] - found['shoal serve']:.1f} ms", flush=True)
 
 
 def prefixes(model: str, address: str) -> None:
@@ -95,6 +97,13 @@ def metric(text: str, name: str) -> float:
 
 def completion(client: httpx.Client, url: str, prompt: str, tokens: int) -> httpx.Response:
     return client.post(f"{url}/v1/completions", json=body_of(prompt, tokens))
+
+
+def answered(client: httpx.Client, url: str, prompt: str) -> float:
+    """Seconds to a whole answer."""
+    began = time.perf_counter()
+    completion(client, url, prompt, TOKENS).raise_for_status()
+    return time.perf_counter() - began
 
 
 def streamed(client: httpx.Client, url: str, prompt: str) -> tuple[float, float]:

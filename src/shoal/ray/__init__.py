@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shoal.ray.application import serve_app
+    from shoal.ray.predictor import BatchPredictor
 
-__all__ = ["serve_app"]
+__all__ = ["BatchPredictor", "serve_app"]
 
 _HOME = {
+    "BatchPredictor": "shoal.ray.predictor",
     "serve_app": "shoal.ray.application",
 }
 

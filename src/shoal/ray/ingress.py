@@ -196,17 +196,27 @@ async def _pass_on(scope: Message, connection: Connection, send: Send) -> None:
 
 
 async def _pass_events_on(scope: Message, connection: Connection, headers: Headers, send: Send) -> None:
-    """Whole events alone: behind them an error can still be told."""
-    await send({"type": "http.response.start", "status": connection.status, "headers": headers})
-    rest = b""
+    """Whole events alone: behind them an error can still be told. The stream begins with the first of them."""
+    start = {"type": "http.response.start", "status": connection.status, "headers": headers}
+    begun, rest = False, b""
     try:
         async for piece in connection.pieces():
             whole, end, rest = (rest + piece).rpartition(b"\n\n")
             if end:
+                await _begin(send, start, begun)
+                begun = True
                 await send({"type": "http.response.body", "body": whole + end, "more_body": True})
     except OSError:
+        if not begun:
+            raise
         rest = failure_event(scope["path"])
+    await _begin(send, start, begun)
     await send({"type": "http.response.body", "body": rest, "more_body": False})
+
+
+async def _begin(send: Send, start: Message, begun: bool) -> None:
+    if not begun:
+        await send(start)
 
 
 def failure_event(path: str) -> bytes:
