@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -227,6 +228,11 @@ def test_an_application_that_ends_lets_requests_end(address: str, tiny_path: Pat
         wait_until(lambda: app.states()[0].in_flight == 8)
         serve.delete("ending")
         assert [stream.result(PATIENCE) for stream in streams] == ["[DONE]"] * 8
+
+
+def test_the_example_is_an_application() -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "ray_serve.py"
+    assert isinstance(runpy.run_path(str(example))["app"], serve.Application)
 
 
 @pytest.mark.parametrize(

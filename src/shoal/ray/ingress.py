@@ -25,7 +25,7 @@ from shoal.server.replies import Health
 from shoal.server.service import unavailable
 from shoal.server.streams import ClientGoneError, unless_gone
 
-_PATIENCE = 5.0  # seconds for a replica to appear
+_PATIENCE = 3.0  # seconds for a replica to appear
 _RETRY_SECONDS = b"5"
 _JSON, _PROMETHEUS = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 # Of each replica, of the next server, or of the connection alone.

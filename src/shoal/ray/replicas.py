@@ -55,6 +55,8 @@ class Replicas:
                 self.update(await self.ask_all("state"), before)
             except TimeoutError:
                 _log.warning("a replica has not said for %g s how it is", _ANSWER_SECONDS)
+            except Exception:  # of Ray's: those that are known stay
+                _log.exception("the replicas could not be asked")
             await asyncio.sleep(_POLL_SECONDS)
 
     async def ask_all(self, method: str) -> list[Any]:
