@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from shoal.errors import ParameterError
-from shoal.jobs.running.job import derived_seed
+from shoal.jobs.running.engine_half import derived_seed
 from shoal.llm import LLM
 from shoal.params import SamplingParams
 from shoal.ray import BatchPredictor

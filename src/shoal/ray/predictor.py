@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from shoal.errors import ParameterError
-from shoal.jobs.running.job import derived_seed
+from shoal.jobs.running.engine_half import derived_seed
 from shoal.llm import LLM
 from shoal.params import SamplingParams
 from shoal.requests.outputs import RequestOutput
