@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from shoal.errors import EngineError, JobError, ShoalError
 from shoal.jobs.durable.ledger import NO_USAGE
@@ -21,6 +21,7 @@ from shoal.jobs.input.rows import Line, custom_id_of
 from shoal.jobs.running.engine_half import EngineHalf, Finished, Steps, window
 from shoal.jobs.running.records import failed
 from shoal.jobs.running.task import Task
+from shoal.ray.connection import Lifeline
 from shoal.ray.metrics import FleetMetrics
 from shoal.ray.row_line import CONDEMNED, RowLine
 from shoal.ray.worker import Begun, Load, Nature, Reply, Worker
@@ -31,8 +32,9 @@ _CALLS_AHEAD = 2
 _SECONDS_A_NOTE = 0.5
 _WAIT = 0.25  # seconds for an answer of any worker
 _PATIENCE = 15.0  # seconds without a worker until that is said
-_PAUSES = (0.0, 1.0, 5.0, 15.0, 30.0)  # seconds before a worker is started again that could not start so many times
-_MOST_FAILED_STARTS = 5  # in a row, of all, where none has ever started
+_PAUSES = (0.0, 0.0, 1.0, 1.0, 5.0, 15.0, 30.0)  # seconds until the next worker after so many in a row that did nothing
+_MOST_FAILED_STARTS = 5  # in a row, in one place, where none has ever started
+_MOST_BROKEN = 6  # times the number of workers: broken engines, and no row done in between; a bad row makes 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +59,24 @@ class _Worker:
     begun: Begun | None = None
     calls: dict[Any, float] = field(default_factory=dict)
     tokens: int = 0
-    rows: int = 0
     since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(slots=True)
 class _Slot:
-    """A place for a worker: who has it now, and when the next one may start if nobody has."""
+    """A place for a worker: who has it now, and when the next one may start if nobody has. ``failures``: how many there were since one
+    did a row."""
 
     worker: _Worker | None = None
     not_before: float = 0.0
     failures: int = 0
+
+    def wait(self) -> float:
+        """Stay empty for a while after a failure: for how many seconds."""
+        pause = _PAUSES[min(self.failures, len(_PAUSES) - 1)]
+        self.failures += 1
+        self.not_before = time.monotonic() + pause
+        return pause
 
 
 class Fleet(EngineHalf):
@@ -80,19 +89,35 @@ class Fleet(EngineHalf):
     def __init__(self, model: str, task: Task, options: FleetOptions, *, load: Load, nature: Nature, say: Say) -> None:
         self._model, self._options, self._nature, self._say = model, options, nature, say
         self._shared = ray.put((task, load))
-        self._timeout = task.options.timeout
+        self._actor = ray.remote(_Actor).options(num_cpus=options.threads, num_gpus=options.gpus, max_restarts=0)
+        self._lifeline: Lifeline | None = Lifeline.of_this_driver()
         self._line = RowLine(window(task.config.max_num_seqs))
         self._slots = [_Slot() for _ in range(options.workers)]
         self._steps: list[Steps] = []
-        self._finished: list[Finished] = []  # by the fleet itself
+        self._finished: list[Finished] = []
+        self._doubtful: list[Finished] = []  # condemned where it may not have been their fault
         self._epoch = 0
         self._lost = 0
-        self._ever_began = False
-        self._failed_starts = 0
+        self._broken = 0  # engines since a row was done
+        self._ever_began = self._ever_done = False
+        self._said_last = ""
         self._alone_since = time.monotonic()
         self._said_alone = False
         self._metrics = FleetMetrics(options.workers)
         self._note, self._note_due = "", 0.0
+
+    def open(self) -> None:
+        """Wait for the first worker, so that a job that none can start for is not begun; but for no time without news.
+
+        Raises as ``step``.
+        """
+        until = time.monotonic() + _PATIENCE
+        try:
+            while not self._ever_began and (time.monotonic() < until or any(slot.failures for slot in self._slots)):
+                self.step()
+        except BaseException:
+            self.close()
+            raise
 
     # -- the engine half of the job ------------------------------------------------------------------------------------
 
@@ -109,8 +134,10 @@ class Fleet(EngineHalf):
     def step(self) -> list[Finished]:
         """Hear what the workers have done, and start those that are missing. Waits for a quarter of a second at most.
 
-        Raises EngineError where no worker can be started, JobError where all are of another nature than the job.
+        Raises EngineError where no worker can be started, all engines are broken or the cluster is gone, JobError where all workers are
+        of another nature than the job.
         """
+        self._look_for_the_cluster()
         self._fill_slots()
         for worker in self._workers():
             self._ask(worker)
@@ -127,7 +154,7 @@ class Fleet(EngineHalf):
         return Steps.total(steps) if steps else Steps()
 
     def note(self) -> str:
-        """How many workers there are, how fast they are, and what was lost; a moment ago: it is asked for with every row."""
+        """How many workers there are, how fast each is, and what was lost; a moment ago: it is asked for with every row."""
         now = time.monotonic()
         if now >= self._note_due:
             self._note, self._note_due = self._new_note(now), now + _SECONDS_A_NOTE
@@ -150,13 +177,14 @@ class Fleet(EngineHalf):
 
     def close(self) -> None:
         """End all workers."""
-        if any(slot.worker for slot in self._slots):
+        if self._slots:
             again = self._line.num_returned
             self._say(
                 f"{self._epoch} workers were started, {self._lost} lost, rows were put back in line {again} times"
             )
         for slot in self._slots:
             self._drop(slot)
+        self._slots = []
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
@@ -172,9 +200,7 @@ class Fleet(EngineHalf):
     def _start(self, number: int) -> _Worker:
         """A worker that Ray places when and where there is room for it."""
         self._epoch += 1
-        options = self._options
-        start = ray.remote(_Actor).options(num_cpus=options.threads, num_gpus=options.gpus, max_restarts=0)
-        actor = start.remote(self._model, self._shared)
+        actor = self._actor.remote(self._model, self._shared)
         return _Worker(f"worker {number}", self._epoch, actor, actor.begin.remote())
 
     def _ask(self, worker: _Worker) -> None:
@@ -204,13 +230,13 @@ class Fleet(EngineHalf):
             answer = ray.get(ref)
         except RayTaskError as error:  # raised by what we asked for
             self._lose(slot, worker, _cause(error))
-        except (RayActorError, RayError) as error:
+        except RayError as error:
             self._lose(slot, worker, error)
         else:
             if isinstance(answer, Begun):
                 self._welcome(slot, worker, answer)
             else:
-                self._take_in(worker, ref, answer)
+                self._take_in(slot, worker, ref, answer)
 
     def _welcome(self, slot: _Slot, worker: _Worker, begun: Begun) -> None:
         if begun.nature != self._nature:
@@ -218,12 +244,11 @@ class Fleet(EngineHalf):
             self._refuse(slot, JobError(f"{begun.place} cannot work on this job: {differs}"))
             return
         worker.begun, worker.start, worker.since = begun, None, time.monotonic()
-        slot.failures = self._failed_starts = 0
         self._ever_began = True
         self._line.join(worker.name)
         self._say(f"{worker.name} is at work on {begun.place}, after {begun.seconds:.1f} s")
 
-    def _take_in(self, worker: _Worker, ref: Any, reply: Reply) -> None:
+    def _take_in(self, slot: _Slot, worker: _Worker, ref: Any, reply: Reply) -> None:
         del worker.calls[ref]
         if reply.epoch != worker.epoch:
             return
@@ -231,10 +256,21 @@ class Fleet(EngineHalf):
         rows = [row for row in reply.finished if row.row in counted]
         self._finished += rows
         self._steps.append(reply.steps)
+        if not all(row.failed for row in rows):
+            self._clear_of_doubt(slot)
         tokens = sum(row.usage.generated_tokens for row in rows)
-        worker.rows += len(rows)
         worker.tokens += tokens
         self._metrics.count(worker.name, len(rows), sum(row.failed for row in rows), tokens)
+
+    def _clear_of_doubt(self, slot: _Slot) -> None:
+        """A row was done: engines work, and a row that they broke of was its own fault."""
+        slot.failures = self._broken = 0
+        self._ever_done = True
+        self._convict()
+
+    def _convict(self) -> None:
+        self._finished += self._doubtful
+        self._doubtful.clear()
 
     def _lose(self, slot: _Slot, worker: _Worker, error: BaseException) -> None:
         """A worker has ended, or what it was asked for has failed: its rows are for others, its place is for a new one."""
@@ -242,37 +278,64 @@ class Fleet(EngineHalf):
             self._refuse(slot, error)
             return
         self._lost += 1
-        for line in self._line.lose(worker.name):
-            self._finished.append(_condemned(line))
+        before = self._line.num_returned
+        condemned = [_condemned(line) for line in self._line.lose(worker.name)]
+        returned = self._line.num_returned - before
         self._drop(slot)
-        self._say(f"{worker.name} on {worker.begun.place} is lost: {_in_short(error)}; its rows go back in line")
+        slot.wait()
+        place = worker.begun.place
+        self._say(f"{worker.name} on {place} is lost: {_in_short(error)}; {returned} rows go back in line")
+        if isinstance(error, EngineError):
+            self._doubtful += condemned
+            self._count_broken(error)
+        else:
+            self._finished += condemned
+
+    def _count_broken(self, error: EngineError) -> None:
+        """As on one machine: a job ends whose engines fail, whatever the row, and no row is failed for it."""
+        self._broken += 1
+        nothing_else = not self._line.num_rows
+        if nothing_else and self._ever_done:
+            self._convict()
+        elif nothing_else or self._broken >= _MOST_BROKEN * len(self._slots):
+            raise error
 
     def _refuse(self, slot: _Slot, error: BaseException) -> None:
         """A worker could not start."""
         self._drop(slot)
-        slot.failures += 1
-        self._failed_starts += 1
-        pause = _PAUSES[min(slot.failures, len(_PAUSES) - 1)]
-        slot.not_before = time.monotonic() + pause
-        if not self._ever_began and self._failed_starts >= _MOST_FAILED_STARTS:
-            known = (
-                error if isinstance(error, ShoalError) else EngineError(f"no worker could start: {_in_short(error)}")
-            )
-            raise known
-        self._say(f"a worker could not start, the next try is in {pause:g} s: {_in_short(error)}")
+        pause = slot.wait()
+        if not self._ever_began and slot.failures >= _MOST_FAILED_STARTS:
+            known = isinstance(error, ShoalError)
+            raise error if known else EngineError(f"no worker could start: {_in_short(error)}")
+        self._say_of_failed_start(_in_short(error), pause)
+
+    def _say_of_failed_start(self, reason: str, pause: float) -> None:
+        """Many workers that cannot start for one reason are one piece of news."""
+        if reason != self._said_last:
+            self._said_last = reason
+            self._say(f"a worker could not start, the next try is in {pause:g} s: {reason}")
 
     def _give_up_stalled(self) -> None:
         latest = time.monotonic() - self._options.stalled_after
         for slot in self._slots:
             worker = slot.worker
             if worker is not None and any(asked < latest for asked in worker.calls.values()):
-                self._lose(slot, worker, EngineError(f"no answer within {self._options.stalled_after:g} s"))
+                self._lose(slot, worker, TimeoutError(f"no answer within {self._options.stalled_after:g} s"))
 
     def _drop(self, slot: _Slot) -> None:
         """Nothing of the worker is listened to any more."""
-        if slot.worker is not None:
+        if slot.worker is not None and self._lifeline is not None:
             ray.kill(slot.worker.actor)
         slot.worker = None
+
+    def _look_for_the_cluster(self) -> None:
+        """Raise EngineError where it is gone: Ray would wait for it in all that it is asked for then."""
+        if self._lifeline is not None:
+            try:
+                self._lifeline.look()
+            except EngineError:
+                self._lifeline = None
+                raise
 
     def _look_for_workers(self) -> None:
         """Say so where nobody works, and where somebody does again."""

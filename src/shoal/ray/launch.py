@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
-from shoal.errors import JobError, ParameterError
+from shoal.errors import JobError, ParameterError, ShoalError
 from shoal.jobs.input.inputs import Given
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.job import Report
@@ -22,11 +20,12 @@ from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.params import EngineConfig
+from shoal.ray.connection import connected
 from shoal.ray.fleet import Fleet, FleetOptions
 from shoal.ray.worker import Load, Nature, load_llm, nature_of
 from shoal.system import streams
 
-LOCAL = "local"
+_PATIENCE = 15.0  # seconds for a machine with a GPU until that is said
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,48 +99,29 @@ def run_job(
     """As ``run``; ``say`` hears what a user should know, ``report`` how far the job is. ``load`` makes the engine half of a worker."""
     if config.threads not in (None, cluster.threads_per_worker):
         raise ParameterError("threads", config.threads, "left out: threads_per_worker says it")
+    if config.device == "cuda" and not cluster.gpus_per_worker:
+        raise ParameterError("device", config.device, "used with gpus_per_worker")
     config = replace(config, threads=cluster.threads_per_worker)
     files.check()
-    with connected(cluster):
-        task, nature = _task_and_nature(model, files, options, config, cluster)
-        fleet = FleetOptions(
-            cluster.workers or _room(cluster),
-            cluster.threads_per_worker,
-            cluster.gpus_per_worker,
-            cluster.stalled_after,
-        )
+    with connected(cluster.address, say):
+        count = cluster.workers or _room(cluster)
+        task, nature = _task_and_nature(model, files, options, config, cluster, say)
+        fleet = FleetOptions(count, cluster.threads_per_worker, cluster.gpus_per_worker, cluster.stalled_after)
 
         def workers(task: Task) -> Fleet:
-            return Fleet(_everywhere(model), task, fleet, load=load, nature=nature, say=say)
+            found = Fleet(_everywhere(model), task, fleet, load=load, nature=nature, say=say)
+            found.open()
+            return found
 
         return run_here(task, Host(workers, say, report))
 
 
-@contextmanager
-def connected(cluster: Cluster) -> Iterator[None]:
-    """Be a driver of the cluster as long as the context lasts, unless this process is one already.
-
-    Raises JobError where it cannot be reached.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    address = None if cluster.address == LOCAL else cluster.address
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        raise JobError(f"the Ray cluster {cluster.address} cannot be reached: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 def _task_and_nature(
-    model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig, cluster: Cluster
+    model: str | Path, files: JobFiles, options: JobOptions, config: EngineConfig, cluster: Cluster, say: Say
 ) -> tuple[Task, Nature]:
     """What the job is. Where workers have GPUs, one such machine says what a GPU computes: this one may have none."""
-    task = Task.of(model, files, options, replace(config, device="cpu" if config.device == "auto" else config.device))
+    on_cpu = cluster.gpus_per_worker or config.device == "auto"
+    task = Task.of(model, files, options, replace(config, device="cpu") if on_cpu else config)
     if not cluster.gpus_per_worker:
         return task, nature_of(task)
     name = _everywhere(model)
@@ -150,21 +130,35 @@ def _task_and_nature(
         settled = Task.of(name, files, options, config)
         return settled.config, nature_of(settled)
 
-    asked = ray.remote(there).options(num_cpus=cluster.threads_per_worker, num_gpus=cluster.gpus_per_worker)
-    found, nature = ray.get(asked.remote())
+    asked = ray.remote(there).options(num_cpus=cluster.threads_per_worker, num_gpus=cluster.gpus_per_worker).remote()
+    if not ray.wait([asked], timeout=_PATIENCE)[0]:
+        say(f"the job waits for a machine with {_needs(cluster)} to say what a GPU computes")
+    try:
+        found, nature = ray.get(asked)
+    except RayTaskError as error:
+        raise error.cause if isinstance(error.cause, ShoalError) else error from None
     return replace(task, config=found), nature
 
 
+def _needs(cluster: Cluster) -> str:
+    gpus = f" and {cluster.gpus_per_worker:g} GPUs" if cluster.gpus_per_worker else ""
+    return f"{cluster.threads_per_worker} CPUs{gpus}"
+
+
 def _room(cluster: Cluster) -> int:
-    """How many workers the cluster has room for."""
-    there = ray.cluster_resources()
-    rooms = [int(there.get("CPU", 0) // cluster.threads_per_worker)]
-    if cluster.gpus_per_worker:
-        rooms.append(int(there.get("GPU", 0) // cluster.gpus_per_worker))
-    if min(rooms) < 1:
-        needs = f"{cluster.threads_per_worker} CPUs and {cluster.gpus_per_worker:g} GPUs"
+    """How many workers the nodes of the cluster have room for."""
+    room = sum(_room_on(node["Resources"], cluster) for node in ray.nodes() if node["Alive"])
+    if room < 1:
+        needs = _needs(cluster)
         raise JobError(f"the cluster has no room for a worker with {needs}; give the number of workers to wait for it")
-    return min(rooms)
+    return room
+
+
+def _room_on(node: dict[str, float], cluster: Cluster) -> int:
+    rooms = [node.get("CPU", 0) // cluster.threads_per_worker]
+    if cluster.gpus_per_worker:
+        rooms.append(node.get("GPU", 0) // cluster.gpus_per_worker)
+    return int(min(rooms))
 
 
 def _everywhere(model: str | Path) -> str:

@@ -115,6 +115,26 @@ def wait_until(condition: object) -> None:
         time.sleep(0.01)
 
 
+def test_a_process_that_wakes_leaves_the_lease_of_the_one_that_took_over(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_LOOK", 0.001)
+    monkeypatch.setattr(lease, "_LOOKS_PER_RENEWAL", 1)
+    looks: list[object] = []
+    read = lease._read
+
+    def taken_over(store: LocalStore) -> Holder | None:
+        looks.append(None)
+        if len(looks) == 2:  # the first was at the start
+            leave(store, "elsewhere", 7)
+        return read(store)
+
+    monkeypatch.setattr(lease, "_read", taken_over)
+    with Lease(store):
+        wait_until(lambda: len(looks) > 3)
+    assert holder(store) == Holder("elsewhere", 7, "other")
+
+
 def test_a_cancel_from_before_is_known_at_once(store: LocalStore) -> None:
     store.replace(CANCEL, b"")
     with Lease(store) as held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -227,6 +228,28 @@ def test_outputs_that_are_refused(
 ) -> None:
     with pytest.raises(ParameterError, match=says):
         run(model, source, output if "://" in output else f"{tmp_path}/{output}", **keywords)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JobError, match=r"out/: No space left on device"):
+        run(model, source, f"{tmp_path}/out/")
+
+
+def test_an_input_that_vanishes_is_no_fault_of_the_folder(
+    model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*arguments: object, **options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(source))
+
+    monkeypatch.setattr("shoal.jobs.running.launch.check_input", gone)
+    with pytest.raises(FileNotFoundError, match=r"in\.jsonl"):
+        run(model, source, f"{tmp_path}/out/")
 
 
 def test_an_input_among_the_parts_is_refused(model: Path, source: Path, tmp_path: Path) -> None:

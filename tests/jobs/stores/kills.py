@@ -231,6 +231,7 @@ def run(folder: Path, s3: S3, *, every: int, first: int = 0, races: int = 4) -> 
     harness, rng = Harness(folder, s3), random.Random(0)
     tally = harness.undisturbed()
     for at in range(first, harness.num_requests, every):
+        print(f"request {at} of {harness.num_requests}: {tally.line()}", file=sys.stderr)
         for moment in MOMENTS:
             for disturbed in (harness.kill, harness.sleep):
                 found = disturbed(at, moment)

@@ -98,8 +98,8 @@ class Lease:
             try:
                 with self._looking:
                     self.cancelled = self.cancelled or self._store.exists(CANCEL)
-                if looks % _LOOKS_PER_RENEWAL == 0:
-                    self._write()
+                if looks % _LOOKS_PER_RENEWAL == 0 and _read(self._store) in (None, self._holder):
+                    self._write()  # that of a process which has taken the job over stays
             except Exception as error:  # the next commit finds out whether the store is gone
                 _LOG.debug("%s: the lease could not be renewed: %s", self._store.place, error)
 

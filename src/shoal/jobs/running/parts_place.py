@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,13 +108,13 @@ class PartsPlace:
     @contextmanager
     def held(self) -> Iterator[HeldParts]:
         """As Place says."""
-        with scratch_folder() as scratch, _leaving_nothing_empty(local_path(self.url)):
+        with scratch_folder() as scratch, _leaving_nothing_empty(local_path(self.url)), ExitStack() as stack:
             try:
                 store = self._store()
-                with Lease(store) as held:
-                    yield HeldParts(store, held, scratch)
+                held = HeldParts(store, stack.enter_context(Lease(store)), scratch)
             except OSError as error:
                 raise JobError(f"{self.output}: {error.strerror or error}") from error
+            yield held
 
     def _store(self) -> Store:
         return open_store(self.url)
