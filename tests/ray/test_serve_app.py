@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,7 +26,8 @@ from tests.ray.local import PATIENCE, local_serve, processes, wait_until
 from tests.support.tiny_model import write_tiny_model
 
 KEY = "sk-net"
-ENGINE: dict[str, Any] = {"device": "reference", "max_num_seqs": 8, "max_model_len": 256}
+ENGINE: dict[str, Any] = {"device": "reference", "max_num_seqs": 8, "max_model_len": 1024}
+LONG = 600  # tokens: seconds, in which things can happen
 SYSTEM = "You mend nets. "
 
 
@@ -42,8 +45,13 @@ class App:
     def deploy(self, **options: Any) -> App:
         app = serve_app(str(self.path), served_model_name="tiny", api_keys=KEY, **ENGINE, **options)
         serve.run(app, name=self.name, route_prefix=f"/{self.name}")
-        wait_until(lambda: self.http.get("/health").status_code == 200)
+        wait_until(self._reaches_all)  # the ingress hears of new replicas once a second
         return self
+
+    def _reaches_all(self) -> bool:
+        for number in range(4):
+            self.complete(f"{number} {time.monotonic()}", max_tokens=1)
+        return all(self.counted("shoal:request_success_total"))
 
     def complete(self, prompt: str, **how: Any) -> httpx.Response:
         return self.http.post("/v1/completions", json={"model": "tiny", "prompt": prompt, "max_tokens": 8} | how)
@@ -92,7 +100,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf", context=1024)
 
 
 @pytest.fixture(scope="module")
@@ -182,11 +190,15 @@ def test_a_replica_answers_its_ingress_alone(app: App) -> None:
 
 def test_a_client_that_goes_frees_the_engine(app: App) -> None:
     before = sum(app.counted("shoal:aborts_total"))
-    body = {"model": "tiny", "prompt": "A", "max_tokens": 200, "ignore_eos": True}
+    body = {"model": "tiny", "prompt": "A", "max_tokens": LONG, "ignore_eos": True}
     with app.http.stream("POST", "/v1/completions", json={"model": "tiny", "stream": True} | body) as stream:
         next(stream.iter_lines())
-    with pytest.raises(httpx.ReadTimeout):
-        app.http.post("/v1/completions", json=body | {"n": 8}, timeout=0.3)
+    request = app.http.build_request("POST", "/v1/completions", json=body | {"n": 8})
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    wait_until(lambda: sum(app.counted("shoal:aborts_total")) == before + 1)
+    with socket.create_connection((request.url.host, request.url.port or 80)) as client:
+        client.sendall(f"POST {request.url.path} HTTP/1.1\r\n{head}\r\n".encode() + request.content)
+        wait_until(lambda: sum(app.counted("shoal:num_requests_running")) > 0)
     wait_until(lambda: sum(app.counted("shoal:aborts_total")) == before + 2)
     wait_until(lambda: not any(state.in_flight for state in app.states()))
 
@@ -197,7 +209,7 @@ def test_a_killed_replica_loses_its_own_requests_alone(address: str, tiny_path: 
 
 
 def _kill_one(app: App) -> None:
-    body: dict[str, Any] = {"prompt": "A net", "max_tokens": 200, "ignore_eos": True, "seed": 1}
+    body: dict[str, Any] = {"prompt": "A net", "max_tokens": LONG, "ignore_eos": True, "seed": 1}
     with ThreadPoolExecutor(16) as pool:
         streams = [pool.submit(_streamed, app, body | {"cache_salt": str(salt)}) for salt in range(8)]
         whole = [pool.submit(app.complete, **body | {"cache_salt": str(salt)}) for salt in range(8)]
@@ -222,10 +234,13 @@ def _streamed(app: App, body: dict[str, Any]) -> str:
 
 
 def test_an_application_that_ends_lets_requests_end(address: str, tiny_path: Path) -> None:
-    body = {"model": "tiny", "prompt": "A net", "max_tokens": 200, "ignore_eos": True}
-    with deployed(address, tiny_path, "ending", replicas=1) as app, ThreadPoolExecutor(8) as pool:
+    body = {"model": "tiny", "prompt": "A net", "max_tokens": LONG, "ignore_eos": True}
+    with (
+        deployed(address, tiny_path, "ending", replicas=1, drain_timeout=PATIENCE) as app,
+        ThreadPoolExecutor(8) as pool,
+    ):
         streams = [pool.submit(_streamed, app, body | {"seed": seed}) for seed in range(8)]
-        wait_until(lambda: app.states()[0].in_flight == 8)
+        wait_until(lambda: app.states()[0].in_flight == len(streams))
         serve.delete("ending")
         assert [stream.result(PATIENCE) for stream in streams] == ["[DONE]"] * 8
 
