@@ -22,7 +22,9 @@ from shoal.version import __version__
 Load = Callable[[Task], EngineHalf]
 
 SECONDS_A_CALL = 0.5  # a worker says within this time and a step what it has
-_SHARE_A_CALL = 4  # ... or as soon as this part of what it may hold is done
+_SHARE_A_CALL = (
+    6  # ... or as soon as this part of what it may hold is done: of two calls, what it holds beyond what runs at once
+)
 
 
 class Nature(NamedTuple):

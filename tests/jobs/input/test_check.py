@@ -69,8 +69,8 @@ def test_of_several_files_both_places_are_named(index: IdIndex) -> None:
 
 
 def test_of_several_files_the_first_bad_line_is_named(index: IdIndex) -> None:
-    with pytest.raises(JobError, match=r"^1 bad lines, nothing was run; x 2: ."):
-        check_input(lines(row("a"), b"{}"), index, strict=reader(), place=lambda number: f"x {number}")
+    with pytest.raises(JobError, match=r"^2 bad lines, nothing was run; x 2: ."):
+        check_input([Line(number, b"{}", place=f"x {number}") for number in (2, 3)], index, strict=reader())
 
 
 def test_a_strict_check_passes_good_rows(index: IdIndex) -> None:

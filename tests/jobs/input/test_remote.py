@@ -176,6 +176,9 @@ def test_what_is_shown_of_a_url_is_no_secret() -> None:
     assert (str(signed), signed.name) == ("https://host/in/a.jsonl.gz", "a.jsonl.gz")
     login = RemoteFile("ftp://me:secret@host/in/a?.csv", 5, "")
     assert (str(login), login.name) == ("ftp://host/in/a?.csv", "a?.csv")
+    both = Inputs((login, signed), (login.url, signed.url))
+    assert both.fingerprint()["path"] == "ftp://host/in/a?.csv, https://host/in/a.jsonl.gz"
+    assert "secret" not in f"{both} {both.names()}"
 
 
 def test_a_file_that_is_packed_otherwise_is_refused() -> None:

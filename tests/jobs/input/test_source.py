@@ -165,4 +165,21 @@ def test_one_file_is_open_at_a_time(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8e6
-    assert not any(str(tmp_path) in os.readlink(entry) for entry in Path("/proc/self/fd").iterdir() if entry.exists())
+    assert open_files(tmp_path) == 0
+
+
+def open_files(folder: Path) -> int:
+    """Those of this process that are in a folder."""
+    entries = [os.path.realpath(entry) for entry in Path("/proc/self/fd").iterdir()]
+    return sum(entry.startswith(f"{folder}/") for entry in entries)
+
+
+def test_a_source_that_is_given_up_leaves_no_file_open(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.jsonl").write_bytes(b"{}\n" * 2)
+    with open_inputs(Inputs.of(tmp_path)) as source:
+        lines = iter(source)
+        numbers = [next(lines).number for _ in range(3)]
+        assert open_files(tmp_path) == 1
+    assert open_files(tmp_path) == 0
+    assert numbers == [1, 2, 3]

@@ -88,8 +88,8 @@ class ScaleReport:
         rows = self.plan.rows
         return (
             f"The driver has no time left with {ends}. {rows:,} rows: {rows * largest.check / _HOUR:.1f} h of checks before the first,"
+            f" if their index ({rows * _INDEX_BYTES / 1e9:.0f} GB on disk, deleted afterwards) fits in memory;"
             f" {rows * largest.journal / 1e9:.1f} GB of journal, {rows / 8e6:,.1f} MB of memory for the set of finished rows,"
-            f" {rows * _INDEX_BYTES / 1e9:.0f} GB of index on disk (deleted after the check),"
             f" {rows * largest.resume / _HOUR:.1f} h until a driver that is started again has looked through its results."
         )
 

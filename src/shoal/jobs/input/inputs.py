@@ -13,7 +13,7 @@ from pathlib import Path
 from shoal.errors import ParameterError
 from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, printable
 from shoal.jobs.durable.store import is_url, local_path
-from shoal.jobs.input.remote import RemoteFile, remote_files
+from shoal.jobs.input.remote import RemoteFile, remote_files, shown
 from shoal.jobs.input.streams import STANDARD_STREAM, InputFile, is_known
 
 Given = str | Path | Sequence[str | Path]
@@ -46,7 +46,11 @@ class Inputs:
         return cls(tuple(files), tuple(texts))
 
     def __str__(self) -> str:
-        return str(self.files[0]) if len(self.files) == 1 else f"{len(self.files)} files ({', '.join(self.given)})"
+        return (
+            str(self.files[0])
+            if len(self.files) == 1
+            else f"{len(self.files)} files ({', '.join(map(shown, self.given))})"
+        )
 
     @property
     def is_stdin(self) -> bool:
@@ -74,7 +78,7 @@ class Inputs:
         if len(self.files) == 1 and isinstance(self.files[0], Path):
             return file_fingerprint(self.files[0])
         entries = ((name, *_content(file)) for name, file in zip(self.names(), self.files, strict=True))
-        return files_fingerprint(printable(", ".join(self.given)), entries)
+        return files_fingerprint(printable(", ".join(map(shown, self.given))), entries)
 
     def would_hold(self, path: Path) -> bool:
         """Whether a local file at ``path`` would be one of the files, at the latest when the job goes on."""

@@ -41,15 +41,20 @@ class RemoteFile:
     mark: str
 
     def __str__(self) -> str:
-        """The URL without what nobody should read: a login, a signature."""
-        shown = _LOGIN.sub("", self.url)
-        return shown.partition("?")[0] if _is_web(self.url) else shown
+        """The URL as ``shown``."""
+        return shown(self.url)
 
     @property
     def name(self) -> str:
         """The last part of its path."""
         path = urlsplit(self.url).path if _is_web(self.url) else self.url
         return PurePosixPath(path).name
+
+
+def shown(url: str) -> str:
+    """A URL (or a path, which stays as it is) without what nobody should read: a login, a signature."""
+    bare = _LOGIN.sub("", url)
+    return bare.partition("?")[0] if _is_web(url) else bare
 
 
 def remote_files(url: str, in_folder: Callable[[str], bool]) -> list[RemoteFile]:
@@ -119,7 +124,9 @@ class _SteadyFile(io.RawIOBase):
         for pause in (*_PAUSES, None):
             try:
                 return call() or b""
-            except (JobError, FileNotFoundError, PermissionError) as error:
+            except JobError:
+                raise
+            except (FileNotFoundError, PermissionError) as error:
                 raise self._unreadable(error) from error
             except Exception as error:  # whatever the library of the store raises
                 self._drop()
@@ -129,8 +136,6 @@ class _SteadyFile(io.RawIOBase):
         raise AssertionError("the last try returns or raises")
 
     def _unreadable(self, error: Exception) -> JobError:
-        if isinstance(error, JobError):
-            return error
         return JobError(f"{self._file}: cannot be read on at byte {self._at}: {_said(error)}")
 
     def _read(self, size: int) -> bytes:

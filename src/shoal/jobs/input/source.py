@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 from shoal.errors import JobError
@@ -19,33 +19,40 @@ DEFAULT_PROMPT_COLUMN = "prompt"
 
 class Source:
     """The open input of a job: gives by iteration, once, the Lines of all files. Their numbers go on from one file to the next, as if
-    the files were one."""
+    the files were one. ``lines`` are those of the only file, if there is only one."""
 
-    def __init__(self, inputs: Inputs, lines: Iterable[Line] | None, prompt_column: str | None) -> None:
+    def __init__(self, inputs: Inputs, prompt_column: str | None, lines: Iterable[Line] | None = None) -> None:
         self._inputs = inputs
-        self._lines = lines
         self._prompt_column = prompt_column
+        self._is_one = lines is not None
         self._names = inputs.names()
         self._ends: list[int] = []  # the number of the last row of each file that is behind
+        self._lines = self._all_lines() if lines is None else lines
 
     def __iter__(self) -> Iterator[Line]:
-        return iter(self._all_lines() if self._lines is None else self._lines)
+        return iter(self._lines)
+
+    def close(self) -> None:
+        """Close the file that is open of several."""
+        if isinstance(self._lines, Generator):
+            self._lines.close()
 
     def place(self, number: int) -> str:
         """The ``place`` of the Line with this number, which has been read; "" if there is only one file."""
-        if self._lines is not None:
+        if self._is_one:
             return ""
         index = bisect_left(self._ends, number)
         before = self._ends[index - 1] if index else 0
         return _place(self._names[index], number - before)
 
-    def _all_lines(self) -> Iterator[Line]:
+    def _all_lines(self) -> Generator[Line, None, None]:
         number = 0
         for name, file in zip(self._names, self._inputs.files, strict=True):
             before = number
-            for line in _lines_or_none(file, self._prompt_column):
-                number = before + line.number
-                yield Line(number, line.data, line.error, _place(name, line.number))
+            with _opened(file, self._prompt_column) as lines:
+                for line in lines:
+                    number = before + line.number
+                    yield Line(number, line.data, line.error, _place(name, line.number))
             self._ends.append(number)
 
 
@@ -58,21 +65,24 @@ def open_inputs(inputs: Inputs, prompt_column: str | None = None) -> Iterator[So
     """The input for reading, from its start. Of one file everything as of ``open_source``; of several each is opened when its turn
     comes, and one that is empty has no rows."""
     if len(inputs.files) > 1:
-        yield Source(inputs, None, prompt_column)
+        with closing(Source(inputs, prompt_column)) as source:
+            yield source
         return
     with open_source(inputs.files[0], prompt_column) as lines:
-        yield Source(inputs, lines, prompt_column)
+        yield Source(inputs, prompt_column, lines)
 
 
-def _lines_or_none(file: InputFile, prompt_column: str | None) -> Iterator[Line]:
+@contextmanager
+def _opened(file: InputFile, prompt_column: str | None) -> Iterator[Iterable[Line]]:
+    """One of several files; one that is empty has no lines."""
     with ExitStack() as stack:
         try:
             lines = stack.enter_context(open_source(file, prompt_column))
         except EmptyInputError:
             if table_format(file) == "parquet":  # even without rows such a file holds something
                 raise
-            return
-        yield from lines
+            lines = ()
+        yield lines
 
 
 @contextmanager
