@@ -194,7 +194,7 @@ class Harness:
         return process
 
     def _end(self, process: ForkServerProcess) -> int:
-        connection.wait([process.sentinel], 120)
+        connection.wait([process.sentinel], 600)
         code = process.exitcode
         assert code is not None, "it hangs"
         if code > 0 and code not in (TAKEN_OVER, REFUSED):
