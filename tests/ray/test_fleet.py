@@ -70,6 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, model: Path, cluster: Machines, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(fleet, "_PAUSES", (0.0,))
+    monkeypatch.setattr(fleet, "_MOST_FAILED_STARTS", 2)
     found = Place(tmp_path, model, cluster.address)
     found.write(*(f"row {number}" for number in range(20)))
     return found
