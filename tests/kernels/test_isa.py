@@ -114,19 +114,18 @@ print(digest.hexdigest())
 
 
 ASSEMBLY = """
-from shoal.kernels.cpu.jit import kernel
+from shoal.kernels.cpu.compiling import assembly
 from shoal.kernels.cpu.simd import dot_start, load_u8x64, tile_dot, tile_store, tile_zero_i32
-from shoal.kernels.cpu.simd.panels import Product, panel_product
+from shoal.kernels.cpu.simd.panel_format import Product
+from shoal.kernels.cpu.simd.panels import panel_product
 
 product = panel_product(Product("int32", 512, 1, False, 3))
 
-@kernel
 def products(args, chunk):
     product(args)
     tile_store(tile_dot(dot_start(tile_zero_i32((0, 0))), load_u8x64(args), args, 4), args, 64)
 
-assert products.address
-print(products.get()._library.get_asm_str())
+print(assembly(products))
 """
 
 

@@ -19,16 +19,23 @@ from shoal.errors import ParameterError
 from shoal.kernels.cpu import attention, jit
 from shoal.kernels.cpu.cache import KernelStore
 from shoal.kernels.cpu.jit import Lazy
+from shoal.kernels.cpu.later import Later
 from tests.support.other_user import UID, as_nobody_known, public_folder
 
 PROGRAM = """
+import os
+import sys
+
 from shoal.kernels.cpu import elementwise
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.pool import Pool
 
-Lazy.on_compile = print
+compiled = []
+Lazy.on_compile = compiled.append
 Pool(2).close()
 assert elementwise.add_bias.address
+assert compiled or "numba" not in sys.modules or any(name.startswith("NUMBA_") for name in os.environ)
+print(*compiled)
 """
 NAMES = ["run_program", "work", "wake", "add_bias"]
 FILES = ["elementwise.add_bias", "pool.run_program", "pool.wake", "pool.work"]
@@ -78,21 +85,6 @@ def test_damaged_files_are_compiled_again(cache: Path) -> None:
     assert said.count("\n") == 1
     (key,) = cache.iterdir()
     assert all(KernelStore(cache, key.name).load(name) for name in FILES)
-
-
-def test_what_numba_cannot_read_is_compiled_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(jit, "STORE", KernelStore(tmp_path, "key"))
-    jit.STORE.save("elementwise.copy", b"no pickle")
-    code = jit._Cache("elementwise.copy")
-    assert code.load_overload(None, _NumbaContext()) is None
-    assert not code.hit
-    assert "elementwise.copy: cannot be read (UnpicklingError" in capsys.readouterr().err
-
-
-class _NumbaContext:
-    def refresh(self) -> None: ...
 
 
 def test_settings_of_numba_do_not_matter(cache: Path) -> None:
@@ -147,7 +139,7 @@ def test_a_filled_cache_of_root_is_used_by_others(filled: Path) -> None:
 def test_numba_that_may_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "DISABLE_JIT", 1)
     with pytest.raises(ParameterError, match="NUMBA_DISABLE_JIT: got 1, must be 0 or not set"):
-        Lazy(_files, lambda cache: None).get()
+        Lazy(_files).get()
 
 
 def test_numba_that_cannot_be_imported_is_one_line() -> None:
@@ -159,6 +151,35 @@ def test_numba_that_cannot_be_imported_is_one_line() -> None:
     assert done.stderr.splitlines()[-1].startswith(
         "shoal.errors.UnsupportedError: Numba cannot be imported: Number of threads"
     )
+
+
+def test_the_defaults_are_those_of_numba() -> None:
+    """What this process finds without Numba's help is what Numba says."""
+    program = """
+from llvmlite import binding
+from shoal.kernels.cpu import isa, jit
+
+names = {**jit._SETTINGS, "CPU_NAME": None, "CPU_FEATURES": None, "DISABLE_JIT": 0}
+alone = [isa.setting(name, default) for name, default in names.items()], isa.target(), jit._key()
+from numba import config
+from numba.core.codegen import get_host_cpu_features
+
+assert list(map(str, alone[0])) == [str(getattr(config, name)) for name in names]
+assert alone[1:] == (isa.target(), jit._key())
+assert isa.target()[1] == get_host_cpu_features() == isa._host_features()
+assert config.ENABLE_AVX == (binding.get_host_cpu_name() not in isa._SLOW_AVX)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "SHOAL_ISA"))}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", timeout=120, check=True)
+
+
+def test_everything_that_kernels_name_is_there() -> None:
+    for module in pkgutil.walk_packages(shoal.kernels.cpu.__path__, "shoal.kernels.cpu."):
+        importlib.import_module(module.name)
+    found = [later for later in gc.get_objects() if isinstance(later, Later)]
+    assert len(found) > 100
+    assert all(later.made is not None for later in found)
 
 
 def test_no_two_kernels_are_kept_under_one_name() -> None:
@@ -174,4 +195,4 @@ def test_no_two_kernels_are_kept_under_one_name() -> None:
 
 
 def test_code_from_elsewhere_is_not_kept() -> None:
-    assert Lazy(_files, lambda cache: None).cache_name is None
+    assert Lazy(_files).cache_name is None

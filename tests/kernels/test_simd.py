@@ -10,10 +10,10 @@ from numba import types
 from numpy.typing import NDArray
 
 from shoal.kernels.cpu.jit import Lazy, kernel
-from shoal.kernels.cpu.simd import Address, emit, f32x16, load_f32, load_f32x16, load_i64, store_f32x16, tanh
+from shoal.kernels.cpu.simd import Address, emit, load_f32, load_f32x16, load_i64, store_f32x16, tanh
 from shoal.kernels.cpu.simd.floats import _fma_by_hand
 from shoal.kernels.cpu.simd.halves import narrow_by_hand, widen_by_hand
-from shoal.kernels.cpu.simd.vectors import I16, vector
+from shoal.kernels.cpu.simd.vectors import I16, f32x16, vector
 
 
 @kernel
@@ -27,13 +27,13 @@ def test_tanh_is_right_to_a_few_units_in_the_last_place() -> None:
     sizes = np.concatenate([np.geomspace(1e-30, 100, 40_000), np.linspace(0.6, 0.65, 8_000)])
     x = np.concatenate([sizes, -sizes, np.zeros(16)]).astype(np.float32)
     exact, got = np.tanh(x.astype(np.float64)), x.copy()
-    all_tanh.get().ctypes(got.ctypes.data, len(got))
+    all_tanh(got.ctypes.data, len(got))
     assert np.max(np.abs(got - exact) / np.spacing(np.abs(exact).astype(np.float32))) <= 4
 
 
 def test_tanh_of_what_is_no_number_or_infinite() -> None:
     x = np.resize(np.array([np.nan, np.inf, -np.inf, 3e38], np.float32), 16)
-    all_tanh.get().ctypes(x.ctypes.data, len(x))
+    all_tanh(x.ctypes.data, len(x))
     assert np.array_equal(x[:4], np.array([np.nan, 1, -1, 1], np.float32), equal_nan=True)
 
 
@@ -100,7 +100,7 @@ def multiply_add_all(args: Address, count: int) -> None:
 
 def _run(kernel: Lazy, count: int, *arrays: NDArray[Any]) -> None:
     addresses = np.array([array.ctypes.data for array in arrays], np.int64)
-    kernel.get().ctypes(addresses.ctypes.data, count)
+    kernel(addresses.ctypes.data, count)
 
 
 def test_every_half_is_widened_as_numpy_does_it() -> None:

@@ -198,3 +198,35 @@ def test_what_is_dropped_is_gone() -> None:
     assert rows.num_rows == 0
     assert rows.has_room
     assert rows.take_back("a", [1, 2]) == set()
+
+
+def test_what_its_worker_has_no_room_for_goes_to_the_one_with_the_least_to_do() -> None:
+    line_up = RowLine(100)
+    for name in "abcd":
+        line_up.join(name)
+    for number in range(100):  # all of one prefix: its worker is full
+        line_up.take(line(number, "same"))
+    loads = {name: len(line_up.give(name)) for name in "abcd"}
+    home = max(loads, key=lambda name: loads[name])
+    assert sorted(loads.values()) == [0, 0, 0, 100]
+    for number in range(100, 130):
+        line_up.take(line(number, "same"))
+    others = {name: len(line_up.give(name)) for name in "abcd" if name != home}
+    assert list(others.values()) == [10, 10, 10]
+    light = next(iter(others))
+    line_up.take_back(light, range(100, 130))
+    for number in range(130, 135):
+        line_up.take(line(number, "same"))
+    assert len(line_up.give(light)) == 5
+
+
+def test_a_line_that_runs_for_long_does_not_grow() -> None:
+    line_up = RowLine(WINDOW)
+    for name in "ab":
+        line_up.join(name)
+    for number in range(1000):
+        line_up.take(line(number))
+        for name in "ab":
+            line_up.take_back(name, [row.number for row in line_up.give(name)])
+    assert line_up.num_rows == 0
+    assert len(line_up._by_load) < 20

@@ -17,6 +17,7 @@ from shoal.cli.bench_mixed import mixed
 from shoal.cli.bench_options import POSITIVE, disable_detokenize_option, output_json_option, show
 from shoal.cli.bench_peers import peers
 from shoal.cli.bench_sampling import sampling
+from shoal.cli.bench_scale import scale
 from shoal.cli.bench_serve import serve
 from shoal.cli.bench_soak import soak
 from shoal.cli.bench_speculative import speculative
@@ -44,6 +45,7 @@ for _verb in (
     mixed,
     speculative,
     jobs,
+    scale,
     constraints,
     serve,
     soak,

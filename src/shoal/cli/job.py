@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from shoal.cli.results import write_result
 from shoal.system.streams import say
 
-_OUTPUT = click.argument("output", type=click.Path(path_type=Path), metavar="OUTPUT")
+_OUTPUT = click.argument("output", type=click.Path(), metavar="OUTPUT")
 
 
 @click.group()
 def job() -> None:
-    """Look at a batch job, or cancel it, by its output file."""
+    """Look at a batch job, or cancel it, by its output file or folder, from any machine that reaches it."""
 
 
 @job.command()
 @_OUTPUT
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(output: Path, as_json: bool) -> None:
+def status(output: str, as_json: bool) -> None:
     """How far the job that writes OUTPUT is."""
     import msgspec
 
@@ -32,12 +30,12 @@ def status(output: Path, as_json: bool) -> None:
 
 @job.command()
 @_OUTPUT
-def cancel(output: Path) -> None:
+def cancel(output: str) -> None:
     """End the job that writes OUTPUT: rows that are not finished get the error batch_cancelled."""
-    from shoal.jobs.running.control import cancel
+    from shoal.jobs.running.control import ask_to_end
 
-    pid = cancel(output)
-    if pid is None:
+    owner = ask_to_end(output)
+    if owner is None:
         say("no process works on this job; its next run cancels what is left at once")
     else:
-        say(f"process {pid} will cancel what is left")
+        say(f"{owner} will cancel what is left")

@@ -77,11 +77,17 @@ def _row_defaults(command: Command) -> Command:
 @click.option(
     "-i",
     "--input-file",
-    type=_PATH,
+    multiple=True,
     required=True,
-    help="Requests: JSON lines, CSV or Parquet; .gz and .zst too; - is stdin.",
+    help="Requests: JSON lines, CSV or Parquet, .gz and .zst too; a folder, a glob or a URL of them; - is stdin. May be repeated.",
 )
-@click.option("-o", "--output-file", type=_PATH, required=True, help="Where results go; - is stdout.")
+@click.option(
+    "-o",
+    "--output-file",
+    type=click.Path(allow_dash=True),
+    required=True,
+    help="Where results go: a file, a folder or URL for many parts (out/, s3://bucket/out/), or - for stdout.",
+)
 @click.option(
     "--error-file", type=_PATH, help="Where failures go.  [default: OUTPUT.errors.jsonl, or stdout with -o -]"
 )
@@ -124,8 +130,8 @@ def _row_defaults(command: Command) -> Command:
 @engine_options
 def run_batch(
     model: str,
-    input_file: Path,
-    output_file: Path,
+    input_file: tuple[str, ...],
+    output_file: str,
     error_file: Path | None,
     fail_on_errors: bool,
     address: str | None,
@@ -176,7 +182,7 @@ def _runner(address: str | None, of_workers: dict[str, Any]) -> Callable[..., Su
 def _say_summary(summary: Summary, files: JobFiles) -> None:
     for line in summary.lines():
         say(line)
-    if summary.failed and files.errors != files.output:
-        say(f"failures are in {files.errors}")
+    if summary.failed and files.place.errors != files.place.output:
+        say(f"failures are in {files.place.errors}")
     if summary.state in _RESUME and files.can_go_on:
         say(f"finished rows are safe: resume with {_RESUME[summary.state]}")

@@ -12,15 +12,23 @@ from typing import TYPE_CHECKING, Any
 from shoal.errors import JobError
 
 if TYPE_CHECKING:
+    from shoal.ray.application import serve_app
     from shoal.ray.launch import Cluster, run, run_job
+    from shoal.ray.predictor import BatchPredictor
 
-__all__ = ["Cluster", "run", "run_job"]
+__all__ = ["BatchPredictor", "Cluster", "run", "run_job", "serve_app"]
 
-_HOME = {"Cluster": "shoal.ray.launch", "run": "shoal.ray.launch", "run_job": "shoal.ray.launch"}
+_HOME = {
+    "BatchPredictor": "shoal.ray.predictor",
+    "Cluster": "shoal.ray.launch",
+    "run": "shoal.ray.launch",
+    "run_job": "shoal.ray.launch",
+    "serve_app": "shoal.ray.application",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used. Raises JobError where Ray is not installed."""
+    """Import a public name when it is first used: each needs another part of Ray. Raises JobError where that is not installed."""
     if name not in _HOME:
         raise AttributeError(f"module 'shoal.ray' has no attribute {name!r}")
     try:

@@ -29,6 +29,7 @@ from shoal.ray.worker import Begun, Load, Nature, Reply, Worker
 Say = Callable[[str], None]
 
 _CALLS_AHEAD = 2
+_SECONDS_A_NOTE = 0.5
 _WAIT = 0.25  # seconds for an answer of any worker
 _PATIENCE = 15.0  # seconds without a worker until that is said
 _PAUSES = (0.0, 0.0, 1.0, 1.0, 5.0, 15.0, 30.0)  # seconds until the next worker after so many in a row that did nothing
@@ -100,10 +101,10 @@ class Fleet(EngineHalf):
         self._broken = 0  # engines since a row was done
         self._ever_began = self._ever_done = False
         self._said_last = ""
-        self._note = ""
         self._alone_since = time.monotonic()
         self._said_alone = False
         self._metrics = FleetMetrics(options.workers)
+        self._note, self._note_due = "", 0.0
 
     def open(self) -> None:
         """Wait for the first worker, so that a job that none can start for is not begun; but for no time without news.
@@ -143,7 +144,6 @@ class Fleet(EngineHalf):
         self._hear()
         self._give_up_stalled()
         self._look_for_workers()
-        self._note = self._noted()
         finished, self._finished = self._finished, []
         self._metrics.show(self._line.num_rows, self._lost, self._line.num_returned)
         return finished
@@ -154,11 +154,13 @@ class Fleet(EngineHalf):
         return Steps.total(steps) if steps else Steps()
 
     def note(self) -> str:
-        """How many workers there are, how fast each is, and what was lost; as of the last step."""
+        """How many workers there are, how fast each is, and what was lost; a moment ago: it is asked for with every row."""
+        now = time.monotonic()
+        if now >= self._note_due:
+            self._note, self._note_due = self._new_note(now), now + _SECONDS_A_NOTE
         return self._note
 
-    def _noted(self) -> str:
-        now = time.monotonic()
+    def _new_note(self, now: float) -> str:
         workers = [worker for worker in self._workers() if worker.begun]
         rates = [worker.tokens / max(now - worker.since, 1e-9) for worker in workers]
         note = f"{len(workers)} of {len(self._slots)} workers"

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from shoal.errors import JobError, ParameterError, ShoalError
+from shoal.jobs.input.inputs import Given
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.job import Report
 from shoal.jobs.running.launch import Host, Say, run_here, settings_of
@@ -52,7 +53,7 @@ class Cluster:
 
 def run(
     model: str | Path,
-    input: str | Path,
+    input: Given,
     output: str | Path,
     *,
     address: str = "auto",

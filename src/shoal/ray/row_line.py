@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from heapq import heapify, heappop, heappush
 
 from shoal.jobs.input.rows import Line
 
@@ -24,6 +25,7 @@ CONDEMNED = 3  # ... and alone
 
 _PREFIX_BYTES = 256  # about 64 tokens, 4 pages: what is shared less is not worth a place
 _PROMPT = re.compile(rb'"(?:messages|prompt|input|instructions)"\s*:')
+_MOST_ENTRIES = 4  # of each worker in the heap of loads, before those that are past are thrown out
 _POINTS = 64  # of each worker on the ring: then their shares differ by some ten percent
 
 
@@ -55,6 +57,7 @@ class RowLine:
         self._window = window
         self._shares: dict[str, Share] = {}
         self._roomy: set[str] = set()
+        self._by_load: list[tuple[int, str]] = []  # a heap: of each roomy worker its load, and loads that are past
         self._ring = _Ring()
         self._returned: deque[Line] = deque()
         self._suspects: deque[Line] = deque()
@@ -77,9 +80,19 @@ class RowLine:
         assert self._roomy, "asked for before"
         home = self._ring.owner(_prefix(line))
         if home not in self._roomy:
-            home = min(self._roomy, key=lambda name: self._shares[name].load)
+            home = self._least_loaded()
         self._shares[home].backlog.append(line)
         self._look(home)
+
+    def _least_loaded(self) -> str:
+        """Of the workers with room the one that has the least to do."""
+        while not self._is_current(self._by_load[0]):
+            heappop(self._by_load)
+        return self._by_load[0][1]
+
+    def _is_current(self, entry: tuple[int, str]) -> bool:
+        load, worker = entry
+        return worker in self._roomy and self._shares[worker].load == load
 
     def join(self, worker: str) -> None:
         """A worker is there that holds nothing."""
@@ -174,8 +187,15 @@ class RowLine:
 
     def _look(self, worker: str) -> None:
         """Note whether a worker has room."""
-        roomy = worker != self._ward and self._shares[worker].load < self._window
-        (self._roomy.add if roomy else self._roomy.discard)(worker)
+        load = self._shares[worker].load
+        if worker == self._ward or load >= self._window:
+            self._roomy.discard(worker)
+            return
+        self._roomy.add(worker)
+        heappush(self._by_load, (load, worker))
+        if len(self._by_load) > _MOST_ENTRIES * (len(self._shares) + 1):
+            self._by_load = [(self._shares[name].load, name) for name in self._roomy]
+            heapify(self._by_load)
 
 
 class _Ring:

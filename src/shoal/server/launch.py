@@ -13,7 +13,6 @@ from starlette.types import ASGIApp
 
 from shoal import hub
 from shoal.errors import ParameterError, RequestError
-from shoal.gguf.reader import GGUFFile
 from shoal.llm import LLM
 from shoal.params import EngineConfig, parse_size
 from shoal.server.access import configure_logging
@@ -26,7 +25,7 @@ from shoal.server.routes import batches, files, page
 from shoal.server.routes.status import page_state
 from shoal.server.run import Server, Serving
 from shoal.server.service import Service
-from shoal.server.settings import ServerSettings
+from shoal.server.settings import ServerSettings, served_names
 from shoal.server.store.runner import BatchRunner, Served
 from shoal.server.store.store import Store, default_folder
 from shoal.system.streams import say
@@ -43,7 +42,7 @@ def launch(model: str, config: EngineConfig, flags: Mapping[str, Any]) -> int:
     configure_logging(access_log=flags["access_log"] or flags["log_prompts"])
     path = hub.resolve(model)
     keys = Keys(read_keys(flags["api_key"], flags["api_key_file"], os.environ.get(VARIABLE)))
-    settings = _settings(flags, config, flags["served_model_name"] or _names(model, path), keys_given=bool(keys))
+    settings = _settings(flags, config, flags["served_model_name"] or served_names(model, path), keys_given=bool(keys))
     serving = _serving(flags, settings)
     service = Service(lambda: LLM(path, config=config), settings)
     with ExitStack() as opened:
@@ -60,12 +59,6 @@ def launch(model: str, config: EngineConfig, flags: Mapping[str, Any]) -> int:
 def _settings(
     flags: Mapping[str, Any], config: EngineConfig, served: tuple[str, ...], *, keys_given: bool
 ) -> ServerSettings:
-    for name in ("max_waiting", "max_waiting_tokens"):
-        if flags[name] < 0:
-            raise ParameterError(name, flags[name], "0 or more")
-    for name in ("request_timeout", "queue_timeout", "keep_alive", "stall_timeout", "drain_timeout"):
-        if flags[name] is not None and not 0 < flags[name] < float("inf"):
-            raise ParameterError(name, flags[name], "a positive number of seconds")
     return ServerSettings(
         engine=config,
         served=served,
@@ -135,17 +128,6 @@ def _temporary_folder() -> Iterator[Path]:
     say("without a port of its own a server forgets files and batches when it ends; give --data-dir to keep them")
     with TemporaryDirectory(prefix="shoal-") as name:
         yield Path(name)
-
-
-def _names(model: str, path: Path) -> tuple[str, ...]:
-    """What requests may call the model. Where it lies is nobody's business but the server's."""
-    with GGUFFile.open(path) as file:
-        name = file.metadata.get("general.name")
-    given = (
-        model if (model != str(path) and "/" not in model.removeprefix("hf:")) or model.startswith("hf:") else path.name
-    )
-    names = (given, path.name, *([name] if isinstance(name, str) and name else []))
-    return tuple(dict.fromkeys(name.encode("utf-8", "backslashreplace").decode() for name in names))
 
 
 def _begin_batches(service: Service, runner: BatchRunner, llm: LLM) -> None:

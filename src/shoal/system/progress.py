@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import TextIO, cast
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, TextIO, cast
 
 from shoal.system.streams import Forgiving
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _BELOW_ONE = 1e-9
 
@@ -23,31 +23,43 @@ class Bar:
     def __init__(
         self, things: str, total: int | None, *, stream: TextIO | None, show: bool = True, kept: bool = False
     ) -> None:
-        console = Console(file=cast(TextIO, Forgiving(stream)))
-        self.shown = show and console.is_terminal
-        self._progress = Progress(
-            TextColumn("{task.fields[done]} " + things),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}{task.fields[rate]:.1f} tokens/s"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=not kept,
-            disable=not self.shown,
-            redirect_stdout=Forgiving(sys.stdout).isatty(),
-        )
-        self._task = self._progress.add_task("", total=total, done="0", note="", rate=0.0)
+        self._progress = _on_terminal(things, stream, kept) if show else None
+        self.shown = self._progress is not None
+        if self._progress is not None:
+            self._task = self._progress.add_task("", total=total, done="0", note="", rate=0.0)
 
     def __enter__(self) -> Bar:
-        self._progress.start()
+        if self._progress is not None:
+            self._progress.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        if self._progress is not None:
+            self._progress.stop()
 
     def update(self, done: int, total: int | None, tokens: int, seconds: float, note: str = "") -> None:
         """Where things are now; ``tokens`` in ``seconds`` give the rate."""
-        if self.shown:
+        if self._progress is not None:
             of = str(done) if total is None else f"{done}/{total}"
             rate = tokens / max(seconds, _BELOW_ONE)
             self._progress.update(self._task, total=total, completed=done, done=of, note=note, rate=rate)
+
+
+def _on_terminal(things: str, stream: TextIO | None, kept: bool) -> Progress | None:
+    """rich's bar, None where ``stream`` is no terminal."""
+    from rich.console import Console  # slow to import: only where a bar may be shown
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(file=cast(TextIO, Forgiving(stream)))
+    if not console.is_terminal:
+        return None
+    return Progress(
+        TextColumn("{task.fields[done]} " + things),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[note]}{task.fields[rate]:.1f} tokens/s"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=not kept,
+        redirect_stdout=Forgiving(sys.stdout).isatty(),
+    )

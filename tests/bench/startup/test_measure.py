@@ -19,7 +19,7 @@ STAGES = [
     "import shoal",
     "import shoal.llm",
     "open the file",
-    "import Numba, start threads",
+    "import backend, start threads",
     "tokenizer",
     "chat template",
     "pack weights",

@@ -12,7 +12,7 @@ import pytest
 
 from shoal.errors import GGUFError, JobError, ModelNotFoundError
 from shoal.gguf.reader import GGUFFile
-from shoal.jobs.durable.fingerprint import file_fingerprint, model_fingerprint
+from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, model_fingerprint
 from tests.support.gguf_builder import GGUFBuilder
 
 
@@ -45,6 +45,20 @@ def test_a_name_that_is_not_utf8_can_be_written_down(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(JobError, match=str(tmp_path / name)):
         file_fingerprint(tmp_path / name)
+
+
+def test_of_several_files_all_that_is_said_counts_and_their_order() -> None:
+    files = [("a", 1, "x"), ("b", 2, "y")]
+    found = files_fingerprint("in", iter(files))
+    assert found == {"path": "in", "files": 2, "bytes": 3, "blake2b": found["blake2b"]}
+    others = [
+        files[::-1],
+        files[:1],
+        [("c", 1, "x"), files[1]],
+        [("a", 1, "x"), ("b", 1, "y")],
+        [files[0], ("b", 2, "z")],
+    ]
+    assert len({files_fingerprint("in", each)["blake2b"] for each in [files, *others]}) == 6
 
 
 def write_model(path: Path, rows: int, key: str = "value") -> Path:

@@ -63,6 +63,16 @@ def test_numbers_are_those_of_the_lines(index: IdIndex) -> None:
         check_input([Line(7, row("a")), Line(8, row("b")), Line(90, row("a"))], index)
 
 
+def test_of_several_files_both_places_are_named(index: IdIndex) -> None:
+    with pytest.raises(DuplicateIdError, match=r"custom_id 'a' is in x 1 and x 3, must be in one"):
+        check_input(lines(row("a"), row("b"), row("a")), index, place=lambda number: f"x {number}")
+
+
+def test_of_several_files_the_first_bad_line_is_named(index: IdIndex) -> None:
+    with pytest.raises(JobError, match=r"^2 bad lines, nothing was run; x 2: ."):
+        check_input([Line(number, b"{}", place=f"x {number}") for number in (2, 3)], index, strict=reader())
+
+
 def test_a_strict_check_passes_good_rows(index: IdIndex) -> None:
     assert check_input(lines(row("a"), row("b"), row(None)), index, strict=reader()) == 3
 

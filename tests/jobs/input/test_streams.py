@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shoal.errors import JobError
 from shoal.jobs.input.rows import MAX_LINE_BYTES, LineReader
-from shoal.jobs.input.streams import compression_of, open_stream, table_format
+from shoal.jobs.input.streams import compression_of, is_known, open_stream, table_format
 from tests.jobs.compress import COMPRESS
 
 TEXT = b"".join(b"line %d\n" % number for number in range(2000))
@@ -23,7 +23,7 @@ TEXT = b"".join(b"line %d\n" % number for number in range(2000))
 def contents(path: Path) -> bytes:
     with open_stream(path) as stream:
         data = b"".join(iter(lambda: stream.readline(1000), b""))
-        assert stream.bytes_read == stream.size == path.stat().st_size
+        assert stream.bytes_read == path.stat().st_size
     return data
 
 
@@ -101,19 +101,14 @@ def test_a_line_that_expands_to_more_than_the_limit_is_not_held(tmp_path: Path, 
     assert peak < 3 * MAX_LINE_BYTES
 
 
-def test_a_pipe_has_no_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pipe_has_no_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb") as pipe, open(writer, "wb") as end:
         end.write(b"a\nb")
         end.close()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(pipe))
         with open_stream(Path("-")) as stream:
-            assert (stream.size, stream.readline(100), stream.readline(100), stream.bytes_read) == (
-                None,
-                b"a\n",
-                b"b",
-                0,
-            )
+            assert (stream.readline(100), stream.readline(100), stream.bytes_read) == (b"a\n", b"b", 0)
 
 
 def test_stdin_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,12 +117,12 @@ def test_stdin_may_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_stdin_from_a_file_has_a_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_stdin_from_a_file_has_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(b"a\nb\n")
     with open(tmp_path / "in", encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         with open_stream(Path("-")) as stream:
-            assert (stream.size, stream.readline(100), stream.bytes_read) == (4, b"a\n", 2)
+            assert (stream.readline(100), stream.bytes_read) == (b"a\n", 2)
 
 
 @pytest.mark.parametrize(
@@ -152,3 +147,23 @@ def test_names_say_what_files_are(name: str, table: str | None, compression: str
 def test_parquet_in_another_compression_is_refused() -> None:
     with pytest.raises(JobError, match=r"a\.parquet\.gz: Parquet is compressed inside"):
         table_format(Path("a.parquet.gz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("a.jsonl", True),
+        ("a.JSONL.GZ", True),
+        ("a.ndjson.zst", True),
+        ("a.json", True),
+        ("a.b.csv", True),
+        ("part-0.parquet", True),
+        (".a.jsonl", False),
+        ("_SUCCESS", False),
+        ("a.txt", False),
+        ("a.jsonl.tmp", False),
+        ("a.zst", False),
+    ],
+)
+def test_which_files_of_a_folder_are_inputs(name: str, known: bool) -> None:
+    assert is_known(name) is known

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import JobError
+from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.input.tables import assemble, check_target
 from tests.jobs.compress import COMPRESS
 
@@ -132,7 +133,7 @@ def test_a_link_leads_to_the_file_that_is_replaced(source: Path, tmp_path: Path)
 def test_a_target_that_can_be_written_passes_the_check(
     source: Path, parquet: Path, tmp_path: Path, kind: str, target: str
 ) -> None:
-    check_target(tmp_path / kind, Path(target), "reply")
+    check_target(Inputs.of(tmp_path / kind), Path(target), "reply")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_any_work(
     source: Path, parquet: Path, tmp_path: Path, kind: str, target: str, says: str
 ) -> None:
     with pytest.raises(JobError, match=says):
-        check_target(tmp_path / kind, tmp_path / target, "prompt")
+        check_target(Inputs.of(tmp_path / kind), tmp_path / target, "prompt")
 
 
 def test_a_table_is_written_where_files_cannot_be_synced(

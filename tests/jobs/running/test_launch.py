@@ -315,8 +315,8 @@ def test_a_job_without_a_finished_row_may_become_another(model: Path, source: Pa
 def change_after_the_check(patch: pytest.MonkeyPatch, source: Path, text: str) -> None:
     """Let the content of ``source`` become ``text`` between the count of its rows and their run."""
 
-    def check_and_change(*arguments: Any) -> int:
-        rows = check_input(*arguments)
+    def check_and_change(*arguments: Any, **keywords: Any) -> int:
+        rows = check_input(*arguments, **keywords)
         source.write_text(text)
         return rows
 

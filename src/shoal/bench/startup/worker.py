@@ -56,7 +56,7 @@ def main(spawned: float, model: str, prompt_len: int, **flags: Any) -> None:
 def _time_parts(stages: Stages, llm: Any, prompts: Any) -> None:
     """Time the parts that LLM is put together from, where they are called."""
     for module, name, stage in (
-        (llm, "open_backend", "import Numba, start threads"),
+        (llm, "open_backend", "import backend, start threads"),
         (prompts, "_tokenizer", "tokenizer"),
         (prompts, "_chat_template", "chat template"),
         (llm, "load_model", "pack weights"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from shoal.errors import JobError
 from shoal.gguf.reader import GGUFFile
@@ -34,9 +36,27 @@ def file_fingerprint(path: Path) -> dict[str, int | str]:
     return {"path": path_text(path), "bytes": size, "blake2b": digest.hexdigest()}
 
 
+def files_fingerprint(place: str, files: Iterable[tuple[str, int, str]]) -> dict[str, int | str]:
+    """``path`` (``place``, which says where they are), the number of ``files``, their ``bytes``, and ``blake2b`` of what is said of
+    them: of each, in the order in which they are read, its name, its size, and what changes with its content."""
+    digest = blake2b(digest_size=_DIGEST_BYTES)
+    count = size = 0
+    for file in files:
+        digest.update(msgspec.json.encode(file))
+        count, size = count + 1, size + file[1]
+    return {"path": place, "files": count, "bytes": size, "blake2b": digest.hexdigest()}
+
+
 def path_text(path: Path) -> str:
     """An absolute path as text that any JSON can hold."""
     return printable(os.path.abspath(path))
+
+
+def place_text(place: str) -> str:
+    """A URL as it is, a path as by ``path_text``; a slash at its end stays."""
+    if "://" in place:
+        return printable(place)
+    return path_text(Path(place)) + ("/" if place.endswith("/") else "")
 
 
 def printable(name: str | Path) -> str:

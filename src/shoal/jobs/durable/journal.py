@@ -220,9 +220,8 @@ class Journal:
         self._file.sync()
 
     def _sealed(self, record: Record) -> bytes:
-        body = _encode(record)
-        self._crc = crc32(body, self._crc)
-        return body + _CRC.pack(self._crc)
+        data, self._crc = seal(record, self._crc)
+        return data
 
     def __enter__(self) -> Journal:
         return self
@@ -248,7 +247,7 @@ def read(path: Path, *, errors_apart: bool) -> Recovered:
         found = Recovered(path, State(errors_apart=errors_apart), _read_header(stream, path))
     for record, crc in _records(path):
         if not found.state.admits(record):
-            raise _damaged(path, f"the record at byte {found.end} contradicts those before it")
+            raise damaged(path, f"the record at byte {found.end} contradicts those before it")
         if isinstance(record, Redo):
             found.redone = found.end
         if not isinstance(record, Entry):
@@ -264,25 +263,47 @@ def _records(path: Path) -> Iterator[tuple[Record, int]]:
     with open(path, "rb", _READ_AHEAD) as stream:
         crc = _read_header(stream, path)
         while len(data := stream.read(RECORD_SIZE)) == RECORD_SIZE:
-            body = data[: -_CRC.size]
-            crc = crc32(body, crc)
-            if data[-_CRC.size :] != _CRC.pack(crc):
+            found = unseal(data, crc, path)
+            if found is None:
                 return
-            yield _decode(body, path), crc
+            yield found
+            _, crc = found
 
 
 def _read_header(stream: BinaryIO, path: Path) -> int:
     """Check the header and return its crc."""
     data = stream.read(HEADER_SIZE)
     if len(data) < HEADER_SIZE or not data.startswith(_MAGIC):
-        raise _damaged(path, "it does not begin like a journal")
+        raise damaged(path, "it does not begin like a journal")
     _, version = _HEADER.unpack_from(data)
     crc = crc32(data[: _HEADER.size])
     if data[_HEADER.size :] != _CRC.pack(crc):
-        raise _damaged(path, "the CRC of its header is wrong")
+        raise damaged(path, "the CRC of its header is wrong")
     if version != VERSION:
-        raise _damaged(path, f"its format has version {version}, this shoal reads version {VERSION}")
+        raise damaged(path, f"its format has version {version}, this shoal reads version {VERSION}")
     return crc
+
+
+def seal(record: Record, crc: int) -> tuple[bytes, int]:
+    """The RECORD_SIZE bytes of a record that comes after one with ``crc``, and its own crc."""
+    body = _encode(record)
+    crc = crc32(body, crc)
+    return body + _CRC.pack(crc), crc
+
+
+def unseal(data: bytes, crc: int, place: object) -> tuple[Record, int] | None:
+    """The record in RECORD_SIZE bytes, and its crc; None where it does not come after one with ``crc``, or is damaged.
+
+    Raises JobError that names ``place`` for a record of another version.
+    """
+    body = data[: -_CRC.size]
+    crc = crc32(body, crc)
+    return (_decode(body, place), crc) if data[-_CRC.size :] == _CRC.pack(crc) else None
+
+
+def damaged(place: object, reason: str) -> JobError:
+    """What a journal that cannot be gone on with is refused with."""
+    return JobError(f"{place}: {reason}; the job cannot go on from it (--restart begins anew)")
 
 
 def _encode(record: Record) -> bytes:
@@ -294,7 +315,7 @@ def _encode(record: Record) -> bytes:
     return _REDO.pack(b"REDO", *record)
 
 
-def _decode(body: bytes, path: Path) -> Record:
+def _decode(body: bytes, place: object) -> Record:
     kind = body[:4]
     if kind in (b"DONE", b"FAIL"):
         _, length, row, offset, crc, *tokens = _ROW.unpack(body)
@@ -303,8 +324,4 @@ def _decode(body: bytes, path: Path) -> Record:
         return Work(*_WORK.unpack(body)[1:])
     if kind == b"REDO":
         return Redo(*_REDO.unpack(body)[1:])
-    raise _damaged(path, f"it has a record of an unknown kind, {kind!r}")
-
-
-def _damaged(path: Path, reason: str) -> JobError:
-    return JobError(f"{path}: {reason}; the job cannot go on from it (--restart begins anew)")
+    raise damaged(place, f"it has a record of an unknown kind, {kind!r}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 from zlib import crc32
 
 from shoal.errors import JobError
@@ -22,6 +22,7 @@ from shoal.jobs.durable.file_systems import sync_folder
 from shoal.jobs.durable.journal import ERRORS, NO_USAGE, RESULTS, Entry, Journal, Record, Recovered, Redo, Totals, Usage
 from shoal.jobs.durable.rowset import RowSet
 from shoal.jobs.durable.storage import AppendFile
+from shoal.jobs.durable.waiting import Waiting
 from shoal.system.streams import binary_stdout, open_above_standard
 
 __all__ = ["NO_USAGE", "Ledger", "RowSet", "StreamLedger", "Totals", "Usage"]
@@ -45,8 +46,7 @@ class Ledger:
     def __init__(self, found: Recovered, outputs: Sequence[Path], clock: Callable[[], float]) -> None:
         self._state = found.state
         self._clock = clock
-        self._waiting: dict[int, _Line] = {}
-        self._bytes_waiting = 0
+        self._waiting = Waiting(found.state)
         self._recorded = found.state.totals.work
         self._usable = True
         ends = list(zip(outputs, found.state.ends, strict=False))
@@ -101,15 +101,11 @@ class Ledger:
     def add(self, row: int, line: bytes, *, failed: bool, usage: Usage = NO_USAGE) -> None:
         """Take the ``line`` (without newline) of ``row``, which is finished; it is durable after the next commit."""
         self._check_usable()
-        assert row not in self.finished, f"row {row} has its line in a file"
-        assert row not in self._waiting, f"row {row} has its line in memory"
-        assert b"\n" not in line, f"the record of row {row} is one line"
-        self._waiting[row] = _Line(line + b"\n", failed, usage)
-        self._bytes_waiting += len(line)
+        self._waiting.add(row, line, failed=failed, usage=usage)
 
     def commit_if_due(self) -> bool:
         """Commit if lines have waited long enough or are many; whether it did."""
-        due = bool(self._waiting) and (self._clock() >= self._due or self._bytes_waiting >= _MOST_WAITING)
+        due = bool(self._waiting) and (self._clock() >= self._due or self._waiting.num_bytes >= _MOST_WAITING)
         if due:
             self.commit()
         return due
@@ -122,27 +118,15 @@ class Ledger:
         started = self._clock()
         with self._whole():
             for file, output in enumerate(self._outputs):
-                output.write(b"".join(self._lines_for(file)))
-            records: list[Record] = [work, *self._entries()]
+                output.write(b"".join(self._waiting.lines(file)))
+            records: list[Record] = [work, *self._waiting.entries()]
             self._journal.append(records)
             for record in records:
                 self._state.apply(record)
             self._waiting.clear()
-            self._bytes_waiting = 0
             self._recorded = work
         ended = self._clock()
         self._due = ended + max(_SHORTEST_INTERVAL, _INTERVAL_PER_COST * (ended - started))
-
-    def _lines_for(self, file: int) -> Iterator[bytes]:
-        return (line.text for line in self._waiting.values() if self._state.file_of(failed=line.failed) == file)
-
-    def _entries(self) -> Iterator[Entry]:
-        """The journal's entries of the lines that wait, in the order in which they are written."""
-        ends = list(self._state.ends)
-        for row, (text, failed, usage) in self._waiting.items():
-            file = self._state.file_of(failed=failed)
-            yield Entry(row, failed, ends[file], len(text), crc32(text), usage)
-            ends[file] += len(text)
 
     def retry_errors(self) -> int:
         """Put all failed rows back and empty the file of errors; returns how many there were.
@@ -188,14 +172,6 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Line(NamedTuple):
-    """A line, with its newline, that waits for the next commit."""
-
-    text: bytes
-    failed: bool
-    usage: Usage
 
 
 class _Output:

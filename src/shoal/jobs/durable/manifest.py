@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ VERSION = 1
 State = Literal["running", "interrupted", "finished", "cancelled", "expired", "stopped"]
 
 _NAME = "manifest.json"
+_MOVABLE = "input.path"  # what may differ: the input has only moved
 _MOST_SHOWN = 80
 _LATEST = 1e11  # a time that every calendar still has
 _ABSENT = object()
@@ -79,16 +81,16 @@ def load(folder: Path) -> Manifest | None:
     """The manifest in a journal folder; None if there is none. Raises JobError for one that this version cannot read."""
     path = folder / _NAME
     try:
-        return _decoded(path, path.read_bytes())
+        return decode(path, path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise JobError(f"{path}: not the manifest of a job ({error}); --restart begins the job anew") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def save(folder: Path, manifest: Manifest) -> None:
     """Put a manifest into a journal folder, in one step in place of the one before. Raises OSError."""
-    write_atomically(folder / _NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    write_atomically(folder / _NAME, encode(manifest))
 
 
 def drop(folder: Path) -> None:
@@ -97,19 +99,38 @@ def drop(folder: Path) -> None:
     sync_folder(folder)
 
 
+def encode(manifest: Manifest) -> bytes:
+    """As it is written down."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode(place: object, data: bytes) -> Manifest:
+    """What was written down at ``place``. Raises JobError for what this version cannot read."""
+    try:
+        version = msgspec.json.decode(data, type=_Versioned).version
+        if version != VERSION:
+            raise JobError(f"{place}: version {version}, this shoal reads {VERSION}; --restart begins the job anew")
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _unreadable(place, error) from error
+
+
+def digest(identity: Identity) -> str:
+    """Equal for identities without differences: hex of 16 bytes."""
+    leaves = sorted((name, value) for name, value in _flat("", _as_json(identity)).items() if name != _MOVABLE)
+    return blake2b(msgspec.json.encode(leaves), digest_size=16).hexdigest()
+
+
 def differences(old: Identity, new: Identity) -> list[str]:
     """What differs, a line each: ``model.blake2b: was "1f..", is "c0.."``. An input that has only moved is the same."""
     before, after = _flat("", _as_json(old)), _flat("", _as_json(new))
-    names = [name for name in before | after if name != "input.path"]
+    names = [name for name in before | after if name != _MOVABLE]
     pairs = [(name, before.get(name, _ABSENT), after.get(name, _ABSENT)) for name in names]
     return [f"{name}: was {_shown(was)}, is {_shown(now)}" for name, was, now in pairs if was != now]
 
 
-def _decoded(path: Path, data: bytes) -> Manifest:
-    version = msgspec.json.decode(data, type=_Versioned).version
-    if version != VERSION:
-        raise JobError(f"{path}: version {version}, this shoal reads {VERSION}; --restart begins the job anew")
-    return msgspec.json.decode(data, type=Manifest)
+def _unreadable(place: object, error: Exception) -> JobError:
+    return JobError(f"{place}: not the manifest of a job ({error}); --restart begins the job anew")
 
 
 def _as_json(identity: Identity) -> Any:

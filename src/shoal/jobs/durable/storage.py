@@ -39,10 +39,7 @@ class AppendFile:
 
     def append(self, data: bytes) -> None:
         """Write all of ``data``; it is durable after ``sync``."""
-        left = memoryview(data)
-        with _naming(self.path):
-            while left:
-                left = left[os.write(self._fd, left) :]
+        write_all(self._fd, data, self.path)
         self.size += len(data)
 
     def sync(self) -> None:
@@ -106,6 +103,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.sync()
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def write_all(fd: int, data: bytes, path: Path) -> None:
+    """Write all of ``data`` to the open file ``path``. Raises OSError that names it."""
+    left = memoryview(data)
+    with _naming(path):
+        while left:
+            left = left[os.write(fd, left) :]
 
 
 @contextmanager

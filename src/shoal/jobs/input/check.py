@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from shoal.errors import JobError
-from shoal.jobs.input.ids import IdIndex
+from shoal.jobs.input.ids import DuplicateIdError, IdIndex
 from shoal.jobs.input.rows import BadRow, Line, RowReader, custom_id_of
 
+Place = Callable[[int], str]
 
-def check_input(lines: Iterable[Line], index: IdIndex, strict: RowReader | None = None) -> int:
+
+def check_input(
+    lines: Iterable[Line], index: IdIndex, strict: RowReader | None = None, *, place: Place = lambda number: ""
+) -> int:
     """The number of rows in ``lines``, once each custom_id (put into ``index``) is found to be in one of them only.
 
     Without ``strict``, no more than the custom_id is read of a row, and what has none to read is passed over: it gets its
     error record when its turn comes. With it, every row is read in full.
+    ``place``: as ``Source.place``.
     Raises DuplicateIdError (a JobError) naming both rows, and JobError that counts the bad rows and quotes the first.
     """
     check = _Check(strict)
-    index.add_all(check.custom_ids(lines))
+    try:
+        index.add_all(check.custom_ids(lines))
+    except DuplicateIdError as error:
+        places = (place(error.first_row), place(error.second_row))
+        raise DuplicateIdError(error.custom_id, error.first_row, error.second_row, places) from None
     if check.first_bad is not None:
-        raise JobError(
-            f"{check.num_bad} bad lines, nothing was run; line {check.first_bad.line}: {check.first_bad.error}"
-        )
+        raise JobError(f"{check.num_bad} bad lines, nothing was run; {check.first_bad}")
     return check.num_rows
 
 
@@ -31,7 +38,7 @@ class _Check:
     def __init__(self, reader: RowReader | None) -> None:
         self.num_rows = 0
         self.num_bad = 0
-        self.first_bad: BadRow | None = None
+        self.first_bad: str | None = None
         self._reader = reader
 
     def custom_ids(self, lines: Iterable[Line]) -> Iterator[tuple[str, int]]:
@@ -48,4 +55,4 @@ class _Check:
         row = reader.read(line)
         if isinstance(row, BadRow):
             self.num_bad += 1
-            self.first_bad = self.first_bad or row
+            self.first_bad = self.first_bad or f"{line.place or f'line {line.number}'}: {row.error}"

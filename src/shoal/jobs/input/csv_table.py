@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
@@ -18,7 +17,7 @@ import msgspec
 from shoal.errors import JobError
 from shoal.jobs.input.kinds import refuse_foreign
 from shoal.jobs.input.rows import MAX_LINE_BYTES, Line
-from shoal.jobs.input.streams import LineStream, open_stream
+from shoal.jobs.input.streams import InputFile, LineStream, open_stream
 
 if TYPE_CHECKING:
     from _csv import Reader
@@ -35,7 +34,7 @@ class CsvTable:
     whose header cannot be read.
     """
 
-    def __init__(self, path: Path, stream: LineStream, delimiter: str, *, limit: int = MAX_LINE_BYTES) -> None:
+    def __init__(self, path: InputFile, stream: LineStream, delimiter: str, *, limit: int = MAX_LINE_BYTES) -> None:
         self.path = path
         self._lines = _RecordLines(stream, limit)
         self._reader = _csv_reader(self._lines, delimiter, strict=True)
@@ -131,14 +130,14 @@ class _RecordLines:
 
 
 @contextmanager
-def open_csv(path: Path) -> Iterator[CsvTable]:
+def open_csv(path: InputFile) -> Iterator[CsvTable]:
     """The table in a file. Raises JobError for one that is none, as its first bytes show, or whose header cannot be read."""
     with open_stream(path) as stream:
         refuse_foreign(path, stream.head(), "csv")
         yield CsvTable(path, stream, csv_delimiter(path))
 
 
-def csv_delimiter(path: Path) -> str:
+def csv_delimiter(path: InputFile) -> str:
     """The delimiter of a table."""
     with open_stream(path) as stream:
         lines = iter(lambda: stream.readline(MAX_LINE_BYTES), b"")
@@ -152,7 +151,7 @@ def _csv_reader(lines: Iterable[str], delimiter: str, *, strict: bool) -> Reader
     return csv.reader(lines, delimiter=delimiter, strict=strict)
 
 
-def write_extended_csv(path: Path, results: Callable[[int], str | None], target: BinaryIO, column: str) -> None:
+def write_extended_csv(path: InputFile, results: Callable[[int], str | None], target: BinaryIO, column: str) -> None:
     """Write the table to ``target`` as it is, byte by byte, with a cell of ``column`` put at the end of each record.
 
     ``results`` gives the text for a record by its number, from 1; the cell stays empty where it gives None.

@@ -28,16 +28,18 @@ _SELECT = "SELECT row FROM ids WHERE key = ?"
 
 
 class DuplicateIdError(JobError):
-    """Two rows of a job have the same custom_id."""
+    """Two rows of a job have the same custom_id; ``places`` say where they stand if the input is several files."""
 
-    def __init__(self, custom_id: str, first_row: int, second_row: int) -> None:
-        super().__init__(f"custom_id {custom_id!r} is in rows {first_row} and {second_row}, must be in one")
+    def __init__(self, custom_id: str, first_row: int, second_row: int, places: tuple[str, str] = ("", "")) -> None:
+        where = " and ".join(places) if all(places) else f"rows {first_row} and {second_row}"
+        super().__init__(f"custom_id {custom_id!r} is in {where}, must be in one")
         self.custom_id = custom_id
         self.first_row = first_row
         self.second_row = second_row
+        self.places = places
 
-    def __reduce__(self) -> tuple[type[DuplicateIdError], tuple[str, int, int]]:
-        return (type(self), (self.custom_id, self.first_row, self.second_row))
+    def __reduce__(self) -> tuple[type[DuplicateIdError], tuple[str, int, int, tuple[str, str]]]:
+        return (type(self), (self.custom_id, self.first_row, self.second_row, self.places))
 
 
 class IdIndex:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 from shoal.errors import JobError
@@ -66,16 +65,20 @@ _BROKEN_OFF = (b"{", b"[", b",")  # how a line ends where JSON is spread over se
 _DELIMITER = re.compile(rb"[,;\t|]")
 
 
-def refuse_foreign(path: Path, head: bytes, table: str | None) -> None:
+class EmptyInputError(JobError):
+    """A file without anything in it."""
+
+
+def refuse_foreign(path: object, head: bytes, table: str | None) -> None:
     """Raise JobError for a file that begins with ``head`` and so is no "csv" or "parquet" ``table``, or for None no JSON lines."""
     if not head:
-        raise JobError(f"{path}: is empty: there is nothing to run")
+        raise EmptyInputError(f"{path}: is empty: there is nothing to run")
     wanted = {"csv": "CSV", "parquet": "Parquet"}.get(table or "", "JSON lines")
     for kind in _foreign(head, table):
         raise JobError(f"{path}: this is {kind.what}, not {wanted}: {kind.advice}")
 
 
-def refuse_misnamed(path: Path, head: bytes, compression: str) -> None:
+def refuse_misnamed(path: object, head: bytes, compression: str) -> None:
     """Raise JobError for a file that begins with ``head`` and so is not compressed as its suffix ``compression`` says."""
     if not head:
         raise JobError(f"{path}: is empty, which no {compression} file is")

@@ -12,6 +12,7 @@ import msgspec
 from shoal.errors import JobError
 from shoal.jobs.input.kinds import HEAD_BYTES, refuse_foreign
 from shoal.jobs.input.rows import MAX_LINE_BYTES, Line
+from shoal.jobs.input.streams import InputFile, open_stored
 
 _BATCH_BYTES = 8 << 20
 _BATCH_ROWS = 256
@@ -25,20 +26,24 @@ class ParquetTable:
     It is read in batches of some megabytes, whatever the size of its row groups.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: InputFile) -> None:
         self.path = path
         self._pyarrow, self._parquet = _pyarrow()
         self._rows_read = 0
         with self._reading():
-            with open(path, "rb") as file:
+            with open_stored(path) as file:
                 refuse_foreign(path, file.read(HEAD_BYTES), "parquet")
+            self._remote = None if isinstance(path, Path) else open_stored(path)
             # Buffered and not ahead: else a whole row group is held.
-            self._file = self._parquet.ParquetFile(path, buffer_size=_READ_BUFFER, pre_buffer=False)
+            whole = path if self._remote is None else self._remote
+            self._file = self._parquet.ParquetFile(whole, buffer_size=_READ_BUFFER, pre_buffer=False)
             self._schema = self._file.schema_arrow
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+        if self._remote is not None:
+            self._remote.close()
 
     @property
     def columns(self) -> list[str]:

@@ -34,7 +34,8 @@ _NO_DEFAULTS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The JSON of a row, not yet looked at. ``number`` counts from 1.
+    """The JSON of a row, not yet looked at. ``number`` counts from 1, through all files of an input; ``place`` says, of several files,
+    where the row stands: "b.jsonl, line 2".
 
     ``data`` is None where there is nothing that could be read; ``error`` says why.
     """
@@ -42,6 +43,7 @@ class Line:
     number: int
     data: bytes | None
     error: str = ""
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,28 +11,30 @@ from typing import BinaryIO
 from shoal.errors import JobError
 from shoal.jobs.durable.file_systems import sync, sync_folder
 from shoal.jobs.input.csv_table import open_csv, write_extended_csv
+from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.input.parquet_table import ParquetTable
-from shoal.jobs.input.streams import compression_of, table_format
+from shoal.jobs.input.streams import InputFile, compression_of, table_format
 from shoal.system.streams import open_above_standard
 
 
-def check_target(source: Path, target: Path, column: str) -> None:
-    """Raise JobError, before any work, for a ``target`` that the results of ``source`` cannot be written to.
+def check_target(inputs: Inputs, target: Path, column: str) -> None:
+    """Raise JobError, before any work, for a ``target`` that the results of ``inputs`` cannot be written to.
 
-    Results are never compressed. A table (``table_format(target)``) needs an input that is a table of the same kind, and
+    Results are never compressed. A table (``table_format(target)``) needs an input that is one table of the same kind,
     in which the name of ``column`` is free; any input may have its results in a JSONL file.
     """
     if compression_of(target):
         raise JobError(f"{target}: results are appended uncompressed; leave {compression_of(target)} away")
     if table_format(target) is None:
         return
-    if table_format(source) != table_format(target):
-        raise JobError(f"{target}: only a .{table_format(target)} input can become this table, not {source}")
+    source = inputs.files[0]
+    if len(inputs.files) > 1 or table_format(source) != table_format(target):
+        raise JobError(f"{target}: only a .{table_format(target)} input can become this table, not {inputs}")
     if column in _columns(source):
         raise JobError(f"{source}: has a column {column!r} already; the output column needs another name")
 
 
-def _columns(source: Path) -> list[str]:
+def _columns(source: InputFile) -> list[str]:
     if table_format(source) == "parquet":
         with closing(ParquetTable(source)) as table:
             return table.columns
@@ -40,7 +42,7 @@ def _columns(source: Path) -> list[str]:
         return csv.header
 
 
-def assemble(source: Path, results: Callable[[int], str | None], target: Path, column: str) -> None:
+def assemble(source: InputFile, results: Callable[[int], str | None], target: Path, column: str) -> None:
     """Write the table ``source`` with ``column`` at its end to ``target``, durably: all of it, or ``target`` stays.
 
     ``results`` is asked for the text of each row, by its number from 1, in order; None is an empty cell, or null.

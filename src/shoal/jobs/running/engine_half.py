@@ -108,7 +108,7 @@ class LocalHalf(EngineHalf):
         """Take a row in; one that is wrong in itself comes back at once."""
         row = self._reader.read(line)
         bad = row if isinstance(row, BadRow) else self._submit(row)
-        return None if bad is None else refusal_of(bad)
+        return None if bad is None else refusal_of(bad, line.place)
 
     def _submit(self, row: Row | EmbeddingRow) -> BadRow | None:
         """Put a row in line, or say what is wrong with it."""
@@ -221,9 +221,9 @@ def window(max_num_seqs: int) -> int:
     return max_num_seqs + max_num_seqs // 2
 
 
-def refusal_of(row: BadRow) -> Finished:
-    """The record of a row that is wrong in itself."""
-    return Finished(row.line, refused(row.custom_id, row.error, row.line).line(), True, NO_USAGE)
+def refusal_of(row: BadRow, place: str = "") -> Finished:
+    """The record of a row that is wrong in itself; ``place`` is that of its Line."""
+    return Finished(row.line, refused(row.custom_id, row.error, row.line, place).line(), True, NO_USAGE)
 
 
 def derived_seed(seed: int, custom_id: str) -> int:

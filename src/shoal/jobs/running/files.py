@@ -2,73 +2,52 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.errors import ParameterError
-from shoal.jobs.input.streams import STANDARD_STREAM, table_format
+from shoal.jobs.durable.store import is_url
+from shoal.jobs.input.inputs import Given, Inputs
+from shoal.jobs.running.file_place import FilePlace
+from shoal.jobs.running.parts_place import PartsPlace
+from shoal.jobs.running.place import Place
 
 
 @dataclass(frozen=True, slots=True)
 class JobFiles:
-    """Where requests come from, and where answers and failures go; ``-`` is stdin or stdout.
+    """Where requests come from, and the place of answers and failures."""
 
-    ``errors`` may be ``output`` itself: then every row has its record there. A table (CSV, Parquet) is written whole when
-    all rows are done; until then its answers are lines of ``results``, in the journal's folder.
-    """
-
-    input: Path
-    output: Path
-    errors: Path
+    input: Inputs
+    place: Place
 
     @classmethod
-    def named(cls, input: str | Path, output: str | Path, errors: str | Path | None = None) -> JobFiles:
-        """``errors`` None is OUTPUT.errors.jsonl beside the output, or the output itself if it is a stream."""
-        output = Path(output)
-        if errors is None:
-            errors = output if _is_stream(output) else output.with_name(output.name + ".errors.jsonl")
-        errors = Path(errors)
-        return cls(Path(input), output, output if _same_file(errors, output) else errors)
-
-    @property
-    def folder(self) -> Path:
-        """Where the journal is."""
-        return self.output.with_name(self.output.name + ".shoal")
-
-    @property
-    def is_table(self) -> bool:
-        """Whether the output is the input table with one more column."""
-        return table_format(self.output) is not None
-
-    @property
-    def results(self) -> Path:
-        """The file that answers are appended to."""
-        return self.folder / "results.jsonl" if self.is_table else self.output
-
-    @property
-    def has_journal(self) -> bool:
-        """Whether the output can be kept in step with a journal: not stdout, a pipe or a device."""
-        return not _is_stream(self.output)
+    def named(cls, input: Given, output: str | Path, errors: str | Path | None = None) -> JobFiles:
+        """See ``Inputs.of``, which raises for an input that leads to no file, and ``place_of``."""
+        return cls(Inputs.of(input), place_of(output, errors))
 
     @property
     def can_go_on(self) -> bool:
         """Whether a job that was stopped can be taken up again."""
-        return self.has_journal and self.input != STANDARD_STREAM
+        return self.place.has_journal and not self.input.is_stdin
 
     def check(self) -> None:
         """Raise ParameterError for an input that cannot be read twice, and for outputs that would write over it or each other."""
-        if self.input != STANDARD_STREAM:
-            _check_input(self.input)
-        for name, path in {"output file": self.output, "error file": self.errors}.items():
-            if _same_file(path, self.input):
-                raise ParameterError(name, str(path), "another file than the input")
-            if path.is_dir() or not path.parent.is_dir():
-                raise ParameterError(name, str(path), "a file in a folder that exists")
-        if self.has_journal and _is_stream(self.errors):
-            raise ParameterError("error file", str(self.errors), "a regular file, as the output file is")
-        if self.is_table and (self.errors == self.output or not self.has_journal):
-            raise ParameterError("output file", str(self.output), "a regular file, and another than the error file")
+        for path in self.input.local:
+            _check_input(path)
+        for name, place in self.place.written.items():
+            if self.input.are_in(place) or (isinstance(place, Path) and self.input.would_hold(place)):
+                raise ParameterError(name, str(place), "another file than the input")
+        self.place.check()
+
+
+def place_of(output: str | Path, errors: str | Path | None = None) -> Place:
+    """The place that ``output`` names: a folder of parts if it is a URL, ends in a slash or is a folder, else a file (``-``: stdout).
+
+    ``errors`` is where failures go, if not to where they do by themselves.
+    """
+    if is_url(output) or str(output).endswith("/") or Path(output).is_dir():
+        return PartsPlace(str(output), errors)
+    return FilePlace.named(output, errors)
 
 
 def _check_input(path: Path) -> None:
@@ -78,15 +57,3 @@ def _check_input(path: Path) -> None:
         raise ParameterError("input file", str(path), "a file that exists")
     if not path.is_file():  # a pipe: the check of its rows would use them up
         raise ParameterError("input file", str(path), "a regular file, or - for stdin")
-
-
-def _is_stream(path: Path) -> bool:
-    return path == STANDARD_STREAM or (path.exists() and not path.is_file())
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    if STANDARD_STREAM in (one, other):
-        return False
-    return os.path.realpath(one) == os.path.realpath(other) or (
-        one.exists() and other.exists() and os.path.samefile(one, other)
-    )

@@ -10,6 +10,7 @@ from typing import Literal
 from shoal.errors import EngineError
 from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals
 from shoal.jobs.durable.manifest import State
+from shoal.jobs.durable.parts import PartLedger
 from shoal.jobs.input.rows import BadRow, Line, RowReader
 from shoal.jobs.running.engine_half import EngineHalf, Finished, Steps, refusal_of
 from shoal.jobs.running.interrupts import Interrupts
@@ -17,7 +18,7 @@ from shoal.jobs.running.progress import JobProgress
 from shoal.jobs.running.records import FailureCode, failed
 
 Rows = Iterator[Line | BadRow]
-AnyLedger = Ledger | StreamLedger
+AnyLedger = Ledger | PartLedger | StreamLedger
 Report = Callable[[JobProgress], None]
 
 _SECONDS_BETWEEN_LOOKS = 1.0  # at the clock, and at whether the job is cancelled
@@ -183,9 +184,9 @@ def close(rows: Rows, reader: RowReader, ledger: AnyLedger, state: str) -> None:
     """Record all of ``rows`` as ``state`` ("expired" or "cancelled"); those that are wrong in themselves as that."""
     code, message = CLOSING[state]
     for given in rows:
-        row = reader.read(given) if isinstance(given, Line) else given
+        row, place = (reader.read(given), given.place) if isinstance(given, Line) else (given, "")
         if isinstance(row, BadRow):
-            ledger.add(row.line, refusal_of(row).line, failed=True)
+            ledger.add(row.line, refusal_of(row, place).line, failed=True)
         else:
             ledger.add(row.line, failed(row.custom_id, code, message).line(), failed=True)
         ledger.commit_if_due()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -17,21 +15,22 @@ import msgspec
 
 from shoal.errors import EngineError, JobError, ParameterError
 from shoal.jobs.durable import manifest as manifests
-from shoal.jobs.durable.fingerprint import file_fingerprint, path_text, printable
-from shoal.jobs.durable.ledger import Ledger, RowSet, StreamLedger, Totals
-from shoal.jobs.durable.lock import JobLock
+from shoal.jobs.durable.fingerprint import place_text, printable
+from shoal.jobs.durable.ledger import RowSet, StreamLedger, Totals
 from shoal.jobs.durable.manifest import Identity, Manifest, State
 from shoal.jobs.input.check import check_input
 from shoal.jobs.input.ids import IdIndex
-from shoal.jobs.input.lookup import answers
+from shoal.jobs.input.inputs import Given
 from shoal.jobs.input.rows import BadRow, Line, custom_id_of
-from shoal.jobs.input.source import open_source
-from shoal.jobs.input.tables import assemble, check_target
+from shoal.jobs.input.source import Source, open_inputs
 from shoal.jobs.running.engine_half import EngineHalf, LocalHalf
+from shoal.jobs.running.file_place import FilePlace, held
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.interrupts import sigterm_interrupts
 from shoal.jobs.running.job import AnyLedger, Job, JobLimits, Report, Rows, close
 from shoal.jobs.running.model import JobModel
+from shoal.jobs.running.parts_place import scratch_folder
+from shoal.jobs.running.place import HeldPlace
 from shoal.jobs.running.progress import ProgressDisplay
 from shoal.jobs.running.summary import OVER, Summary
 from shoal.jobs.running.task import JobOptions, Task
@@ -59,7 +58,7 @@ class Host:
 
 def run(
     model: str | Path,
-    input: str | Path,
+    input: Given,
     output: str | Path,
     *,
     error_file: str | Path | None = None,
@@ -70,6 +69,7 @@ def run(
 
         summary = shoal.jobs.run("smollm2:135m", "requests.jsonl", "results.jsonl", max_errors=100, max_num_seqs=32)
 
+    ``input`` may also be a folder, a glob, a URL ("s3://bucket/in/*.jsonl.zst") or a list of these: their files are one input.
     ``settings`` are fields of JobOptions and of EngineConfig. ``show_progress`` writes to stderr how far it is. Raises JobError,
     ParameterError, and what LLM(model) raises.
     """
@@ -100,7 +100,7 @@ def run_job(
 def run_here(task: Task, host: Host) -> Summary:
     """Run a job whose files have been checked, with or without a journal, in a process of its own."""
     with notices_to(host.say):
-        if not task.files.has_journal:
+        if not task.files.place.has_journal:
             return _run_without_journal(task, host)
         with sigterm_interrupts():
             return run_task(task, host)
@@ -124,70 +124,55 @@ def run_task(task: Task, host: Host) -> Summary:
     Raises JobError for a job that is not to be gone on with (one by OSError, its cause, can be once the disk is well again), and
     EngineError where the engine is broken.
     """
-    with _journal_folder(task.files):
-        return _run_with_journal(task, host)
+    with task.files.place.held() as held:
+        return _run_with_journal(task, held, host)
 
 
-@contextmanager
-def _journal_folder(files: JobFiles) -> Iterator[None]:
-    """Hold the lock of the job. A folder in which no job was begun does not stay."""
-    with JobLock(files.folder):
-        try:
-            yield
-        except BaseException:
-            with suppress(OSError):  # NFS keeps the name of an open file; and what went wrong before is what counts
-                if {path.name for path in files.folder.iterdir()} <= {"lock", "ids.sqlite"}:
-                    shutil.rmtree(files.folder)
-            raise
-
-
-def _run_with_journal(task: Task, host: Host) -> Summary:
-    files, retry, say = task.files, task.options.retry_errors, host.say
-    manifest = _begin(task, say)
+def _run_with_journal(task: Task, held: HeldPlace, host: Host) -> Summary:
+    retry, say = task.options.retry_errors, host.say
+    manifest = _begin(task, held, say)
     task = replace(task, begun=manifest.begun)
-    if manifest.state in OVER and manifest.summary is not None and not retry:
-        if not files.output.exists():
-            raise JobError(f"{files.output}: is gone, though this job is {manifest.state} (--restart begins anew)")
+    if manifest.state in OVER and manifest.summary is not None and not retry and held.is_complete(manifest):
         say(f"this job is {manifest.state} already; its files stay as they are (--retry-errors, --restart)")
         return msgspec.convert(manifest.summary, Summary)
     with (
-        _engine_of_new(task, manifest, host.load) as engine,
+        _engine_of_new(task, held, manifest, host.load) as engine,
         _promising_to_go_on(say),
-        Ledger.open(files.folder, files.results, files.errors, restart=manifest.runs == 0) as ledger,
+        held.ledger(manifest) as ledger,
     ):
         manifest.runs += 1
         manifest.state = "running"
-        manifests.save(files.folder, manifest)  # after the ledger: a new manifest never stands beside an old journal
+        held.save(manifest)  # after the ledger: a new manifest never stands beside an old journal
         if retry:
-            _cancel_file(files).unlink(missing_ok=True)
+            held.withdraw_cancel()
             say(f"{ledger.retry_errors()} failed rows run again")
         for path, surplus in ledger.cut_off.items():
             say(f"{path}: {surplus} bytes after the last finished row were cut off")
         if len(ledger.finished):
             of = "" if manifest.rows is None else f" of {manifest.rows}"
             say(f"going on: {len(ledger.finished)}{of} rows are finished")
-        state = _work(task, manifest, ledger, host, engine)
-        return _end(task, manifest, ledger, state)
+        state = _work(task, held, manifest, ledger, host, engine)
+        return _end(task, held, manifest, ledger, state)
 
 
-def _begin(task: Task, say: Say) -> Manifest:
+def _begin(task: Task, held: HeldPlace, say: Say) -> Manifest:
     """The manifest of the job that is there, if it is this one; else a new one, not saved yet and with no runs."""
-    files, options = task.files, task.options
-    old = None if options.restart else manifests.load(files.folder)
+    place, options = task.files.place, task.options
+    old = None if options.restart else place.manifest()
     identity = task.identity()
     if old is None:
         if not options.restart:
-            _refuse_to_replace(files)
-        return _begun(task, identity, say)
+            _refuse_to_replace(held)
+        return _begun(task, held, identity, say)
     changes = manifests.differences(old.identity, identity)
-    if changes and not _held(files.results, files.errors):  # nothing is done: nobody's work is lost
-        return _begun(task, identity, say)
+    if changes and not held.has_records():  # nothing is done: nobody's work is lost
+        return _begun(task, held, identity, say)
     if changes:
-        raise manifests.ChangedError(files.output, changes)
+        raise manifests.ChangedError(place.output, changes)
     if task.from_stdin:
-        raise JobError(f"{files.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
-    if options.retry_errors and files.errors == files.output:
-        raise JobError(f"{files.output}: the failed rows in it cannot be put back (--restart begins anew)")
+        raise JobError(f"{place.output}: its requests came from stdin and cannot be read again (--restart begins anew)")
+    if options.retry_errors and place.errors == place.output:
+        raise JobError(f"{place.output}: the failed rows in it cannot be put back (--restart begins anew)")
     if options.retry_errors:
         old.since, old.deadline = time.time(), None  # that of the first run may have been the reason for the errors
     if options.deadline is not None:
@@ -195,26 +180,26 @@ def _begin(task: Task, say: Say) -> Manifest:
     return old
 
 
-def _begun(task: Task, identity: Identity, say: Say) -> Manifest:
+def _begun(task: Task, held: HeldPlace, identity: Identity, say: Say) -> Manifest:
     """A new job, whose input has been checked."""
-    files, options, now, offset = task.files, task.options, task.begun.timestamp(), task.begun.utcoffset()
+    place, options, now, offset = task.files.place, task.options, task.begun.timestamp(), task.begun.utcoffset()
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
-    rows = _checked(task, files.folder)
+    rows = _checked(task, held.scratch)
     return Manifest(
         identity=identity,
         created=now,
         utc_offset=None if offset is None else offset.total_seconds(),
         since=now,
-        output=path_text(files.output),
-        errors=path_text(files.errors),
+        output=place_text(place.output),
+        errors=place_text(place.errors),
         rows=rows,
         deadline=None if options.deadline is None else now + options.deadline,
     )
 
 
 @contextmanager
-def _engine_of_new(task: Task, manifest: Manifest, load: Load) -> Iterator[EngineHalf | None]:
+def _engine_of_new(task: Task, held: HeldPlace, manifest: Manifest, load: Load) -> Iterator[EngineHalf | None]:
     """The engine half of a new job, which then takes the place of an old one: what cannot start leaves everything as it was.
 
     None for a job that goes on: how much there is to do is not known yet.
@@ -223,42 +208,39 @@ def _engine_of_new(task: Task, manifest: Manifest, load: Load) -> Iterator[Engin
         yield None
         return
     with closing(load(task)) if manifest.rows != 0 else nullcontext() as engine:
-        files = task.files
-        manifests.drop(files.folder)  # what is said of the old job ends before its files do
-        _cancel_file(files).unlink(missing_ok=True)
-        if files.is_table:
-            files.output.unlink(missing_ok=True)  # an old one; it is whole or not there
+        held.give_up()
         yield engine
 
 
 def _checked(task: Task, folder: Path) -> int | None:
     """Rows of the input, none of which has the custom_id of another; None for stdin, which shows that only row by row."""
-    check_target(task.files.input, task.files.output, task.options.output_column)
+    task.files.place.check_source(task.files.input, task.options.output_column)
     if task.from_stdin:
         if task.options.strict:
             raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
         with _source(task):  # refuses what is not JSON lines, and takes nothing of it
             return None
     with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
-        rows = check_input(source, index, task.reader() if task.options.strict else None)
+        rows = check_input(source, index, task.reader() if task.options.strict else None, place=source.place)
     if rows == 0:
         raise JobError(f"{task.files.input}: has no rows: there is nothing to run")
     return rows
 
 
-def _work(task: Task, manifest: Manifest, ledger: AnyLedger, host: Host, engine: EngineHalf | None) -> State:
+def _work(
+    task: Task, held: HeldPlace, manifest: Manifest, ledger: AnyLedger, host: Host, engine: EngineHalf | None
+) -> State:
     """Bring all rows to their end, or as many as can be; the state that the job is in then."""
     if manifest.rows == len(ledger.finished):
         return "finished"
-    cancel_file, options = _cancel_file(task.files), task.options
     limits = JobLimits(
         manifest.deadline,
-        options.max_errors,
-        cancelled=lambda: host.cancelled() or cancel_file.exists(),
+        task.options.max_errors,
+        cancelled=lambda: host.cancelled() or held.is_cancelled(),
         interrupted=host.interrupted,
     )
     reader = task.reader()
-    with _rows(task, manifest.rows, ledger.finished, task.files.folder) as rows:
+    with _rows(task, manifest.rows, ledger.finished, held.scratch) as rows:
         state = limits.reached()
         if state is None:
             with closing(engine or host.load(task)) as half:  # closed before results are put together
@@ -268,18 +250,15 @@ def _work(task: Task, manifest: Manifest, ledger: AnyLedger, host: Host, engine:
         return state
 
 
-def _end(task: Task, manifest: Manifest, ledger: Ledger, state: State) -> Summary:
+def _end(task: Task, held: HeldPlace, manifest: Manifest, ledger: AnyLedger, state: State) -> Summary:
     """What is left to do when no row runs any more."""
-    files = task.files
     if state in OVER:
         _check_unchanged(task, manifest, len(ledger.finished))
-    if state in OVER and files.is_table:
-        with answers(files.folder, files.results) as answer:
-            assemble(files.input, answer, files.output, task.options.output_column)
+        held.conclude(task.files.input, task.options.output_column)
     summary = _summary(task, ledger.totals, state, manifest.rows, resumed=manifest.runs - 1)
     manifest.state, manifest.summary = state, msgspec.to_builtins(summary)
-    manifests.save(files.folder, manifest)
-    _cancel_file(files).unlink(missing_ok=True)
+    held.save(manifest)
+    held.withdraw_cancel()
     return summary
 
 
@@ -287,8 +266,8 @@ def _check_unchanged(task: Task, manifest: Manifest, finished: int) -> None:
     """Rows that the input has lost since they were counted have no record; a table is read once more for its answers."""
     source = task.files.input
     same = manifest.rows in (None, finished)
-    if same and task.files.is_table:
-        same = file_fingerprint(source)["blake2b"] == manifest.identity.input["blake2b"]
+    if same and task.files.place.is_table:
+        same = source.fingerprint()["blake2b"] == manifest.identity.input["blake2b"]
     if not same:
         counted = f"{finished} of its {manifest.rows} rows are finished"
         advice = "put it back as it was, or begin anew with --restart if rows were changed in place"
@@ -310,20 +289,9 @@ def _promising_to_go_on(say: Say) -> Iterator[None]:
         raise
 
 
-def _refuse_to_replace(files: JobFiles) -> None:
-    for path in _held(files.output, files.errors):
-        raise ParameterError(
-            str(path), f"{path.stat().st_size} bytes", "empty or not there: it has no journal (--restart replaces it)"
-        )
-
-
-def _held(*paths: Path) -> list[Path]:
-    """Those that hold something."""
-    return [path for path in paths if path.is_file() and path.stat().st_size > 0]
-
-
-def _cancel_file(files: JobFiles) -> Path:
-    return files.folder / "cancel"
+def _refuse_to_replace(held: HeldPlace) -> None:
+    for name, size in held.leftovers():
+        raise ParameterError(name, f"{size} bytes", "empty or not there: it has no journal (--restart replaces it)")
 
 
 # Without --------------------------------------------------------------------------------------------------------------
@@ -331,26 +299,27 @@ def _cancel_file(files: JobFiles) -> Path:
 
 def _run_without_journal(task: Task, host: Host) -> Summary:
     """Results go to stdout, a pipe or a device: what has left cannot be taken back, and nothing is known of it later."""
-    files, options = task.files, task.options
+    place, options = task.files.place, task.options
+    assert isinstance(place, FilePlace), "only files can be streams"
     if options.retry_errors:
-        raise ParameterError("--retry-errors", str(files.output), "used where results go to a file")
+        raise ParameterError("--retry-errors", place.output, "used where results go to a file")
     if not options.restart:
-        for path in _held(files.errors):
+        for path in held(place.errors_file):
             raise ParameterError("error file", str(path), "empty or not there yet (--restart replaces it)")
     host.say("results go to a stream: there is no journal, and a job that is stopped cannot go on")
-    with _temporary_folder() as folder:
-        return _run_into_stream(task, folder, host)
+    with scratch_folder() as folder:
+        return _run_into_stream(task, place, folder, host)
 
 
-def _run_into_stream(task: Task, folder: Path, host: Host) -> Summary:
-    files, options = task.files, task.options
+def _run_into_stream(task: Task, place: FilePlace, folder: Path, host: Host) -> Summary:
+    options = task.options
     total = _checked(task, folder)
     deadline = None if options.deadline is None else time.time() + options.deadline
     limits = JobLimits(deadline, options.max_errors)
     with (
         closing(host.load(task)) as engine,  # what cannot start opens no file
-        _naming_output(files),
-        StreamLedger.open(files.output, files.errors) as ledger,
+        _naming_output(place),
+        StreamLedger.open(place.output_file, place.errors_file) as ledger,
         _rows(task, total, ledger.finished, folder) as rows,
     ):
         state = Job(engine, task.reader(), ledger, limits).run(rows, total, host.report)
@@ -358,30 +327,19 @@ def _run_into_stream(task: Task, folder: Path, host: Host) -> Summary:
 
 
 @contextmanager
-def _naming_output(files: JobFiles) -> Iterator[None]:
+def _naming_output(place: FilePlace) -> Iterator[None]:
     """A pipe that nobody reads any more is a failure like others here, and no reason to end in silence."""
     try:
         yield
     except OSError as error:
-        raise JobError(f"{files.output}: {error}; the job ends here") from error
-
-
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder for the index of custom_ids."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="shoal-")
-    except OSError as error:
-        raise JobError(f"no folder for temporary files: {error}; set TMPDIR to one that can be written to") from error
-    with folder as name:
-        yield Path(name)
+        raise JobError(f"{place.output}: {error}; the job ends here") from error
 
 
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _source(task: Task) -> AbstractContextManager[Iterable[Line]]:
-    return open_source(task.files.input, task.options.prompt_column)
+def _source(task: Task) -> AbstractContextManager[Source]:
+    return open_inputs(task.files.input, task.options.prompt_column)
 
 
 @contextmanager
@@ -414,6 +372,6 @@ def _summary(task: Task, totals: Totals, state: State, rows: int | None, *, resu
         state=state,
         rows=rows,
         resumed=resumed,
-        output=printable(task.files.output),
-        errors=printable(task.files.errors),
+        output=printable(task.files.place.output),
+        errors=printable(task.files.place.errors),
     )

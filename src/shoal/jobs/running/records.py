@@ -45,9 +45,12 @@ def succeeded(custom_id: str, body: ChatCompletion | TextCompletion | EmbeddingL
     return Record(_record_id(), custom_id, Response(200, body.id, body), None)
 
 
-def refused(custom_id: str | None, error: APIError, line: int) -> Record:
-    """The record of a row that is wrong in itself; ``line`` is where it stands."""
-    response = Response(error.status, f"req_{uuid.uuid4().hex}", error.body(line))
+def refused(custom_id: str | None, error: APIError, line: int, place: str = "") -> Record:
+    """The record of a row that is wrong in itself; ``line`` and ``place`` are those of its Line."""
+    body = error.body(line)
+    if place:
+        body.error.message = f"{place}: {body.error.message}"
+    response = Response(error.status, f"req_{uuid.uuid4().hex}", body)
     return Record(_record_id(), custom_id, response, None)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,10 +14,9 @@ from shoal.engine.memory_plan import max_model_len
 from shoal.engine.placement import settled
 from shoal.errors import ParameterError
 from shoal.gguf.reader import GGUFFile
-from shoal.jobs.durable.fingerprint import file_fingerprint, model_fingerprint, printable
+from shoal.jobs.durable.fingerprint import model_fingerprint, printable
 from shoal.jobs.durable.manifest import Identity
 from shoal.jobs.input.rows import ChatSettings, RowReader
-from shoal.jobs.input.streams import STANDARD_STREAM
 from shoal.jobs.running.files import JobFiles
 from shoal.kernels.load import find_device
 from shoal.models.config import ModelConfig
@@ -98,7 +96,7 @@ class Task:
     @property
     def from_stdin(self) -> bool:
         """Whether the input can be read only once."""
-        return self.files.input == STANDARD_STREAM
+        return self.files.input.is_stdin
 
     def reader(self) -> RowReader:
         """Makes rows of the input's lines."""
@@ -111,9 +109,8 @@ class Task:
     def identity(self) -> Identity:
         """All that the answers depend on."""
         options, config = self.options, self.config
-        errors = printable(os.path.relpath(self.files.errors, self.files.output.parent))
         return Identity(
-            input={} if self.from_stdin else file_fingerprint(self.files.input),
+            input=self.files.input.fingerprint(),
             model=model_fingerprint(self.path),
             parameters={
                 "seed": config.seed,
@@ -127,7 +124,7 @@ class Task:
                 "reasoning_parser": config.reasoning_parser,
                 "prompt_column": options.prompt_column,
                 "output_column": options.output_column,
-                "error_file": errors,
+                "error_file": self.files.place.error_file,
                 **({"pooling_type": config.pooling_type} if config.pooling_type else {}),
             },
             numerics={

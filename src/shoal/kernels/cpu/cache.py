@@ -1,7 +1,7 @@
 """Compiled kernels between processes: a file each, in a folder for everything that went into them.
 
-A file is a checksum and content. Nothing of the content is looked at before the checksum fits, as what Numba keeps is a pickle
-and machine code, which can do anything once damaged. Name and folder are part of the sum, so that no file stands for another.
+A file is a checksum and content. Nothing of the content is looked at before the checksum fits, as it is machine code, which can do
+anything once damaged. Name and folder are part of the sum, so that no file stands for another.
 
 Whatever is wrong with a file or a folder is said once, and the kernel compiled again. A folder that cannot be written is read as far
 as it goes; new kernels then go to a folder of this user's in /tmp, or nowhere. Files that somebody else may have put there are not
@@ -67,7 +67,7 @@ class KernelStore:
                 "not kept", f"cannot write {place / name} ({error.strerror}): it is compiled again in every process"
             )
 
-    def refuse(self, name: str | Path, why: str) -> None:
+    def _refuse(self, name: str | Path, why: str) -> None:
         """Say that a file is of no use."""
         self._say("refused", f"compiled kernel {name}: {why}; it is compiled again, and others like it")
 
@@ -79,13 +79,13 @@ class KernelStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            self.refuse(path, str(error.strerror))
+            self._refuse(path, str(error.strerror))
             return None
         content = whole[_SUM_BYTES:]
         if status.st_uid not in self._trusted:
-            self.refuse(path, f"belongs to user {status.st_uid}")
+            self._refuse(path, f"belongs to user {status.st_uid}")
         elif whole[:_SUM_BYTES] != self._sum(path.name, content):
-            self.refuse(path, "is damaged")
+            self._refuse(path, "is damaged")
         else:
             return content
         return None

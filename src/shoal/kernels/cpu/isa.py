@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import binding
-from numba import config
-from numba.core.codegen import get_host_cpu_features
 
 from shoal.errors import ParameterError
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
+_SLOW_AVX = ("corei7-avx", "core-avx-i", "sandybridge", "ivybridge")
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
+_decided: dict[str, str] = {}  # settings that Numba will be given
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +101,49 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
 
 
+def setting(name: str, default: Any) -> Any:
+    """A setting of Numba's, whose ``default`` it is unless somebody has told Numba something: then Numba is asked, which takes a while
+    to import."""
+    if not _numba_was_told():
+        return _decided.get(name, default)
+    from numba import config
+
+    while _decided:
+        setattr(config, *_decided.popitem())
+    return getattr(config, name, default)
+
+
+def _numba_was_told() -> bool:
+    return (
+        "numba" in sys.modules
+        or any(name.startswith("NUMBA_") for name in os.environ)
+        or os.path.exists(".numba_config.yaml")
+    )
+
+
 def target() -> tuple[str, str]:
     """Name and features (+this,-that) of the CPU that Numba compiles for."""
-    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
-    return binding.get_host_cpu_name() if config.CPU_NAME is None else config.CPU_NAME, features
+    name, features = setting("CPU_NAME", None), setting("CPU_FEATURES", None)
+    return binding.get_host_cpu_name() if name is None else name, _host_features() if features is None else features
+
+
+def _host_features() -> str:
+    """As Numba has it: CPUs that slow down for AVX go without."""
+    try:
+        features = binding.get_host_cpu_features()
+    except RuntimeError:  # LLVM does not know
+        return ""
+    if not setting("ENABLE_AVX", binding.get_host_cpu_name() not in _SLOW_AVX):
+        for name in features:
+            if name.startswith("avx"):
+                features[name] = False
+    return str(features.flatten())
 
 
 def target_features() -> frozenset[str]:
     """What of the features that _SETS name can be relied upon. "f16c" is any CPU's way to convert halves without calling a function."""
     name, features = target()
-    if config.CPU_FEATURES is None and name != binding.get_host_cpu_name():
+    if setting("CPU_FEATURES", None) is None and name != binding.get_host_cpu_name():
         # Numba switches on whatever this CPU has; who names another one means that one, less what this one lacks. 64 bits stay: a
         # name that LLVM does not know would end the process.
         features = ",".join(re.findall(r"-[^,]+|\+64bit", features))
@@ -160,6 +195,6 @@ VPDPBUSD = "{vex} vpdpbusd" if "avxvnni" in target_features() else "{evex} vpdpb
 
 # With a lesser instruction set the compiler must not use the greater one either, or the comparison would mean nothing. In assembly
 # EVEX's vpdpbusd can stand all the same.
-if ISA in ("avxvnni", "avx2") and "avx512f" in cpu_features() and config.CPU_NAME is None:
-    config.CPU_FEATURES = "+avxvnni" if ISA == "avxvnni" and "avxvnni" in target_features() else ""
-    config.CPU_NAME = "x86-64-v3"
+if ISA in ("avxvnni", "avx2") and "avx512f" in cpu_features() and setting("CPU_NAME", None) is None:
+    _features = "+avxvnni" if ISA == "avxvnni" and "avxvnni" in target_features() else ""
+    _decided.update(CPU_FEATURES=_features, CPU_NAME="x86-64-v3")

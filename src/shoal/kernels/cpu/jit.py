@@ -1,42 +1,45 @@
-"""How kernels are compiled.
+"""How kernels are compiled, and kept.
 
-`inline` marks helpers that vanish into their callers; `kernel` makes a C function void f(int64 args, int64 chunk) that the pool
-can call through its address; `function` is a plain compiled function called from Python, without the interpreter lock.
+`inline` marks helpers that vanish into their callers; `shared` those that are compiled once and called; `kernel` makes a function
+f(int64 args, int64 chunk) that the pool can call through its address; `function` is a plain compiled function of int64, called
+from Python, without the interpreter lock.
 
 Compiled code is kept in a folder named after everything that went into it (source of all kernels, Numba, CPU, instruction set),
 so that a change of any of them is a new folder and never a stale kernel. Numba's own cache is not used: it believes whatever its
-files hold, and gives up where it cannot write.
+files hold, gives up where it cannot write, and must have Numba to load what it has kept.
 """
 
 from __future__ import annotations
 
 import hashlib
-import pickle
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from types import FunctionType
+from threading import RLock
 from typing import Any, ClassVar
 
 import llvmlite
-import numba
 from llvmlite import binding
-from numba import config, njit, types
-from numba.core.caching import NullCache
-from numba.core.ccallback import CFunc
-from numba.core.compiler import CompileResult
-from numba.core.serialize import dumps
-from numba.core.sigutils import normalize_signature
 
-from shoal.errors import ParameterError
+from shoal.errors import ParameterError, UnsupportedError
 from shoal.kernels.cpu.cache import KernelStore
-from shoal.kernels.cpu.isa import ISA, target
+from shoal.kernels.cpu.isa import ISA, setting, target
+from shoal.kernels.cpu.later import Later, with_names
+from shoal.kernels.cpu.machine_code import MachineCode
 from shoal.system.folders import cache_folder
 
-_OPTIONS = {"error_model": "numpy", "boundscheck": False}
-_SIGNATURE = types.void(types.int64, types.int64)
-# Of Numba's settings those that make other machine code.
-_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "BOUNDSCHECK", "DEBUGINFO_DEFAULT", "EXTEND_VARIABLE_LIFETIMES")
+# Of Numba's settings those that make other machine code, and how they read where nobody changes them.
+_SETTINGS = {
+    "OPT": "_OptLevel(3)",
+    "LOOP_VECTORIZE": 1,
+    "SLP_VECTORIZE": 0,
+    "BOUNDSCHECK": None,
+    "DEBUGINFO_DEFAULT": 0,
+    "EXTEND_VARIABLE_LIFETIMES": 0,
+}
 
 
 def _key() -> str:
@@ -44,103 +47,71 @@ def _key() -> str:
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    versions = (numba.__version__, llvmlite.__version__, sys.implementation.cache_tag, sys.abiflags)
-    settings = (getattr(config, name, None) for name in _SETTINGS)
+    versions = (_numba_version(), llvmlite.__version__, sys.implementation.cache_tag, sys.abiflags)
+    settings = (setting(name, default) for name, default in _SETTINGS.items())
     for part in (*versions, binding.get_process_triple(), *target(), ISA, *settings):
         digest.update(str(part).encode() + b"\0")
     return digest.hexdigest()[:20]
 
 
+def _numba_version() -> bytes:
+    """The file that says so, or what it says where a program made of this one has no such file. Raises ImportError without Numba."""
+    found = find_spec("numba")
+    if found is not None and found.origin is not None:
+        with suppress(OSError):
+            return Path(found.origin).with_name("_version.py").read_bytes()
+    from numba import __version__
+
+    return str(__version__).encode()
+
+
+_one_at_a_time = RLock()
 STORE = KernelStore(cache_folder("SHOAL_KERNEL_CACHE", "kernels"), _key())
-
-
-class _Cache(NullCache):  # type: ignore[misc]
-    """What Numba asks for one function, answered from the store; ``hit``: it was there. None for a name: it is never kept."""
-
-    def __init__(self, name: str | None) -> None:
-        self._name = name
-        self.hit = False
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """The compiled function, or None."""
-        target_context.refresh()
-        content = None if self._name is None else STORE.load(self._name)
-        if self._name is None or content is None:
-            return None
-        try:
-            made = CompileResult._rebuild(target_context, *pickle.loads(content))
-        except Exception as error:  # whole, but of a Numba that calls itself by the same version
-            STORE.refuse(self._name, f"cannot be read ({type(error).__name__}: {error})")
-            return None
-        self.hit = True
-        return made
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function."""
-        if self._name is not None and not data.library.has_dynamic_globals:  # those are addresses of this process
-            STORE.save(self._name, dumps(data._reduce()))
 
 
 def inline(function: Callable[..., Any]) -> Any:
     """A helper that becomes part of whoever calls it, before types are inferred: no code of its own is made."""
-    return njit(inline="always", **_OPTIONS)(function)
+    return _helper(function, inline="always")
 
 
 def shared(function: Callable[..., Any]) -> Any:
     """A helper that is compiled once and called: for what is long and the same for every tile."""
-    return njit(**_OPTIONS)(function)
+    return _helper(function)
 
 
-def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A function called from Python; it runs without the interpreter lock. Compiled when it is first asked for."""
-
-    def decorate(body: Callable[..., Any]) -> Lazy:
-        def build(cache: NullCache) -> Any:
-            made = njit(nogil=True, **_OPTIONS)(body)
-            made._cache = cache
-            made.compile(signature)
-            made.disable_compile()
-            return made
-
-        return Lazy(body, build)
-
-    return decorate
+def _helper(function: Callable[..., Any], **options: Any) -> Later:
+    return Later(lambda: _compiling().helper(function, **options))
 
 
-def kernel(body: Callable[[int, int], None]) -> Lazy:
-    """A C function void f(int64 args, int64 chunk). Compiled when its address is first asked for."""
-
-    def build(cache: NullCache) -> Any:
-        made: Any = CFunc(body, normalize_signature(_SIGNATURE), {}, _OPTIONS)
-        made._cache = cache
-        made.compile()
-        return made
-
-    return Lazy(body, build)
+def _compiling() -> Any:
+    """What needs Numba. Raises UnsupportedError where that cannot be imported."""
+    try:
+        return import_module("shoal.kernels.cpu.compiling")
+    except (ImportError, ValueError) as error:  # another NumPy than it wants
+        raise UnsupportedError(f"Numba cannot be imported: {error}") from error
 
 
 def specialised(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
     """The template's code with some of its global names standing for something else: Numba finds them as constants. The result is
     kept under ``name``, which no other kernel of the module may have."""
-    made = FunctionType(template.__code__, {**template.__globals__, **names}, name)
-    made.__qualname__, made.__doc__, made.__module__ = name, template.__doc__, template.__module__
-    return made
+    return with_names(template, {**template.__globals__, **names}, name)  # type: ignore[no-any-return]
 
 
 class Lazy:
-    """Compiled when first used, so that a program pays only for the kernels it runs; ``on_compile`` hears what was not in
-    the cache."""
+    """Loaded, or compiled, when first used, so that a program pays only for the kernels it runs; ``on_compile`` hears what was
+    not in the cache."""
 
     on_compile: Callable[[str], None] | None = None
     known: ClassVar[dict[tuple[str, str], Lazy]] = {}
     """All that there are, by module and name."""
 
-    def __init__(self, body: Callable[..., Any], build: Callable[[NullCache], Any]) -> None:
+    def __init__(self, body: Callable[..., Any]) -> None:
         self.name = body.__name__
         self.module = body.__module__
         self.__doc__ = body.__doc__
-        self._build = build
-        self._made: Any = None
+        self.body = body
+        self._made: MachineCode | None = None
+        self._call: Callable[..., int] | None = None
         Lazy.known[self.module, self.name] = self
 
     @property
@@ -148,18 +119,16 @@ class Lazy:
         """Whether it need not be compiled, unless its file turns out to be of no use."""
         return self._made is not None or (self.cache_name is not None and STORE.has(self.cache_name))
 
-    def get(self) -> Any:
+    def get(self) -> MachineCode:
         """The compiled function. Raises ParameterError if Numba is told not to compile."""
-        if self._made is None:
-            if config.DISABLE_JIT:
-                raise ParameterError(
-                    "NUMBA_DISABLE_JIT", config.DISABLE_JIT, "0 or not set: the kernels are compiled by Numba"
-                )
-            cache = _Cache(self.cache_name)
-            self._made = self._build(cache)
-            if not cache.hit and Lazy.on_compile is not None:
-                Lazy.on_compile(self.name)
-        return self._made
+        if self._made is not None:
+            return self._made
+        if told := setting("DISABLE_JIT", 0):
+            raise ParameterError("NUMBA_DISABLE_JIT", told, "0 or not set: the kernels are compiled by Numba")
+        with _one_at_a_time:  # a second copy would take the place of one whose address is already known
+            if self._made is None:
+                self._made = self._loaded() or self._compiled()
+            return self._made
 
     @property
     def cache_name(self) -> str | None:
@@ -170,8 +139,37 @@ class Lazy:
     @property
     def address(self) -> int:
         """The address of a `kernel`."""
-        return int(self.get().address)
+        return self.get().address
 
-    def __call__(self, *args: Any) -> Any:
-        """Call a `function`."""
-        return self.get()(*args)
+    def __call__(self, *args: int) -> int:
+        """Call it from Python; 0 where it gives nothing."""
+        if self._call is None:
+            self._call = self.get().caller(self.body.__code__.co_argcount)
+        return self._call(*args)
+
+    def _loaded(self) -> MachineCode | None:
+        """From its file, if there is one that is of use."""
+        content = None if self.cache_name is None else STORE.load(self.cache_name)
+        if content is None:
+            return None
+        symbol, _, code = content.partition(b"\0")
+        return MachineCode(symbol.decode(), code)
+
+    def _compiled(self) -> MachineCode:
+        symbol, code, lasts = _compiling().compiled(self.body)
+        if self.cache_name is not None and lasts:
+            STORE.save(self.cache_name, symbol.encode() + b"\0" + code)
+        made = MachineCode(symbol, code)
+        if Lazy.on_compile is not None:
+            Lazy.on_compile(self.name)
+        return made
+
+
+def kernel(body: Callable[[int, int], None]) -> Lazy:
+    """A function f(int64 args, int64 chunk). Compiled when its address is first asked for."""
+    return Lazy(body)
+
+
+def function(body: Callable[..., Any]) -> Lazy:
+    """A function called from Python; it runs without the interpreter lock. Compiled when it is first asked for."""
+    return Lazy(body)

@@ -48,7 +48,7 @@ from shoal.kernels.cpu.simd import (
     tile_zero,
     tile_zero_i32,
 )
-from shoal.kernels.cpu.simd.panels import PANEL_TOKENS
+from shoal.kernels.cpu.simd.panel_format import PANEL_TOKENS
 from shoal.kernels.cpu.strips import (
     COLUMNS,
     HALF_SUMS,

@@ -28,12 +28,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shoal.kernels.base import RawTensor
-from shoal.kernels.codes import codes
+from shoal.kernels.codes import codes as unpacked
 from shoal.kernels.cpu.arena import Arena
 
 STRIP = 16
 GROUP = 32
 BLOCK = 256
+_STEP = 1 << 20  # codes packed at a time
+_NO_HEAD = np.empty((0, 0, 0), np.uint8)
+_STORED = {"Q4_0": np.uint16, "Q4_1": np.uint16, "IQ4_NL": np.uint16, "MXFP4": np.uint8}
+_LOW_NIBBLES = 0x0F0F0F0F0F0F0F0F
 Bytes = NDArray[Any]  # uint8
 
 
@@ -163,72 +167,93 @@ def _runs(tensors: list[RawTensor]) -> list[list[RawTensor]]:
 def _pack_strips(layout: Layout, raw: Bytes, columns: int, arena: Arena) -> Bytes:
     """[rows, row bytes] -> [strips, strip bytes], a few strips at a time so that scratch memory stays small."""
     pack = _pack_floats if layout.is_float else _pack_codes
-    rows = len(raw)
-    strips = -(-rows // STRIP)
+    strips = -(-len(raw) // STRIP)
     out = arena.array(strips, layout.strip_bytes(columns))
-    step = max(1, (1 << 20) // (columns * STRIP))
+    step = max(1, _STEP // (columns * STRIP))
     for first in range(0, strips, step):
         last = min(first + step, strips)
-        block = raw[first * STRIP : last * STRIP]
-        if len(block) < (last - first) * STRIP:
-            padded = np.zeros(((last - first) * STRIP, raw.shape[1]), np.uint8)
-            padded[: len(block)] = block
-            block = padded
-        out[first:last] = pack(layout, block, columns).reshape(last - first, -1)
+        pack(layout, _whole_strips(raw[first * STRIP : last * STRIP]), out[first:last])
     return out
 
 
-def _pack_floats(layout: Layout, raw: Bytes, columns: int) -> Bytes:
+def _whole_strips(rows: Bytes) -> Bytes:
+    """Rows of zeros behind the last ones, up to a multiple of 16."""
+    missing = -len(rows) % STRIP
+    return np.pad(rows, ((0, missing), (0, 0))) if missing else rows
+
+
+def _pack_floats(layout: Layout, raw: Bytes, out: Bytes) -> None:
+    """[rows, row bytes] into [strips, strip bytes]."""
     kind = {2: np.uint16, 4: np.uint32}[layout.scale_bytes]
-    values = np.ascontiguousarray(raw).view(kind).reshape(-1, STRIP, columns)
-    return np.ascontiguousarray(values.transpose(0, 2, 1)).view(np.uint8)
+    _by_rows(np.ascontiguousarray(raw).view(kind), out)
 
 
-def _pack_codes(layout: Layout, raw: Bytes, columns: int) -> Bytes:
-    """[rows, row bytes] (rows a multiple of 16) -> [strips, blocks, bytes]."""
-    rows = codes(layout.name, raw)
-    planes = [_by_quads(plane) for plane in _planes(rows.values.reshape(len(raw), -1, GROUP), layout.code_bits)]
-    groups = np.concatenate([*planes, _by_rows(rows.scales)], axis=-1)
-    if not layout.blocks_of_256:
-        return groups
-    head = _by_rows(rows.head)
-    return np.concatenate([head, groups.reshape(*head.shape[:2], -1)], axis=-1)
+def _pack_codes(layout: Layout, raw: Bytes, out: Bytes) -> None:
+    """[rows, row bytes] (rows a multiple of 16) into [strips, strip bytes]."""
+    codes = _stored if layout.name in _STORED else _codes
+    head, *parts = codes(layout, raw)
+    blocks = out.reshape(len(out), -1, layout.head_bytes + layout.groups_per_block * layout.group_bytes)
+    if layout.head_bytes:
+        _by_rows(head, blocks[..., : layout.head_bytes])
+    by_group = (blocks.shape[1], layout.groups_per_block)
+    groups = blocks[..., layout.head_bytes :].reshape(len(out), *by_group, layout.group_bytes)
+    place = 0
+    for part in parts:
+        end = place + STRIP * part.shape[-1] * part.itemsize
+        _by_rows(part.reshape(len(raw), *by_group, -1), groups[..., place:end])
+        place = end
+
+
+def _codes(layout: Layout, raw: Bytes) -> tuple[NDArray[Any], ...]:
+    """Head [rows, blocks, n], planes and scales [rows, groups, n] of some rows."""
+    rows = unpacked(layout.name, raw)
+    return rows.head, *_planes(rows.values.reshape(len(raw), -1, GROUP), layout.code_bits), rows.scales
+
+
+def _stored(layout: Layout, raw: Bytes) -> tuple[NDArray[Any], ...]:
+    """The same of types whose blocks are scales, of this dtype, and then the plane as it is to be."""
+    kind = _STORED[layout.name]
+    blocks = raw.reshape(len(raw), -1, layout.scale_bytes + GROUP // 2)
+    return _NO_HEAD, blocks[..., layout.scale_bytes :].view(np.uint32), blocks[..., : layout.scale_bytes].view(kind)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _planes(values: Bytes, code_bits: int) -> list[Bytes]:
-    """Codes [rows, groups, 32] -> planes [rows, groups, n]."""
+def _planes(values: Bytes, code_bits: int) -> list[NDArray[np.uint32]]:
+    """Codes [..., 32] -> planes, quad by quad [..., n]."""
+    quads = np.ascontiguousarray(values).view(np.uint32)
     if code_bits == 8:
-        return [values]
+        return [quads]
     if code_bits < 4:
-        planes = [_join_bits(values & 3, 2)]
-        return planes if code_bits == 2 else [*planes, _join_bits(values >> 2, 1)]
-    planes = [(values[..., :16] & 15) | (values[..., 16:] << 4)]
-    return planes if code_bits == 4 else [*planes, _join_bits(values >> 4, code_bits - 4)]
+        planes = [_join_bits(quads, 2)]
+        return planes if code_bits == 2 else [*planes, _join_bits(quads >> np.uint32(2), 1)]
+    planes = [_nibbles(quads)]
+    return planes if code_bits == 4 else [*planes, _join_bits(quads >> np.uint32(4), code_bits - 4)]
 
 
-def _join_bits(values: Bytes, width: int) -> Bytes:
-    """[..., 32] values of ``width`` bits -> [..., 4 * width]: byte i of word v holds column i of its 8 / width quads."""
+def _nibbles(quads: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """[..., 8] codes -> [..., 4]: the lower four bits of quad i and of quad i + 4."""
+    pairs = quads.view(np.uint64) & np.uint64(_LOW_NIBBLES)
+    joined = np.empty((*pairs.shape[:-1], 2), np.uint64)
+    for i in range(2):  # long loops instead of many of two
+        np.left_shift(pairs[..., i + 2], np.uint64(4), out=joined[..., i])
+        joined[..., i] |= pairs[..., i]
+    return joined.view(np.uint32)
+
+
+def _join_bits(quads: NDArray[np.uint32], width: int) -> NDArray[np.uint32]:
+    """[..., 8] codes, of which the lowest ``width`` bits count -> [..., width]: byte i of word v holds column i of its 8 / width
+    quads."""
     per_word = 8 // width
-    quads = np.ascontiguousarray(values).view(np.uint32)  # bits never leave their byte
-    joined = quads[..., ::per_word].copy()
+    kept = quads & np.uint32(0x01010101 * ((1 << width) - 1))
+    joined = kept[..., ::per_word].copy()
     for i in range(1, per_word):
-        joined |= quads[..., i::per_word] << np.uint32(i * width)
-    return joined.view(np.uint8)
+        joined |= kept[..., i::per_word] << np.uint32(i * width)
+    return joined
 
 
-def _by_quads(x: Bytes) -> Bytes:
-    """[rows, groups, 4n] bytes -> [strips, groups, n, 16 rows, 4] -> [strips, groups, 64 n]."""
-    rows, groups, width = x.shape
-    quads = np.ascontiguousarray(x).view(np.uint32).reshape(rows // STRIP, STRIP, groups, width // 4)
-    lanes = np.ascontiguousarray(quads.transpose(0, 2, 3, 1)).view(np.uint8)
-    return lanes.reshape(rows // STRIP, groups, width * STRIP)
-
-
-def _by_rows(x: NDArray[Any]) -> Bytes:
-    """[rows, groups, n] values -> [strips, groups, n, 16 rows] as bytes [strips, groups, ...]."""
-    rows, groups, width = x.shape
-    lanes = np.ascontiguousarray(x.reshape(rows // STRIP, STRIP, groups, width).transpose(0, 2, 3, 1))
-    return lanes.view(np.uint8).reshape(rows // STRIP, groups, width * STRIP * x.itemsize)
+def _by_rows(x: NDArray[Any], out: Bytes) -> None:
+    """[rows, ..., n] values into [strips, ..., 16 n values as bytes]: value by value, those of 16 rows together."""
+    lanes = out.view(x.dtype).reshape(*out.shape[:-1], x.shape[-1], STRIP)
+    lanes[...] = np.moveaxis(x.reshape(len(out), STRIP, *x.shape[1:]), 1, -1)

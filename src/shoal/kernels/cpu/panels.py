@@ -11,6 +11,7 @@ from typing import Any
 from shoal.kernels.cpu.groups import GROUPS
 from shoal.kernels.cpu.isa import HAS
 from shoal.kernels.cpu.jit import inline, specialised
+from shoal.kernels.cpu.later import Later
 from shoal.kernels.cpu.pack import Layout
 from shoal.kernels.cpu.simd import (
     Address,
@@ -23,7 +24,7 @@ from shoal.kernels.cpu.simd import (
     store_words,
     tile_load,
 )
-from shoal.kernels.cpu.simd.panels import (
+from shoal.kernels.cpu.simd.panel_format import (
     FLOAT_BYTES,
     P_AHEAD,
     P_AHEAD_END,
@@ -40,7 +41,6 @@ from shoal.kernels.cpu.simd.panels import (
     PANEL_TOKENS,
     Dots,
     Product,
-    panel_product,
 )
 from shoal.kernels.cpu.strips import (
     COLUMNS,
@@ -167,11 +167,20 @@ def panels_of(layout: Layout, names: dict[str, Any]) -> tuple[Function, int]:
         "HALVES": reader.halves,
         "AFFINE": affine,
         "PANEL_BYTES": layout.strip_bytes(32 * PANEL_GROUPS),
-        "PRODUCT": panel_product(Product(dots, code_bytes, _lines(layout), reader.halves, reader.shift)),
+        "PRODUCT": _product(Product(dots, code_bytes, _lines(layout), reader.halves, reader.shift)),
     }
     names["UNPACK_PANEL"] = inline(specialised(_unpack_panel, f"unpack_panel_{lower}", **names))
     least = _LEAST_OF_LIGHT if layout.name in _LIGHT else _LEAST
     return inline(specialised(_panels, f"panels_{lower}", **names)), least
+
+
+def _product(kind: Product) -> Later:
+    def make() -> Any:
+        from shoal.kernels.cpu.simd.panels import panel_product
+
+        return panel_product(kind)
+
+    return Later(make)
 
 
 def _lines(layout: Layout) -> int:

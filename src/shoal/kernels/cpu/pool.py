@@ -20,7 +20,6 @@ import weakref
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from shoal.kernels.cpu.jit import function, inline
@@ -34,9 +33,8 @@ from shoal.kernels.cpu.simd import (
     compare_swap,
     load_i64,
     pause,
+    sched_yield,
 )
-
-sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 OP_BYTES = 24
 CHUNKS_PER_THREAD = 4  # of a product: long runs of weights stream faster; short ones share better with a busy neighbour
@@ -74,7 +72,7 @@ def _take(state: Address, ticket: int) -> None:
         _open(state, number + 1)
 
 
-@function(types.void(types.int64, types.int64, types.int64))
+@function
 def run_program(state: Address, program: Address, length: int) -> None:
     """Run a program to its end, together with whichever workers are awake."""
     base = (atomic_load(state + TICKET) >> 32) + 1
@@ -104,7 +102,7 @@ def _park(state: Address, parked: Address) -> Any:
     return atomic_swap(parked, 0) == 0  # claimed: the bell rings
 
 
-@function(types.void(types.int64, types.int64, types.int64))
+@function
 def work(state: Address, parked: Address, spins: int) -> None:
     """A worker's turn: take chunks as they come; return, parked, once no program has run for ``spins`` looks, or at the end."""
     idle = 0
@@ -122,7 +120,7 @@ def work(state: Address, parked: Address, spins: int) -> None:
             return
 
 
-@function(types.int64(types.int64))
+@function
 def wake(parked: Address) -> Any:
     """Claim a parked worker: whether it was parked."""
     return atomic_swap(parked, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import float32
+import numpy as np
 
 from shoal.kernels.cpu.attention import (
     COS,
@@ -60,7 +60,7 @@ from shoal.kernels.cpu.simd import (
     sub,
 )
 
-_STEP, _ZERO = float32(1 / 127), float32(0)
+_STEP, _ZERO = np.float32(1 / 127), np.float32(0)
 
 
 @inline

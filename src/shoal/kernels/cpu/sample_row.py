@@ -82,15 +82,17 @@ class Row(NamedTuple):
     rest: int  # float32: masses of the blocks; or the weights that a search has not ruled out
 
 
-@inline
-def array_bytes(vocab: int) -> Any:
+def _array_bytes(vocab: int) -> int:
     """Room for one number a logit, in whole blocks, and one block more: vectors are written past the end."""
     return BLOCK_BYTES * ((vocab + BLOCK - 1) // BLOCK + 1)
 
 
+array_bytes = inline(_array_bytes)
+
+
 def scratch_bytes(vocab: int) -> int:
     """Memory a chunk needs: copy, maxima, weights, ids and rest. What a row does not need is never touched."""
-    return 5 * int(array_bytes(vocab))
+    return 5 * _array_bytes(vocab)
 
 
 @shared

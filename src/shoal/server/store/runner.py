@@ -15,6 +15,8 @@ from pathlib import Path
 from shoal.errors import EngineError, JobError
 from shoal.jobs.durable import journal
 from shoal.jobs.durable.manifest import ChangedError
+from shoal.jobs.input.inputs import Inputs
+from shoal.jobs.running.file_place import FilePlace
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.launch import Host, local_half, run_task
 from shoal.jobs.running.model import Requests
@@ -26,6 +28,8 @@ from shoal.server.store.files import FileInfo
 from shoal.server.store.low_priority import LowPriority, Model
 from shoal.server.store.store import INPUT, Store
 from shoal.server.store.validation import check_rows
+
+_OUTPUT = "output.jsonl"  # in the folder of a batch, as its job writes it
 
 _LOG = logging.getLogger(__name__)
 _LOOK_AGAIN = 1.0  # seconds: at deadlines, and at what failed for a reason that may pass
@@ -179,7 +183,7 @@ class BatchRunner:
         except JobError as error:
             if isinstance(error.__cause__, (OSError, sqlite3.Error)):
                 raise
-            self._conclude_as_failed(task.files, batch, error)
+            self._conclude_as_failed(FilePlace.named(self._store.batches.folder(batch.id) / _OUTPUT), batch, error)
             return
         counts = RequestCounts(batch.request_counts.total, summary.done, summary.failed)
         self._store.batches.count(batch.id, counts, durably=True)
@@ -191,7 +195,7 @@ class BatchRunner:
         return Task(
             served.model.path,
             served.names,
-            JobFiles.named(folder / INPUT, folder / "output.jsonl"),
+            JobFiles(Inputs.of(folder / INPUT), FilePlace.named(folder / _OUTPUT)),
             JobOptions(deadline=batch.expires_at - batch.created_at),
             served.model.config,
             datetime.fromtimestamp(batch.created_at).astimezone(),
@@ -210,16 +214,16 @@ class BatchRunner:
         outcome = Outcome(status=status, output_file_id=new_id(), error_file_id=new_id(), errors=errors)
         self._store.batches.conclude(batch.id, outcome)
 
-    def _conclude_as_failed(self, files: JobFiles, batch: Batch, error: JobError) -> None:
+    def _conclude_as_failed(self, place: FilePlace, batch: Batch, error: JobError) -> None:
         """It cannot go on, with another model say; what is finished is kept."""
         _LOG.warning("batch %s has failed: %s", batch.id, error)
-        self._cut_to_what_is_finished(files)
-        self._conclude(batch, "failed", BatchErrors([BatchError(code="cannot_go_on", message=_told(error, files))]))
+        self._cut_to_what_is_finished(place)
+        self._conclude(batch, "failed", BatchErrors([BatchError(code="cannot_go_on", message=_told(error, place))]))
 
-    def _cut_to_what_is_finished(self, files: JobFiles) -> None:
-        path = files.folder / "journal"
+    def _cut_to_what_is_finished(self, place: FilePlace) -> None:
+        path = place.folder / "journal"
         ends = journal.read(path, errors_apart=True).state.ends if path.exists() else [0, 0]
-        for output, end in zip((files.results, files.errors), ends, strict=True):
+        for output, end in zip((place.results, place.errors_file), ends, strict=True):
             if output.exists() and output.stat().st_size > end:
                 os.truncate(output, end)
 
@@ -230,9 +234,9 @@ class BatchRunner:
         if outcome is None:  # it is not through
             return
         folder = self._store.batches.folder(batch_id)
-        files = JobFiles.named(folder / INPUT, folder / "output.jsonl")
-        output = self._keep(stored, files.results, outcome.output_file_id, "output")
-        errors = self._keep(stored, files.errors, outcome.error_file_id, "error")
+        place = FilePlace.named(folder / _OUTPUT)
+        output = self._keep(stored, place.results, outcome.output_file_id, "output")
+        errors = self._keep(stored, place.errors_file, outcome.error_file_id, "error")
         self._store.batches.move(
             batch_id, outcome.status, output_file_id=output, error_file_id=errors, errors=outcome.errors
         )
@@ -250,11 +254,11 @@ class BatchRunner:
         return file_id
 
 
-def _told(error: JobError, files: JobFiles) -> str:
+def _told(error: JobError, place: FilePlace) -> str:
     """Why a batch cannot go on, for its owner, who need not know where its files are."""
     if isinstance(error, ChangedError):
         return f"the server is not what it was when the batch was begun: {'; '.join(error.changes)}"
-    return str(error).replace(f"{files.output.parent}{os.sep}", "")
+    return str(error).replace(f"{place.output_file.parent}{os.sep}", "")
 
 
 def _is_late(batch: Batch) -> bool:

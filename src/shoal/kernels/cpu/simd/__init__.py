@@ -13,10 +13,31 @@ memory.py    loads, stores, atomics, calls; halves.py: float16 where there is no
 floats.py    arithmetic on float32
 integers.py  bytes, int32, the int8 dot product
 
-Kernels import operations from here, whichever file they stand in.
+operations.py    all of them
+
+Kernels import operations from here, whichever file they stand in. All these files need Numba, so that what is imported from here
+is made when a kernel is compiled (later.py).
 """
 
-from shoal.kernels.cpu.simd.floats import *  # noqa: F403
-from shoal.kernels.cpu.simd.integers import *  # noqa: F403
-from shoal.kernels.cpu.simd.memory import *  # noqa: F403
-from shoal.kernels.cpu.simd.vectors import *  # noqa: F403
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from shoal.kernels.cpu.later import Later
+
+# What the annotations of kernels mean by their types; Numba infers its own.
+Address = int
+Register = Any  # a vector, or a tile of vectors
+Scalar = Any  # a float32
+Shape = tuple[int, ...]  # its length is the size of a tile
+Function = Any  # a compiled helper, passed in
+
+_FILES = ("emit", "floats", "halves", "integers", "memory", "operations", "panel_format", "panels", "vectors")
+
+
+def __getattr__(name: str) -> Any:
+    """An operation by its name."""
+    if name.startswith("_") or name in _FILES:  # not one
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return Later(lambda: getattr(import_module(f"{__name__}.operations"), name))

@@ -313,6 +313,14 @@ def pause(b: Builder, _: Any) -> None:
 
 @emit.operation(types.void)
 def call_kernel(b: Builder, _: Any, function: ir.Value, args: ir.Value, chunk: ir.Value) -> None:
-    """Call the C function at an address: void f(int64 args, int64 chunk)."""
-    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
-    b.call(b.inttoptr(function, kind.as_pointer()), [args, chunk])
+    """Call the kernel at an address. It is called as Numba calls its functions (compiling.py)."""
+    place = I8.as_pointer()
+    kind = ir.FunctionType(I32, [place.as_pointer(), place.as_pointer(), I64, I64])
+    result, error = alloca_once(b, place), alloca_once(b, place)
+    b.call(b.inttoptr(function, kind.as_pointer()), [result, error, args, chunk])
+
+
+@emit.operation(types.void)
+def sched_yield(b: Builder, _: Any) -> None:
+    """Let other threads have the core."""
+    emit.call(b, "sched_yield", I32)

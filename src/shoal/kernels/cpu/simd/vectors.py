@@ -9,12 +9,6 @@ from numba import types
 from numba.core.datamodel import models
 from numba.core.datamodel.registry import register_default
 
-# What the annotations of kernels mean by their types; Numba infers its own.
-Address = int
-Register = Any  # a vector, or a tile of vectors
-Scalar = Any  # a float32
-Shape = tuple[int, ...]  # its length is the size of a tile
-Function = Any  # a compiled helper, passed in
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 HALF, F32 = ir.HalfType(), ir.FloatType()
 
