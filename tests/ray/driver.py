@@ -48,44 +48,43 @@ class Orders:
 
 
 class Sparing(Fleet):
-    """Workers that are given up are out of its reach: they live on, and what they answer later still arrives, and is said."""
+    """Workers that are given up are out of its reach until they have answered: what they say still arrives, and is said."""
 
     def __init__(self, *fleet: Any, **named: Any) -> None:
         super().__init__(*fleet, **named)
-        self._spared: list[Any] = []
-        self._late: list[Any] = []
+        self._late: dict[Any, Any] = {}  # answers that are under way, and who gives them
 
     def _drop(self, slot: Any) -> None:
         if slot.worker is not None:
-            self._spared.append(slot.worker.actor)
-            self._late += slot.worker.calls
+            self._late |= dict.fromkeys(slot.worker.calls, slot.worker.actor)
         slot.worker = None
 
     def step(self) -> list[Finished]:
         """Hears the late ones too."""
         finished = super().step()
         if self._late:
-            ready, self._late = ray.wait(self._late, num_returns=len(self._late), timeout=0)
-            for answer in map(_answer, ready):
-                if answer is not None and answer.finished:
-                    self._say(f"late: {[row.row for row in answer.finished]}")
+            ready, _ = ray.wait(list(self._late), num_returns=len(self._late), timeout=0)
+            for ref in ready:
+                self._hear_late(self._late.pop(ref), ref)
         return finished
+
+    def _hear_late(self, actor: Any, ref: Any) -> None:
+        try:
+            answer = ray.get(ref)
+        except ray.exceptions.RayError:
+            return
+        assert isinstance(answer, Reply)
+        if answer.finished:
+            self._say(f"late: {[row.row for row in answer.finished]}")
+        if actor not in self._late.values():
+            ray.kill(actor)
 
     def close(self) -> None:
         """Now all are ended."""
         super().close()
-        for actor in self._spared:
+        for actor in self._late.values():
             ray.kill(actor)
-        self._spared.clear()
-
-
-def _answer(ref: Any) -> Reply | None:
-    try:
-        answer = ray.get(ref)
-    except ray.exceptions.RayError:
-        return None
-    assert isinstance(answer, Reply)
-    return answer
+        self._late.clear()
 
 
 def work(folder: Path, orders: Orders) -> None:

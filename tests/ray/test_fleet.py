@@ -70,6 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(tmp_path: Path, model: Path, cluster: Machines, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(fleet, "_PAUSES", (0.0,))
+    monkeypatch.setattr(fleet, "_MOST_FAILED_STARTS", 2)
     found = Place(tmp_path, model, cluster.address)
     found.write(*(f"row {number}" for number in range(20)))
     return found
@@ -148,7 +149,7 @@ def test_a_job_waits_for_a_machine_that_has_room(
 def test_no_room_for_even_one(place: Place) -> None:
     with pytest.raises(JobError, match="no room for a worker with 5 CPUs; give the number of workers to wait for it"):
         place.run(workers=None, threads_per_worker=5)
-    with pytest.raises(JobError, match="no room for a worker with 1 CPUs and 1 GPUs"):
+    with pytest.raises(JobError, match="no room for a worker with 1 CPU and 1 GPU"):
         place.run(workers=None, gpus_per_worker=1)
 
 

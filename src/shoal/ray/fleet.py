@@ -344,10 +344,14 @@ class Fleet(EngineHalf):
             self._alone_since, self._said_alone = now, False
         elif not self._said_alone and now - self._alone_since >= _PATIENCE:
             self._said_alone = True
-            needs = f"{self._options.threads} CPUs" + (
-                f" and {self._options.gpus:g} GPUs" if self._options.gpus else ""
-            )
+            needs = needs_of(self._options.threads, self._options.gpus)
             self._say(f"no worker is there: the job waits until the cluster has {needs} free for one")
+
+
+def needs_of(threads: int, gpus: float) -> str:
+    """What a worker needs, for people."""
+    cpus = f"{threads} CPU{'s' * (threads != 1)}"
+    return f"{cpus} and {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else cpus
 
 
 class _Actor:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-from shoal.errors import JobError, ParameterError, ShoalError
+from shoal.errors import EngineError, JobError, ParameterError, ShoalError
 from shoal.jobs.input.inputs import Given
 from shoal.jobs.running.files import JobFiles
 from shoal.jobs.running.job import Report
@@ -21,7 +21,7 @@ from shoal.jobs.running.summary import Summary
 from shoal.jobs.running.task import JobOptions, Task
 from shoal.params import EngineConfig
 from shoal.ray.connection import connected
-from shoal.ray.fleet import Fleet, FleetOptions
+from shoal.ray.fleet import Fleet, FleetOptions, needs_of
 from shoal.ray.worker import Load, Nature, load_llm, nature_of
 from shoal.system import streams
 
@@ -132,24 +132,21 @@ def _task_and_nature(
 
     asked = ray.remote(there).options(num_cpus=cluster.threads_per_worker, num_gpus=cluster.gpus_per_worker).remote()
     if not ray.wait([asked], timeout=_PATIENCE)[0]:
-        say(f"the job waits for a machine with {_needs(cluster)} to say what a GPU computes")
+        needs = needs_of(cluster.threads_per_worker, cluster.gpus_per_worker)
+        say(f"the job waits for a machine with {needs} to say what a GPU computes")
     try:
         found, nature = ray.get(asked)
-    except RayTaskError as error:
-        raise error.cause if isinstance(error.cause, ShoalError) else error from None
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        raise cause if isinstance(cause, ShoalError) else EngineError(f"no GPU could be asked: {error}") from error
     return replace(task, config=found), nature
-
-
-def _needs(cluster: Cluster) -> str:
-    gpus = f" and {cluster.gpus_per_worker:g} GPUs" if cluster.gpus_per_worker else ""
-    return f"{cluster.threads_per_worker} CPUs{gpus}"
 
 
 def _room(cluster: Cluster) -> int:
     """How many workers the nodes of the cluster have room for."""
     room = sum(_room_on(node["Resources"], cluster) for node in ray.nodes() if node["Alive"])
     if room < 1:
-        needs = _needs(cluster)
+        needs = needs_of(cluster.threads_per_worker, cluster.gpus_per_worker)
         raise JobError(f"the cluster has no room for a worker with {needs}; give the number of workers to wait for it")
     return room
 
