@@ -17,6 +17,9 @@ from shoal.errors import EngineError, JobError
 _SECONDS_BETWEEN_LOOKS = 2.0
 _HEAD_PATIENCE = 40.0  # seconds; Ray ends a driver without a word after 60
 _NODE_PATIENCE = 3.0  # ... and after about 10 where its own node has gone
+_SMALL: dict[str, Any] = {
+    "include_dashboard": False
+}  # its ten processes take cores from the workers of a cluster for one job
 _SAID_BY_US = "A worker died or was killed"
 
 
@@ -32,7 +35,9 @@ def connected(address: str, say: Callable[[str], None]) -> Iterator[None]:
             return
         _check(address)
         try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address, log_to_driver=False, logging_level=logging.ERROR, **(_SMALL if address == "local" else {})
+            )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             raise JobError(f"the Ray cluster {address} cannot be reached: {error}") from error
         try:
