@@ -31,6 +31,7 @@ Say = Callable[[str], None]
 _CALLS_AHEAD = 2
 _SECONDS_A_NOTE = 0.5
 _WAIT = 0.25  # seconds for an answer of any worker
+_TOGETHER = 2.0  # seconds for other workers to start after the first
 _PATIENCE = 15.0  # seconds without a worker until that is said
 _PAUSES = (0.0, 0.0, 1.0, 1.0, 5.0, 15.0, 30.0)  # seconds until the next worker after so many in a row that did nothing
 _MOST_FAILED_STARTS = 5  # in a row, in one place, where none has ever started
@@ -107,13 +108,17 @@ class Fleet(EngineHalf):
         self._note, self._note_due = "", 0.0
 
     def open(self) -> None:
-        """Wait for the first worker, so that a job that none can start for is not begun; but for no time without news.
+        """Wait for the first worker, so that a job that none can start for is not begun; but for no time without news. Then a moment
+        for those that start together with it: the first one would take all rows of a small job.
 
         Raises as ``step``.
         """
         until = time.monotonic() + _PATIENCE
         try:
             while not self._ever_began and (time.monotonic() < until or any(slot.failures for slot in self._slots)):
+                self.step()
+            until = time.monotonic() + _TOGETHER
+            while time.monotonic() < until and not all(worker.begun for worker in self._workers()):
                 self.step()
         except BaseException:
             self.close()
