@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -140,7 +141,8 @@ def text_of(lines: list[str]) -> str:
 
 def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
     server = serve("--drain-timeout", "600", "--stall-timeout", "600").loaded()
-    # More than fits into all buffers, and it is not read: the answer stays under way.
+    # More than fits into all buffers, as this side's stay small, and it is not read: the answer stays under way.
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
     body = {
         "model": "tiny",
         "prompt": "x",
@@ -150,7 +152,10 @@ def test_a_second_signal_ends_it_at_once(serve: Callable[..., Served]) -> None:
         "stream": True,
         "logprobs": 20,
     }
-    with httpx.stream("POST", server.url + "/v1/completions", json=body, timeout=None) as response:
+    with (
+        httpx.Client(transport=small, timeout=None) as client,
+        client.stream("POST", server.url + "/v1/completions", json=body) as response,
+    ):
         lines = response.iter_lines()  # which ends the request when it is let go of
         next(lines)
         server.process.send_signal(signal.SIGTERM)

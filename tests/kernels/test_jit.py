@@ -15,8 +15,8 @@ import pytest
 from numba import config
 
 import shoal.kernels.cpu
-from shoal.errors import ParameterError
-from shoal.kernels.cpu import attention, jit
+from shoal.errors import ParameterError, UnsupportedError
+from shoal.kernels.cpu import attention, isa, jit, machine_code
 from shoal.kernels.cpu.cache import KernelStore
 from shoal.kernels.cpu.jit import Lazy
 from shoal.kernels.cpu.later import Later
@@ -100,20 +100,20 @@ def test_settings_of_numba_do_not_matter(cache: Path) -> None:
 
 
 def test_a_setting_that_changes_code_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys = {jit._key()}
+    keys = {jit._key(jit._sources())}
     for name, value in (("OPT", 0), ("DEBUGINFO_DEFAULT", 1), ("CPU_FEATURES", "-avx2"), ("CPU_NAME", "x86-64")):
         monkeypatch.setattr(config, name, value)
-        keys.add(jit._key())
+        keys.add(jit._key(jit._sources()))
     assert len(keys) == 5
 
 
 def test_every_source_of_the_kernels_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = shutil.copytree(Path(jit.__file__).parent, tmp_path / "cpu")
     monkeypatch.setattr(jit, "__file__", str(sources / "jit.py"))
-    keys = {jit._key()}
+    keys = {jit._key(jit._sources())}
     for name in ("groups.py", "simd/floats.py"):
         (sources / name).write_text("# another")
-        keys.add(jit._key())
+        keys.add(jit._key(jit._sources()))
     assert len(keys) == 3
 
 
@@ -160,12 +160,12 @@ from llvmlite import binding
 from shoal.kernels.cpu import isa, jit
 
 names = {**jit._SETTINGS, "CPU_NAME": None, "CPU_FEATURES": None, "DISABLE_JIT": 0}
-alone = [isa.setting(name, default) for name, default in names.items()], isa.target(), jit._key()
+alone = [isa.setting(name, default) for name, default in names.items()], isa.target(), jit._key(jit._sources())
 from numba import config
 from numba.core.codegen import get_host_cpu_features
 
 assert list(map(str, alone[0])) == [str(getattr(config, name)) for name in names]
-assert alone[1:] == (isa.target(), jit._key())
+assert alone[1:] == (isa.target(), jit._key(jit._sources()))
 assert isa.target()[1] == get_host_cpu_features() == isa._host_features()
 assert config.ENABLE_AVX == (binding.get_host_cpu_name() not in isa._SLOW_AVX)
 """
@@ -196,3 +196,57 @@ def test_no_two_kernels_are_kept_under_one_name() -> None:
 
 def test_code_from_elsewhere_is_not_kept() -> None:
     assert Lazy(_files).cache_name is None
+
+
+def test_nothing_is_compiled_of_files_that_have_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are another version's, and what comes of them would be kept as this one's."""
+    monkeypatch.setattr(jit, "_SOURCES", b"as they were")
+    jit._unchanged.cache_clear()
+    try:
+        with pytest.raises(UnsupportedError, match="were changed since this process began"):
+            jit._compiling()
+    finally:
+        jit._unchanged.cache_clear()
+
+
+def test_memory_that_may_not_become_executable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("llvmlite.binding.check_jit_execution", refuse)
+    with pytest.raises(UnsupportedError, match="cannot be run here: Operation not permitted"):
+        machine_code._target.__wrapped__()
+
+
+@pytest.mark.parametrize("cpu", ["nocona", "sandybridge"])
+def test_numba_compiles_for_what_was_decided(cpu: str) -> None:
+    """It thinks of some CPUs that their AVX is not to be used."""
+    program = f"""
+from llvmlite import binding
+binding.get_host_cpu_name = lambda: {cpu!r}
+from shoal.kernels.cpu import isa
+assert "+avx" not in isa.TARGET[1]
+from shoal.kernels.cpu import compiling
+assert compiling.config.ENABLE_AVX is False or compiling.config.CPU_NAME == isa.TARGET[0]
+assert isa.target() == isa.TARGET
+assert compiling._HEARD
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "SHOAL_ISA"))}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd="/", check=True, timeout=120)
+
+
+def test_code_of_another_target_is_not_kept(tmp_path: Path) -> None:
+    """A program that has compiled something with Numba before: Numba has made its mind up about the CPU then."""
+    if "avx512f" not in isa.cpu_features():
+        pytest.skip("the CPU has nothing beyond AVX2 that could be used by mistake")
+    own = "import shoal.kernels.cpu.isa\nimport numba\nnumba.njit(lambda x: x + 1)(1)\n"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    environment |= {"SHOAL_ISA": "avx2", "SHOAL_KERNEL_CACHE": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    program = "from shoal.kernels.cpu import elementwise\nassert elementwise.add_bias.address\n"
+    kept = []
+    for code in (own + program, program):
+        subprocess.run([sys.executable, "-c", code], env=environment, cwd="/", check=True, timeout=120)
+        kept.append(sorted(path.name for path in tmp_path.rglob("*add_bias*")))
+    assert [len(files) for files in kept] == [0, 1]

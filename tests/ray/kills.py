@@ -175,6 +175,8 @@ def _kill_worker(driver: Driver, setting: Setting, tally: Tally, pid: int) -> li
 
 def _lose_node(driver: Driver, setting: Setting, tally: Tally, pid: int) -> list[int]:
     node = setting.machines.node_of(pid)
+    if node is None:  # a row has ended the worker meanwhile
+        return []
     pids = [pid for pid in driver.at_work() if setting.machines.node_of(pid) is node]
     done = _watch(driver, tally, "node", pids, lambda: setting.machines.remove(node))
     setting.machines.add()
@@ -183,6 +185,8 @@ def _lose_node(driver: Driver, setting: Setting, tally: Tally, pid: int) -> list
 
 def _lose_raylet(driver: Driver, setting: Setting, tally: Tally, pid: int) -> list[int]:
     node = setting.machines.node_of(pid)
+    if node is None:  # a row has ended the worker meanwhile
+        return []
     pids = [pid for pid in driver.at_work() if setting.machines.node_of(pid) is node]
     done = _watch(driver, tally, "raylet", pids, lambda: setting.machines.kill_raylet(node))
     setting.machines.remove(node)

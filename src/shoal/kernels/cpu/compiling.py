@@ -1,5 +1,5 @@
-"""Compiling kernels with Numba: a function becomes an object file and the name of the symbol in it. Nothing else of shoal's kernels
-imports Numba, so that a program that finds them compiled never waits for it.
+"""Compiling kernels with Numba: a function becomes an object file and the name of the symbol in it. What is imported where all kernels
+are found compiled does not import Numba, unless somebody has told it something (NUMBA_*, .numba_config.yaml).
 
 The function is called as Numba's own are: int32 f(result *, error **, int64 ...), 0 if all went well. There is no wrapper around
 it, so that it needs nothing of Numba where it runs.
@@ -11,16 +11,21 @@ from collections.abc import Callable
 from ctypes import CDLL
 from typing import Any, NamedTuple
 
-from numba import njit, types
+from numba import config, njit, types
 from numba.core.compiler import Compiler, CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import _FunctionCompiler  # type: ignore[attr-defined]
 from numba.core.registry import cpu_target
 
-from shoal.kernels.cpu.isa import setting
+from shoal.kernels.cpu.isa import TARGET, setting, target
 from shoal.kernels.cpu.later import resolved
+from shoal.kernels.cpu.simd import operations, panels  # noqa: F401  # now: later they might be those of another version
 
 setting("CPU_NAME", None)  # Numba hears what SHOAL_ISA makes of it
+if target() != TARGET:
+    config.CPU_NAME, config.CPU_FEATURES = TARGET
+# False where the program has compiled something of its own before: then Numba goes on with what it had made of this CPU.
+_HEARD = cpu_target.target_context.codegen()._tm_features == TARGET[1]
 _OPTIONS = {"error_model": "numpy", "boundscheck": False}
 
 
@@ -52,7 +57,7 @@ def compiled(body: Callable[..., Any]) -> Compiled:
     _, _, (code, _) = result.library.serialize_using_object_code()
     unknown = [name for name in _called(result) if not hasattr(CDLL(None), name)]
     assert not unknown, f"{body.__name__} needs {unknown}, which are not there without Numba"
-    return Compiled(result.fndesc.llvm_func_name, code, not result.library.has_dynamic_globals)
+    return Compiled(result.fndesc.llvm_func_name, code, _HEARD and not result.library.has_dynamic_globals)
 
 
 def assembly(body: Callable[..., Any]) -> str:

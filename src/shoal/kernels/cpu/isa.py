@@ -25,7 +25,7 @@ from llvmlite import binding
 from shoal.errors import ParameterError
 
 _AVX2 = frozenset({"avx2", "fma", "f16c"})
-_SLOW_AVX = ("corei7-avx", "core-avx-i", "sandybridge", "ivybridge")
+_SLOW_AVX = ("corei7-avx", "core-avx-i", "sandybridge", "ivybridge", "nocona")
 _AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vnni"})
 _decided: dict[str, str] = {}  # settings that Numba will be given
 
@@ -198,3 +198,6 @@ VPDPBUSD = "{vex} vpdpbusd" if "avxvnni" in target_features() else "{evex} vpdpb
 if ISA in ("avxvnni", "avx2") and "avx512f" in cpu_features() and setting("CPU_NAME", None) is None:
     _features = "+avxvnni" if ISA == "avxvnni" and "avxvnni" in target_features() else ""
     _decided.update(CPU_FEATURES=_features, CPU_NAME="x86-64-v3")
+
+# What Numba has to compile for: what was decided here, whatever it thinks of this CPU itself.
+TARGET = target()

@@ -15,6 +15,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +31,7 @@ from shoal.kernels.cpu.isa import ISA, setting, target
 from shoal.kernels.cpu.later import Later, with_names
 from shoal.kernels.cpu.machine_code import MachineCode
 from shoal.system.folders import cache_folder
+from shoal.version import __version__
 
 # Of Numba's settings those that make other machine code, and how they read where nobody changes them.
 _SETTINGS = {
@@ -42,12 +44,18 @@ _SETTINGS = {
 }
 
 
-def _key() -> str:
-    """Names everything that went into this version's machine code."""
-    digest = hashlib.sha256()
+def _sources() -> bytes:
+    """A digest of what kernels are made of: our files, and Numba's version."""
+    digest = hashlib.sha256(_numba_version())
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    versions = (_numba_version(), llvmlite.__version__, sys.implementation.cache_tag, sys.abiflags)
+    return digest.digest()
+
+
+def _key(sources: bytes) -> str:
+    """Names everything that went into this version's machine code. A program made of this one may have no source files."""
+    digest = hashlib.sha256(sources)
+    versions = (__version__, llvmlite.__version__, sys.implementation.cache_tag, sys.abiflags)
     settings = (setting(name, default) for name, default in _SETTINGS.items())
     for part in (*versions, binding.get_process_triple(), *target(), ISA, *settings):
         digest.update(str(part).encode() + b"\0")
@@ -66,7 +74,8 @@ def _numba_version() -> bytes:
 
 
 _one_at_a_time = RLock()
-STORE = KernelStore(cache_folder("SHOAL_KERNEL_CACHE", "kernels"), _key())
+_SOURCES = _sources()
+STORE = KernelStore(cache_folder("SHOAL_KERNEL_CACHE", "kernels"), _key(_SOURCES))
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -84,11 +93,20 @@ def _helper(function: Callable[..., Any], **options: Any) -> Later:
 
 
 def _compiling() -> Any:
-    """What needs Numba. Raises UnsupportedError where that cannot be imported."""
+    """What needs Numba. Raises UnsupportedError where that cannot be imported, or something else is found than when the process began:
+    another version, whose code would be kept as this one's."""
     try:
-        return import_module("shoal.kernels.cpu.compiling")
-    except (ImportError, ValueError) as error:  # another NumPy than it wants
+        made = import_module("shoal.kernels.cpu.compiling")
+    except (ImportError, ValueError, OSError) as error:  # another NumPy, memory that may not become executable
         raise UnsupportedError(f"Numba cannot be imported: {error}") from error
+    if not _unchanged():
+        raise UnsupportedError("the files of shoal or Numba were changed since this process began: start it again")
+    return made
+
+
+@cache
+def _unchanged() -> bool:
+    return _sources() == _SOURCES
 
 
 def specialised(template: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
@@ -123,9 +141,9 @@ class Lazy:
         """The compiled function. Raises ParameterError if Numba is told not to compile."""
         if self._made is not None:
             return self._made
-        if told := setting("DISABLE_JIT", 0):
-            raise ParameterError("NUMBA_DISABLE_JIT", told, "0 or not set: the kernels are compiled by Numba")
         with _one_at_a_time:  # a second copy would take the place of one whose address is already known
+            if told := setting("DISABLE_JIT", 0):
+                raise ParameterError("NUMBA_DISABLE_JIT", told, "0 or not set: the kernels are compiled by Numba")
             if self._made is None:
                 self._made = self._loaded() or self._compiled()
             return self._made

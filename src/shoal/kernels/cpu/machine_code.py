@@ -8,6 +8,8 @@ from typing import Any
 
 from llvmlite import binding
 
+from shoal.errors import UnsupportedError
+
 
 class MachineCode:
     """The function ``symbol`` of an object file, which stays in memory as long as this does; ``address`` is where it is. What is no
@@ -25,10 +27,11 @@ class MachineCode:
         """The function as Python calls it, without the interpreter lock: with so many int64, giving one. (It is compiled as Numba
         does it: compiling.py.)"""
         function = CFUNCTYPE(c_int32, c_void_p, c_void_p, *[c_int64] * arguments)(self.address)
+        error = byref(c_void_p())  # nothing raises
 
         def call(*args: int) -> int:
-            result, error = c_int64(), c_void_p()
-            status = function(byref(result), byref(error), *args)
+            result = c_int64()
+            status = function(byref(result), error, *args)
             assert status == 0, f"compiled code ended with status {status}"
             return result.value
 
@@ -37,6 +40,11 @@ class MachineCode:
 
 @cache
 def _target() -> Any:
+    """Raises UnsupportedError where memory may not become executable."""
+    try:
+        binding.check_jit_execution()  # LLVM itself says nothing, and what is called then ends the process
+    except OSError as error:
+        raise UnsupportedError(f"compiled kernels cannot be run here: {error.strerror or error}") from error
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     return binding.Target.from_triple(binding.get_process_triple())
