@@ -30,7 +30,15 @@ _RETRY_SECONDS = b"5"
 _JSON, _PROMETHEUS = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 # Of each replica, of the next server, or of the connection alone.
 _NOT_PASSED = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"date", b"server"}
-_NOT_ASKED = _NOT_PASSED | {b"host", b"origin", b"authorization", b"x-api-key", b"content-length", b"x-request-id"}
+_NOT_ASKED = _NOT_PASSED | {
+    b"host",
+    b"origin",
+    b"authorization",
+    b"x-api-key",
+    b"content-length",
+    b"x-request-id",
+    b"expect",
+}
 _NOT_TOLD = _NOT_PASSED | {b"x-request-id"}  # Ray Serve's proxy adds it
 _NOT_HERE = ("/slots",)
 
