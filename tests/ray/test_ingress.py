@@ -7,19 +7,20 @@ import json
 from typing import Any
 
 from shoal.ray.ingress import Relay, Routing
-from shoal.ray.replica import State
+from shoal.ray.replica import State, name_of
 from shoal.ray.replicas import Replicas
 from shoal.server.front import Front, behind
 from tests.server.live import echo, live
 
-ROUTING = Routing(spill_above=8, prefix_bytes=256, secret="net")
+ROUTING = Routing(spill_above=8, prefix_bytes=256, secret="a secret")
 
 
 def replicas_at(*ports: int) -> Replicas:
     """Those called a, b ... that listen there; nobody asks them how they are."""
-    replicas = Replicas(None, ROUTING.spill_above)
+    app = name_of(ROUTING.secret)
+    replicas = Replicas(None, ROUTING.spill_above, app)
     names = "abcdefgh"[: len(ports)]
-    replicas.update([State(name, "127.0.0.1", port, 0, "ok") for name, port in zip(names, ports, strict=True)], {})
+    replicas.update([State(name, "127.0.0.1", port, 0, "ok", app) for name, port in zip(names, ports, strict=True)], {})
     return replicas
 
 
@@ -38,6 +39,10 @@ async def posted(relay: Relay, body: bytes, *headers: tuple[bytes, bytes]) -> tu
     scope = {"type": "http", "http_version": "1.1", "method": "POST", "path": "/v1/completions"}
     await behind(Front(), relay)(scope | {"headers": [*own, *headers]}, receive, send)
     return got[0]["status"], json.loads(b"".join(message["body"] for message in got[1:]))
+
+
+def test_a_secret_is_not_shown() -> None:
+    assert ROUTING.secret not in repr(ROUTING)
 
 
 def test_what_is_between_a_client_and_its_server_stays_there() -> None:

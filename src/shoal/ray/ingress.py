@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ import msgspec
 from shoal.openai.schema import APIError
 from shoal.openai.stream import sse
 from shoal.ray.exposition import Totals
-from shoal.ray.replica import OWNER, SECRET
+from shoal.ray.replica import OWNER, SECRET, name_of
 from shoal.ray.replicas import Replicas, Upstream, none_ready
 from shoal.ray.routing import prompt_keys
 from shoal.ray.upstream import Connection, Headers
@@ -53,14 +53,15 @@ class Routing:
 
     spill_above: int
     prefix_bytes: int
-    secret: str
+    secret: str = field(repr=False)
 
 
 class Ingress:
     """What Ray Serve's proxies call. ``engines`` is the handle of the replicas."""
 
     def __init__(self, engines: Any, front: Front, routing: Routing) -> None:
-        self._app = Mounted(behind(front, Relay(Replicas(engines, routing.spill_above), routing)))
+        replicas = Replicas(engines, routing.spill_above, name_of(routing.secret))
+        self._app = Mounted(behind(front, Relay(replicas, routing)))
 
     def __serve_build_asgi_app__(self) -> Mounted:
         return self._app
