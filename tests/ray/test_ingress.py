@@ -6,12 +6,17 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
+
+from shoal.ray import ingress
 from shoal.ray.ingress import Relay, Routing
 from shoal.ray.replica import State, name_of
-from shoal.ray.replicas import Replicas
+from shoal.ray.replicas import Replicas, Upstream
+from shoal.ray.routing import prompt_keys, ranked
 from shoal.server.front import Front, behind
 from tests.server.live import echo, live
 
+NOBODY = 1  # a port on which nobody listens
 ROUTING = Routing(spill_above=8, prefix_bytes=256, secret="a secret")
 
 
@@ -60,3 +65,49 @@ def test_what_is_between_a_client_and_its_server_stays_there() -> None:
 
     with live(echo) as port:
         asyncio.run(work(port))
+
+
+def body_for(name: str) -> bytes:
+    """Of a request that goes to this one of the replicas a and b."""
+    bodies = [b'{"prompt": "%d"}' % number for number in range(64)]
+    return next(body for body in bodies if ranked(prompt_keys("/v1/completions", body)[0], "ab")[0] == name)
+
+
+def test_a_replica_that_cannot_be_reached_in_time_leaves_the_request_to_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ingress, "_PATIENCE", -1.0)  # what a vanished machine takes is more than that
+
+    async def work(port: int) -> None:
+        replicas = replicas_at(NOBODY, port)
+        status, _ = await posted(Relay(replicas, ROUTING), body_for("a"))
+        assert (status, len(replicas)) == (200, 1)
+        replicas.update([], {})
+        await asyncio.sleep(0)
+
+    with live(echo) as port:
+        asyncio.run(work(port))
+
+
+def test_when_none_can_be_reached_the_request_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "_PATIENCE", 0.0)
+
+    async def work() -> None:
+        replicas = replicas_at(NOBODY, NOBODY)
+        status, told = await posted(Relay(replicas, ROUTING), b"{}")
+        assert (status, told["error"]["message"], len(replicas)) == (503, "no replica of the model is ready", 0)
+
+    asyncio.run(work())
+
+
+def test_one_that_is_heard_of_but_never_reached_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingress, "_SEARCH_SECONDS", 0.05)
+    lost: list[Upstream] = []
+
+    async def work() -> None:
+        replicas = replicas_at(NOBODY)
+        monkeypatch.setattr(replicas, "lose", lost.append)  # it is back at once
+        assert (await posted(Relay(replicas, ROUTING), b"{}"))[0] == 503
+
+    asyncio.run(work())
+    assert {gone.in_flight for gone in lost} == {0}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
@@ -145,6 +147,29 @@ def test_nobody_listens() -> None:
             await Pool("127.0.0.1", 1).take()
 
     asyncio.run(ask())
+
+
+def test_a_connection_that_was_reset_meanwhile_is_not_used() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await reader.readexactly(1)
+        linger = struct.pack("ii", 1, 0)  # closed with a reset
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+
+    async def ask(pool: Pool, ended: asyncio.Event) -> None:
+        reader, writer = await asyncio.open_connection(pool.host, pool.port)
+        connection = Connection(reader, writer)
+        await asked_and_read(connection)
+        assert connection.can_be_kept
+        writer.write(b"x")
+        while reader.exception() is None:
+            await asyncio.sleep(0.01)
+        assert not connection.can_be_kept
+        connection.close()
+
+    asyncio.run(with_handler(handle, ask))
 
 
 def test_a_connection_that_was_closed_meanwhile_is_not_used() -> None:

@@ -26,6 +26,7 @@ from shoal.server.service import unavailable
 from shoal.server.streams import ClientGoneError, unless_gone
 
 _PATIENCE = 3.0  # seconds for a replica to appear
+_SEARCH_SECONDS = 12.0  # then no other one is tried: those of machines that have vanished take five each
 _RETRY_SECONDS = b"5"
 _JSON, _PROMETHEUS = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 # Of each replica, of the next server, or of the connection alone.
@@ -157,16 +158,16 @@ class Relay:
     async def _connected(self, keys: Sequence[bytes]) -> tuple[Upstream, Connection]:
         """A connection to the replica for these keys, which counts it from now on. Raises APIError (503)."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
+        begun = loop.time()
         while True:
-            replica = await self._replicas.choose(keys, deadline)
+            replica = await self._replicas.choose(keys, begun + _PATIENCE)
             replica.in_flight += 1
             try:
                 return replica, await replica.pool.take()
             except OSError:  # it has just ended: another one takes the request, of which nothing was sent
                 replica.in_flight -= 1
                 self._replicas.lose(replica)
-                if loop.time() > deadline:
+                if loop.time() > begun + _SEARCH_SECONDS:
                     raise none_ready() from None
             except BaseException:
                 replica.in_flight -= 1

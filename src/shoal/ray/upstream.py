@@ -64,7 +64,7 @@ class Connection:
     @property
     def can_be_kept(self) -> bool:
         """Whether it can take another request now."""
-        return self._ended and self._stays and not self._reader.at_eof()
+        return self._ended and self._stays and not self._reader.at_eof() and self._reader.exception() is None
 
     def close(self) -> None:
         """Give up what is under way."""
