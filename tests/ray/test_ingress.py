@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.ray import ingress
-from shoal.ray.ingress import Relay, Routing
+from shoal.ray.ingress import Mounted, Relay, Routing
 from shoal.ray.replica import State, name_of
 from shoal.ray.replicas import Replicas, Upstream
 from shoal.ray.routing import prompt_keys, ranked
@@ -111,3 +111,20 @@ def test_one_that_is_heard_of_but_never_reached_is_not_tried_for_ever(monkeypatc
 
     asyncio.run(work())
     assert {gone.in_flight for gone in lost} == {0}
+
+
+def test_a_websocket_is_refused() -> None:
+    async def work() -> None:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "websocket.connect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        app = Mounted(behind(Front(), Relay(replicas_at(), ROUTING)))
+        await app({"type": "websocket", "path": "/v1/realtime", "headers": []}, receive, send)
+        assert sent == [{"type": "websocket.close", "code": 1003}]
+
+    asyncio.run(work())

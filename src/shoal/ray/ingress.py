@@ -42,6 +42,7 @@ _NOT_ASKED = _NOT_PASSED | {
 }
 _NOT_TOLD = _NOT_PASSED | {b"x-request-id"}  # Ray Serve's proxy adds it
 _NOT_HERE = ("/slots",)
+_UNACCEPTABLE = 1003  # of a WebSocket's close codes (RFC 6455)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -89,7 +90,8 @@ def _without_id(message: Message) -> Message:
 
 
 class Relay:
-    """An ASGI app that has a replica answer, but for what is said of all of them. A body must come as one message."""
+    """An ASGI app that has a replica answer, but for what is said of all of them. A body must come as one message; WebSockets are
+    refused."""
 
     def __init__(self, replicas: Replicas, routing: Routing) -> None:
         self._replicas, self._routing = replicas, routing
@@ -100,6 +102,9 @@ class Relay:
         """One request, or the app's life."""
         if scope["type"] == "lifespan":
             await self._live_on(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _UNACCEPTABLE})
             return
         try:
             with suppress(ClientGoneError):
