@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -46,6 +47,28 @@ def test_what_replicas_counted_stays_when_they_are_gone() -> None:
         assert (found["shoal:request_success_total"], found["shoal:step_seconds_count"]) == (8, 2)
         assert (found["shoal:num_requests_running"], found["shoal:kv_cache_usage_perc"]) == (3, 0.2)
     assert samples(totals.exposition({}))["shoal:request_success_total"] == 8
+
+
+def test_a_replica_that_comes_back_counts_once() -> None:
+    totals = Totals()
+    told = {"a": text(2, 0.2, 0.05), "b": text(5, 0.6, 0.5)}
+    totals.exposition(told)
+    assert samples(totals.exposition({"a": text(2, 0.2, 0.05)}))["shoal:request_success_total"] == 7
+    for _ in range(2):
+        found = samples(totals.exposition(told | {"b": text(6, 0.6, 0.5)}))
+        assert (found["shoal:request_success_total"], found["shoal:step_seconds_count"]) == (8, 2)
+    totals.exposition({})
+    assert samples(totals.exposition(told))["shoal:request_success_total"] == 7
+
+
+def test_of_many_that_are_gone_the_sum_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shoal.ray.exposition._MAY_RETURN", 2)
+    totals = Totals()
+    for number in range(1, 6):
+        found = samples(totals.exposition({f"{number}": text(number, 0.2, 0.05)}))
+        assert found["shoal:request_success_total"] == sum(range(number + 1))
+    assert samples(totals.exposition({"4": text(40, 0.2, 0.05)}))["shoal:request_success_total"] == 51
+    assert samples(totals.exposition({}))["shoal:step_seconds_count"] == 5
 
 
 def test_nothing_is_nothing() -> None:

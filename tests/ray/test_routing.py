@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from hashlib import blake2b
 from typing import Any
 
 import pytest
@@ -38,6 +39,19 @@ def test_one_that_comes_takes_keys_for_itself_alone(prompts: list[bytes], names:
     for prompt in prompts:
         first = ranked(prompt, names | {"new"})[0]
         assert first in ("new", ranked(prompt, names)[0])
+
+
+def test_a_long_key_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = b"net" * 100
+    read: list[bytes] = []
+
+    def counted(data: bytes, **how: Any) -> Any:
+        read.append(data)
+        return blake2b(data, **how)
+
+    monkeypatch.setattr("shoal.ray.routing.blake2b", counted)
+    assert ranked(key, "abcdef") == ["a", "b", "c", "f", "e", "d"]  # ingresses of two versions agree
+    assert read.count(key) == 1
 
 
 def test_keys_are_spread_evenly() -> None:

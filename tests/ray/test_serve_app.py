@@ -269,3 +269,9 @@ def test_the_example_is_an_application() -> None:
 def test_what_cannot_be_followed_is_refused_by_name(field: str, options: dict[str, Any]) -> None:
     with pytest.raises(ParameterError, match=f"^{field}:"):
         serve_app("tiny.gguf", **options)
+
+
+def test_a_secret_that_can_be_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOAL_SERVE_SECRET", "short")
+    with pytest.raises(ParameterError, match=r"^SHOAL_SERVE_SECRET:"):
+        serve_app("tiny.gguf")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -13,7 +12,7 @@ from ray import serve
 from shoal.errors import ParameterError
 from shoal.params import EngineConfig, parse_size
 from shoal.ray.ingress import Ingress, Routing
-from shoal.ray.replica import Replica, Setup
+from shoal.ray.replica import SECRET_VARIABLE, Replica, Setup, read_secret
 from shoal.ray.routing import PREFIX_BYTES
 from shoal.server.app import body_of_error
 from shoal.server.front import Front
@@ -65,7 +64,8 @@ def serve_app(
 
     ``options`` are the keywords of LLM, and the flags of ``shoal serve`` that say who waits for how long: ``max_waiting``,
     ``max_waiting_tokens``, ``request_timeout``, ``queue_timeout``, ``isolate_prefix_cache``, ``keep_alive``, ``stall_timeout``,
-    ``drain_timeout``. They hold for each replica. Raises ParameterError.
+    ``drain_timeout``. They hold for each replica. The environment's SHOAL_SERVE_SECRET, the same at each deployment, lets
+    those of before and of now work together while one takes the place of the other. Raises ParameterError.
     """
     unknown = next((name for name in options if name not in _ENGINE | _SERVER), None)
     if unknown is not None:
@@ -75,7 +75,7 @@ def serve_app(
     limits = {name: value for name, value in options.items() if name in _SERVER} | {"keys_given": bool(keys)}
     served = _several(served_model_name)
     settings = ServerSettings(engine=config, served=served, **limits)
-    secret = secrets.token_hex(32)
+    secret = read_secret(os.environ.get(SECRET_VARIABLE))
     routing = Routing(
         spill_above=_count("spill_above", max(1, config.max_num_seqs // 2) if spill_above is None else spill_above),
         prefix_bytes=_count("prefix_bytes", prefix_bytes),

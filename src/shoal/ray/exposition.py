@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 _SUMMED_FOR_EVER = ("counter", "histogram")
+_MAY_RETURN = 100  # replicas that are gone and kept apart: one that could not be asked for a while counts on
 _SHARES = ("shoal:kv_cache_usage_perc",)
 
 
@@ -23,14 +24,20 @@ class Totals:
 
     def __init__(self) -> None:
         self._last: dict[str, dict[str, _Family]] = {}
-        self._gone: list[dict[str, _Family]] = []
+        self._gone: dict[str, dict[str, _Family]] = {}
+        self._long_gone: dict[str, _Family] = {}
 
     def exposition(self, texts: Mapping[str, str]) -> str:
         """What the replicas, by their names, say now, as one text. Shares are means over the replicas, all else is summed."""
         now = {name: _parsed(text) for name, text in texts.items()}
-        gone = [_merged([*self._gone, *(_lasting(last) for name, last in self._last.items() if name not in now)])]
-        self._gone, self._last = gone, now
-        return _written(_merged([*now.values(), *gone]))
+        self._gone |= {name: _lasting(last) for name, last in self._last.items()}
+        for name in now:
+            self._gone.pop(name, None)
+        while len(self._gone) > _MAY_RETURN:
+            longest = self._gone.pop(next(iter(self._gone)))
+            self._long_gone = _merged([self._long_gone, longest])
+        self._last = now
+        return _written(_merged([*now.values(), *self._gone.values(), self._long_gone]))
 
 
 def _parsed(text: str) -> dict[str, _Family]:

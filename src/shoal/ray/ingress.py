@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +14,7 @@ import msgspec
 from shoal.openai.schema import APIError
 from shoal.openai.stream import sse
 from shoal.ray.exposition import Totals
-from shoal.ray.replica import OWNER, SECRET
+from shoal.ray.replica import OWNER, SECRET, name_of
 from shoal.ray.replicas import Replicas, Upstream, none_ready
 from shoal.ray.routing import prompt_keys
 from shoal.ray.upstream import Connection, Headers
@@ -26,13 +26,23 @@ from shoal.server.service import unavailable
 from shoal.server.streams import ClientGoneError, unless_gone
 
 _PATIENCE = 3.0  # seconds for a replica to appear
+_SEARCH_SECONDS = 12.0  # then no other one is tried: those of machines that have vanished take five each
 _RETRY_SECONDS = b"5"
 _JSON, _PROMETHEUS = b"application/json", b"text/plain; version=0.0.4; charset=utf-8"
 # Of each replica, of the next server, or of the connection alone.
 _NOT_PASSED = {b"connection", b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"date", b"server"}
-_NOT_ASKED = _NOT_PASSED | {b"host", b"origin", b"authorization", b"x-api-key", b"content-length", b"x-request-id"}
+_NOT_ASKED = _NOT_PASSED | {
+    b"host",
+    b"origin",
+    b"authorization",
+    b"x-api-key",
+    b"content-length",
+    b"x-request-id",
+    b"expect",
+}
 _NOT_TOLD = _NOT_PASSED | {b"x-request-id"}  # Ray Serve's proxy adds it
 _NOT_HERE = ("/slots",)
+_UNACCEPTABLE = 1003  # of a WebSocket's close codes (RFC 6455)
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -45,14 +55,15 @@ class Routing:
 
     spill_above: int
     prefix_bytes: int
-    secret: str
+    secret: str = field(repr=False)
 
 
 class Ingress:
     """What Ray Serve's proxies call. ``engines`` is the handle of the replicas."""
 
     def __init__(self, engines: Any, front: Front, routing: Routing) -> None:
-        self._app = Mounted(behind(front, Relay(Replicas(engines, routing.spill_above), routing)))
+        replicas = Replicas(engines, routing.spill_above, name_of(routing.secret))
+        self._app = Mounted(behind(front, Relay(replicas, routing)))
 
     def __serve_build_asgi_app__(self) -> Mounted:
         return self._app
@@ -79,7 +90,8 @@ def _without_id(message: Message) -> Message:
 
 
 class Relay:
-    """An ASGI app that has a replica answer, but for what is said of all of them. A body must come as one message."""
+    """An ASGI app that has a replica answer, but for what is said of all of them. A body must come as one message; WebSockets are
+    refused."""
 
     def __init__(self, replicas: Replicas, routing: Routing) -> None:
         self._replicas, self._routing = replicas, routing
@@ -90,6 +102,9 @@ class Relay:
         """One request, or the app's life."""
         if scope["type"] == "lifespan":
             await self._live_on(receive, send)
+            return
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": _UNACCEPTABLE})
             return
         try:
             with suppress(ClientGoneError):
@@ -148,16 +163,16 @@ class Relay:
     async def _connected(self, keys: Sequence[bytes]) -> tuple[Upstream, Connection]:
         """A connection to the replica for these keys, which counts it from now on. Raises APIError (503)."""
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + _PATIENCE
+        begun = loop.time()
         while True:
-            replica = await self._replicas.choose(keys, deadline)
+            replica = await self._replicas.choose(keys, begun + _PATIENCE)
             replica.in_flight += 1
             try:
                 return replica, await replica.pool.take()
             except OSError:  # it has just ended: another one takes the request, of which nothing was sent
                 replica.in_flight -= 1
                 self._replicas.lose(replica)
-                if loop.time() > deadline:
+                if loop.time() > begun + _SEARCH_SECONDS:
                     raise none_ready() from None
             except BaseException:
                 replica.in_flight -= 1

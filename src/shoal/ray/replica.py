@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import hmac
 import queue
+import secrets
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import ray
 from ray import serve
 
 from shoal import hub
-from shoal.errors import EngineError
+from shoal.errors import EngineError, ParameterError
 from shoal.llm import LLM
 from shoal.openai.schema import APIError
 from shoal.params import EngineConfig
@@ -27,6 +29,8 @@ from shoal.server.service import Service
 from shoal.server.settings import ServerSettings, served_names
 
 SECRET, OWNER = b"x-shoal-secret", b"x-shoal-owner"  # headers, from the ingress alone
+SECRET_VARIABLE = "SHOAL_SERVE_SECRET"
+_SHORTEST, _LONGEST = 16, 512  # characters of it
 _ENDED = ("wedged", "failed")
 
 
@@ -39,17 +43,35 @@ class Setup:
     config: EngineConfig
     served: tuple[str, ...]
     settings: Mapping[str, Any]
-    secret: str
+    secret: str = field(repr=False)
 
 
 class State(NamedTuple):
-    """Where a replica listens, and how it is: requests under way, and its health in the server's words."""
+    """Where a replica listens, how it is (requests under way, and its health in the server's words), and whom it lets in: ``app`` is
+    ``name_of`` the secret."""
 
     name: str
     host: str
     port: int
     in_flight: int
     health: str
+    app: str
+
+
+def read_secret(variable: str | None) -> str:
+    """The secret of an application: the environment's SHOAL_SERVE_SECRET, a new one where that is empty. Raises ParameterError."""
+    if not variable:
+        return secrets.token_hex(32)
+    if not _SHORTEST <= len(variable) <= _LONGEST or not all("!" <= character <= "~" for character in variable):
+        raise ParameterError(
+            SECRET_VARIABLE, "...", f"{_SHORTEST} to {_LONGEST} printable ASCII characters without spaces"
+        )
+    return variable
+
+
+def name_of(secret: str) -> str:
+    """What may be known of a secret: the same for ingress and replicas that belong together."""
+    return blake2b(secret.encode(), digest_size=8).hexdigest()
 
 
 class Replica:
@@ -64,6 +86,7 @@ class Replica:
             engine=setup.config, served=setup.served or served_names(setup.model, path), **setup.settings
         )
         self._service = Service(lambda: LLM(path, config=setup.config), settings)
+        self._app = name_of(setup.secret)
         self._inside = Inside(Access(create_app(self._service), body_of_error), setup.secret)
         serving = Serving(
             host=ray.util.get_node_ip_address(),
@@ -79,7 +102,7 @@ class Replica:
     def state(self) -> State:
         """For the ingress."""
         name = serve.get_replica_context().replica_id.unique_id
-        return State(name, self._host, self._port, self._inside.in_flight, self._service.health)
+        return State(name, self._host, self._port, self._inside.in_flight, self._service.health, self._app)
 
     def metrics(self) -> tuple[str, str]:
         """Its name, and what Prometheus would read."""

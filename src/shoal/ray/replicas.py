@@ -37,10 +37,11 @@ class Upstream:
 
 
 class Replicas:
-    """All replicas that take requests. ``engines`` is Ray Serve's handle of their deployment."""
+    """All replicas that take requests. ``engines`` is Ray Serve's handle of their deployment, ``app`` what those say that let this
+    ingress in."""
 
-    def __init__(self, engines: Any, spill_above: int) -> None:
-        self._engines, self._spill_above = engines, spill_above
+    def __init__(self, engines: Any, spill_above: int, app: str) -> None:
+        self._engines, self._spill_above, self._app = engines, spill_above, app
         self._known: dict[str, Upstream] = {}
         self._changed = asyncio.Event()
 
@@ -70,7 +71,7 @@ class Replicas:
 
     def update(self, states: Sequence[State], before: dict[str, int]) -> None:
         """These there are now. ``before``: how many requests each had from here when it was asked."""
-        well = {state.name: state for state in states if state.health == "ok"}
+        well = {state.name: state for state in states if state.health == "ok" and state.app == self._app}
         for name in self._known.keys() - well.keys():
             self.lose(self._known[name])
         for name, state in well.items():

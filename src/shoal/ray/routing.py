@@ -59,11 +59,8 @@ def choose(keys: Sequence[bytes], loads: Mapping[str, int], spill_above: int) ->
 
 def ranked(key: bytes, names: Iterable[str]) -> list[str]:
     """The names in the order of their weights for ``key``."""
-    return sorted(names, key=lambda name: blake2b(name.encode(), key=_digest(key), digest_size=8).digest())
-
-
-def _digest(key: bytes) -> bytes:
-    return blake2b(key, digest_size=16).digest()
+    seed = blake2b(key, digest_size=16).digest()  # a key of blake2b's has at most 64 bytes
+    return sorted(names, key=lambda name: blake2b(name.encode(), key=seed, digest_size=8).digest())
 
 
 def _head(fields: dict[str, Any]) -> bytes:

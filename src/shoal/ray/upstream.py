@@ -31,7 +31,7 @@ class Connection:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: Headers = []
         self._body: list[bytes] = []
-        self._begun = self._ended = self._stays = False
+        self._begun = self._interim = self._ended = self._stays = False
 
     async def ask(self, method: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Send a request, and wait for the status and the headers of the answer."""
@@ -64,7 +64,7 @@ class Connection:
     @property
     def can_be_kept(self) -> bool:
         """Whether it can take another request now."""
-        return self._ended and self._stays and not self._reader.at_eof()
+        return self._ended and self._stays and not self._reader.at_eof() and self._reader.exception() is None
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -81,13 +81,22 @@ class Connection:
 
     # what the parser tells
 
+    def on_message_begin(self) -> None:
+        """Nobody has asked for one behind the end: whose answers these are is not known."""
+        if self._ended:
+            self._stays = False
+            raise ConnectionAbortedError
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header of the answer."""
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """All of them are there."""
-        self._begun = True
+        """All of them are there. What comes before the answer (1xx, as 100 Continue) is not the answer."""
+        self._interim = self._parser.get_status_code() < 200
+        if self._interim:
+            self._headers.clear()
+        self._begun = not self._interim
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
@@ -95,7 +104,8 @@ class Connection:
 
     def on_message_complete(self) -> None:
         """The end."""
-        self._ended, self._stays = True, self._parser.should_keep_alive()
+        if not self._interim:
+            self._ended, self._stays = True, self._parser.should_keep_alive()
 
 
 class Pool:
