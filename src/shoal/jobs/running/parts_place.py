@@ -153,8 +153,11 @@ class HeldParts:
 
     def ledger(self, manifest: Manifest) -> PartLedger:
         """As HeldPlace says. A job is begun anew only if nobody has claimed it meanwhile."""
-        anew_after = None if manifest.runs else self._last
+        is_new = not manifest.runs
+        anew_after = self._last if is_new else None
         self._ledger = PartLedger.open(self._store, manifests.digest(manifest.identity), anew_after=anew_after)
+        if is_new:
+            self.withdraw_cancel()  # it was the old job that was asked to end
         return self._ledger
 
     def is_cancelled(self) -> bool:
