@@ -329,6 +329,19 @@ def test_a_running_job_is_cancelled(model: Path, source: Path, tmp_path: Path, m
     assert not (output / "_shoal" / "cancel").exists()
 
 
+def test_a_login_is_written_down_nowhere(model: Path, source: Path) -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    output = f"memory://me:secret@{source.name}/out/"
+    try:
+        summary = run(model, source, output)
+        written = b"".join(memory.cat(memory.find("/")).values())
+    finally:
+        memory.store.clear()
+    assert (summary.output, summary.errors) == (f"memory://{source.name}/out/", f"memory://{source.name}/out/errors/")
+    assert b'"state": "finished"' in written
+    assert b"secret" not in written
+
+
 def test_there_is_no_job_where_none_was_begun(tmp_path: Path) -> None:
     for output in (tmp_path, f"{tmp_path}/absent/", "/"):
         for ask in (jobs.status, jobs.cancel):

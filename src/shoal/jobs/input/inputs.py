@@ -13,7 +13,8 @@ from pathlib import Path
 from shoal.errors import ParameterError
 from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, printable
 from shoal.jobs.durable.store import is_url, local_path
-from shoal.jobs.input.remote import RemoteFile, remote_files, shown
+from shoal.jobs.durable.urls import shown
+from shoal.jobs.input.remote import RemoteFile, remote_files
 from shoal.jobs.input.streams import STANDARD_STREAM, InputFile, is_known
 
 Given = str | Path | Sequence[str | Path]
@@ -105,7 +106,7 @@ class Inputs:
 def _named(text: str) -> list[InputFile]:
     files = list(_found(text))
     if not files:
-        raise ParameterError("input file", text, "a file, a folder or a glob of files that exist")
+        raise ParameterError("input file", shown(text), "a file, a folder or a glob of files that exist")
     return files
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shoal.errors import ParameterError
 from shoal.jobs.durable.store import is_url
+from shoal.jobs.durable.urls import shown
 from shoal.jobs.input.inputs import Given, Inputs
 from shoal.jobs.running.file_place import FilePlace
 from shoal.jobs.running.parts_place import PartsPlace
@@ -36,7 +37,7 @@ class JobFiles:
             _check_input(path)
         for name, place in self.place.written.items():
             if self.input.are_in(place) or (isinstance(place, Path) and self.input.would_hold(place)):
-                raise ParameterError(name, str(place), "another file than the input")
+                raise ParameterError(name, shown(str(place)), "another file than the input")
         self.place.check()
 
 
