@@ -44,8 +44,10 @@ class JobFiles:
 def place_of(output: str | Path, errors: str | Path | None = None) -> Place:
     """The place that ``output`` names: a folder of parts if it is a URL, ends in a slash or is a folder, else a file (``-``: stdout).
 
-    ``errors`` is where failures go, if not to where they do by themselves.
+    ``errors`` is where failures go, if not to where they do by themselves. Raises ParameterError for an empty text.
     """
+    if not str(output):  # as a path it would be the current folder
+        raise ParameterError("output file", "", "a file, a folder, a URL, or - for stdout")
     if is_url(output) or str(output).endswith("/") or Path(output).is_dir():
         return PartsPlace(str(output), errors)
     return FilePlace.named(output, errors)
