@@ -44,9 +44,10 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     found = load(tmp_path)
     assert found is not None
     assert (found.version, found.created, found.output, found.errors) == (1, 1.5, "/data/out.jsonl", "/data/err.jsonl")
-    assert (found.rows, found.deadline, found.runs, found.state, found.summary) == (None, None, 0, "running", None)
+    assert (found.rows, found.ends, found.deadline, found.runs) == (None, None, None, 0)
+    assert (found.state, found.summary) == ("running", None)
     assert differences(found.identity, IDENTITY) == []
-    full = manifest(rows=3, deadline=2.5, runs=4, state="cancelled", summary={"done": 2, "rates": [1.0]})
+    full = manifest(rows=3, ends=[1, 3], deadline=2.5, runs=4, state="cancelled", summary={"done": 2, "rates": [1.0]})
     save(tmp_path, full)
     found = load(tmp_path)
     assert found is not None

@@ -228,6 +228,16 @@ def test_a_request_is_not_sent_for_ever(remote: ObjectStore) -> None:
     assert failing.calls == 3
 
 
+def test_a_login_is_not_told(remote: ObjectStore) -> None:
+    private = ObjectStore(remote.place.replace("://", "://me:secret@"))
+    assert private.place == remote.place
+    private._fs.pipe_file = Failing(None, OfNoTypeError("denied to me:secret@bucket"), 100)
+    with pytest.raises(OSError, match=f"denied to bucket: '{remote.place}'"):
+        private.replace("name", b"")
+    with pytest.raises(JobError, match=r"^foo://bucket/out: cannot be opened"):
+        open_store("foo://me:secret@bucket/out")
+
+
 @pytest.mark.parametrize("error", [PermissionError("denied"), FileNotFoundError("no bucket")])
 def test_what_will_not_change_is_not_tried_again(remote: ObjectStore, error: OSError) -> None:
     failing = Failing(None, error, 100)

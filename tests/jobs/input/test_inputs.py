@@ -105,11 +105,12 @@ def test_remote_files_are_known_by_their_marks() -> None:
     assert (of("x")["path"], of("x")["files"], of("x")["bytes"]) == ("s3://b/in/*", 1, 5)
 
 
-@pytest.mark.parametrize("given", ["absent*.jsonl", "empty", ["a*.x", "b*.x"]])
+@pytest.mark.parametrize("given", ["absent*.jsonl", "empty", ["a*.x", "b*.x"], "", ["there.jsonl", ""]])
 def test_what_leads_to_no_file_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | list[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "there.jsonl").write_text("{}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParameterError, match=r"input file: got '.*', must be a file, a folder or a glob"):
         Inputs.of(given)

@@ -101,6 +101,12 @@ def test_a_file_is_given_once() -> None:
         Inputs.of(["memory://in/a.jsonl", "memory://in/*"])
 
 
+@pytest.mark.parametrize("url", ["memory://me:secret@in/*.csv", "memory://me:secret@a::memory://b"])
+def test_a_url_that_is_refused_is_told_without_its_login(url: str) -> None:
+    with pytest.raises(ParameterError, match=r"input file: got 'memory://(in/\*.csv|a::memory://b)'"):
+        Inputs.of(url)
+
+
 def test_a_store_that_cannot_be_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: object, path: str) -> None:
         raise RuntimeError("no credentials")

@@ -143,6 +143,24 @@ def test_one_file_has_no_places(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"{}\n")
     with open_inputs(Inputs.of(tmp_path)) as source:
         assert [(line.number, source.place(line.number)) for line in source] == [(1, "")]
+        assert source.ends is None
+
+
+def test_files_that_were_counted_end_there_and_keep_their_numbers(tmp_path: Path) -> None:
+    for name, data in {"a": b"{}\n\n{}\n\n", "b": b"", "c": b"{}\n{}\n{}\n", "d": b"{}\n"}.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(data)
+    with open_inputs(Inputs.of(tmp_path)) as source:
+        before = [(line.number, line.data) for line in source]
+    assert source.ends == [3, 3, 6, 7]
+    for name in "abd":
+        with (tmp_path / f"{name}.jsonl").open("ab") as file:
+            file.write(b"{}\n{}\n")
+    (tmp_path / "c.jsonl").write_bytes(b"{}\n")
+    with open_inputs(Inputs.of(tmp_path), counted=source.ends) as again:
+        lines = list(again)
+    assert [(line.number, line.data) for line in lines] == [pair for pair in before if pair[0] not in (5, 6)]
+    assert again.place(7) == lines[-1].place == "d.jsonl, line 1"
+    assert again.ends == source.ends
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1"])

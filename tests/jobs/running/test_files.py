@@ -63,6 +63,19 @@ def test_inputs_are_not_in_what_is_written(tmp_path: Path) -> None:
     JobFiles.named(tmp_path / "out" / "in.jsonl", tmp_path / "out").check()
 
 
+def test_an_empty_text_is_not_the_current_folder() -> None:
+    with pytest.raises(ParameterError, match="output file: got '', must be a file, a folder, a URL, or - for stdout"):
+        place_of("")
+
+
+def test_what_is_refused_is_told_without_its_login() -> None:
+    inputs = Inputs((RemoteFile("memory://me:secret@b/out/results/a.jsonl", 2, ""),), ("memory://b/out/**",))
+    with pytest.raises(ParameterError, match=r"folder results/: got 'memory://b/out/results'"):
+        JobFiles(inputs, place_of("memory://me:secret@b/out/")).check()
+    with pytest.raises(ParameterError, match=r"output file: got 's3://b/out.csv'"):
+        place_of("s3://me:secret@b/out.csv").check()
+
+
 def test_inputs_in_a_store_are_not_in_what_is_written() -> None:
     inputs = Inputs((RemoteFile("memory://b/out/results/a.jsonl", 2, ""),), ("memory://b/out/**",))
     with pytest.raises(ParameterError, match=r"folder results/: got 'memory:.*', must be another file than the input"):

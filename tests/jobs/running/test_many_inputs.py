@@ -6,7 +6,7 @@ import csv
 import gzip
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,53 @@ def test_a_job_goes_on_in_the_middle_of_a_file(
     summary = run(model, source, output)
     assert (summary.rows, summary.done, summary.resumed) == (12, 12, 3)
     assert answers(output) == expected
+
+
+def run_while(model: Path, source: Path, output: Path, change: Callable[[], object]) -> jobs.Summary:
+    """Run a job in which ``change`` happens after the first row is taken in."""
+    changes = iter([change])
+
+    def report(progress: JobProgress) -> None:
+        next(changes, lambda: None)()
+
+    config = EngineConfig(device="reference", max_num_seqs=2)
+    files = JobFiles.named(source, output)
+    return run_job(model, files, JobOptions(), config, say=lambda text: None, report=report)
+
+
+def append(path: Path, rows: int) -> None:
+    with path.open("a") as file:
+        file.write('{"prompt": "new", "max_tokens": 1}\n' * rows)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_rows_that_are_written_while_the_job_runs_take_no_place_of_others(
+    model: Path, folder: Path, tmp_path: Path, expected: dict[str, Any], begun: bool
+) -> None:
+    output = tmp_path / "out.jsonl"
+    if begun:
+        stop(model, folder, output, 2)
+
+    def grow() -> None:
+        for name in ("a.jsonl", "c.jsonl", "d.jsonl"):
+            append(folder / name, 3)
+
+    summary = run_while(model, folder, output, grow)
+    assert (summary.state, summary.rows, summary.done, summary.resumed) == ("finished", 12, 12, int(begun))
+    assert answers(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "counted"), [("", "11 of its 12 rows"), ('{"prompt": "a"}\n' * 2, "13 of its 12 rows")]
+)
+def test_rows_that_come_and_go_in_a_file_are_found_out(
+    model: Path, folder: Path, tmp_path: Path, text: str, counted: str
+) -> None:
+    one = '{"prompt": "a"}\n'
+    (folder / "c.jsonl").write_text(f"\n{one}")
+    (folder / "d.jsonl").write_text("".join((folder / "d.jsonl").read_text().splitlines(keepends=True)[:3]))
+    with pytest.raises(JobError, match=rf"4 files .*: was changed while the job ran \({counted} are finished\)"):
+        run_while(model, folder, tmp_path / "out.jsonl", lambda: (folder / "c.jsonl").write_text(text))
 
 
 def test_files_that_were_moved_together_are_the_same_job(model: Path, folder: Path, tmp_path: Path) -> None:

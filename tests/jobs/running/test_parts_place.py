@@ -292,6 +292,15 @@ def test_a_job_that_nobody_works_on_is_cancelled_by_its_next_run(model: Path, so
     assert run(model, source, output, retry_errors=True).state == "finished"
 
 
+def test_a_cancel_of_the_old_job_is_not_of_the_new_one(model: Path, source: Path, tmp_path: Path) -> None:
+    output = f"{tmp_path}/out/"
+    stop(model, source, output, 3)
+    assert jobs.cancel(output) is None
+    summary = run(model, source, output, restart=True)
+    assert (summary.state, summary.done, summary.failed) == ("finished", 20, 2)
+    assert not (tmp_path / "out" / "_shoal" / "cancel").exists()
+
+
 def test_a_running_job_is_cancelled(model: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shoal.jobs.durable.lease._LOOK", 0.001)
     monkeypatch.setattr("shoal.jobs.running.job._SECONDS_BETWEEN_LOOKS", 0.0)
@@ -318,6 +327,19 @@ def test_a_running_job_is_cancelled(model: Path, source: Path, tmp_path: Path, m
     assert asked == [os.getpid()]
     assert summary.state == "cancelled"
     assert not (output / "_shoal" / "cancel").exists()
+
+
+def test_a_login_is_written_down_nowhere(model: Path, source: Path) -> None:
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    output = f"memory://me:secret@{source.name}/out/"
+    try:
+        summary = run(model, source, output)
+        written = b"".join(memory.cat(memory.find("/")).values())
+    finally:
+        memory.store.clear()
+    assert (summary.output, summary.errors) == (f"memory://{source.name}/out/", f"memory://{source.name}/out/errors/")
+    assert b'"state": "finished"' in written
+    assert b"secret" not in written
 
 
 def test_there_is_no_job_where_none_was_begun(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -111,13 +112,23 @@ def test_a_job_from_s3_to_s3(s3: Any, tmp_path: Path) -> None:
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Serves parts of files, and drops every third connection half way."""
+    """Serves parts of files, and drops every third connection half way. With ``?bare`` it says no more of a file than its size."""
 
     protocol_version = "HTTP/1.1"
     requests = 0
 
+    def do_HEAD(self) -> None:
+        if self.path.startswith("/private/"):
+            self.send_error(403)
+        else:
+            super().do_HEAD()
+
     def do_GET(self) -> None:
-        content = (Path(self.directory) / self.path.partition("?")[0].lstrip("/")).read_bytes()
+        path = Path(self.directory) / self.path.partition("?")[0].lstrip("/")
+        if not path.is_file():
+            self.send_error(403 if self.path.startswith("/private/") else 404)
+            return
+        content = path.read_bytes()
         first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
         part = content[int(first) : int(last or len(content)) + 1]
         self.send_response(206)
@@ -130,6 +141,10 @@ class Ranges(SimpleHTTPRequestHandler):
             self.close_connection = True
         else:
             self.wfile.write(part)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if not (keyword == "Last-Modified" and self.path.endswith("?bare")):
+            super().send_header(keyword, value)
 
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
@@ -154,3 +169,24 @@ def test_a_file_on_a_web_server(web: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert lines(f"{web}/b.jsonl.gz?token=secret") == ROWS
     with pytest.raises(ParameterError, match="must be a file, a folder or a glob"):
         Inputs.of(f"{web}/absent.jsonl")
+
+
+def test_a_web_server_that_refuses_is_not_told_as_a_file_that_is_absent(web: str) -> None:
+    host = web.removeprefix("http://")
+    with pytest.raises(JobError, match=rf"^{web}/private/a.jsonl: cannot be looked up: 403") as refused:
+        Inputs.of(f"http://me:secret@{host}/private/a.jsonl?sig=secret")
+    assert "secret" not in str(refused.value)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/a.jsonl"
+        with pytest.raises(JobError, match=rf"^{url}: cannot be looked up: Cannot connect to host 127.0.0.1"):
+            Inputs.of(f"{url}?sig=secret")
+
+
+def test_a_file_of_which_a_web_server_says_the_size_only_is_known_by_that(web: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(ROWS[0])
+    known = Inputs.of(f"{web}/a.jsonl?bare")
+    assert known.files == (remote.RemoteFile(f"{web}/a.jsonl?bare", len(ROWS[0]), ""),)
+    (tmp_path / "a.jsonl").write_bytes(ROWS[0] + ROWS[1])
+    with pytest.raises(JobError, match=r"a.jsonl: was changed after this run began"), open_inputs(known):
+        pass

@@ -35,9 +35,10 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, kw_only=True):
-    """One job. Times in seconds since 1970; ``rows`` is None until they have been counted. The time to a deadline counts from
-    ``since``: the beginning, or when failed rows were last put back. ``utc_offset``: what the clock on the wall showed more than UTC
-    when the job was begun, in seconds; None where that was not written down."""
+    """One job. Times in seconds since 1970; ``rows`` is None where they have not been counted; ``ends``: the number of the last row of
+    each of several files. The time to a deadline counts from ``since``: the beginning, or when failed rows were last put back.
+    ``utc_offset``: what the clock on the wall showed more than UTC when the job was begun, in seconds; None where that was not written
+    down."""
 
     version: int = VERSION
     identity: Identity
@@ -47,6 +48,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     output: str
     errors: str
     rows: int | None = None
+    ends: list[int] | None = None
     deadline: float | None = None
     runs: int = 0
     state: State = "running"

@@ -87,7 +87,6 @@ class PartLedger:
         ledger = cls(store, driver, replay, clock)
         if anew_after is not None:
             store.delete(JOB)  # what is said of the old job ends before its parts do
-            store.delete(CANCEL)
         ledger._tidy(replay.number)
         return ledger
 

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from shoal.errors import JobError
 from shoal.jobs.durable.file_systems import sync, sync_folder
 from shoal.jobs.durable.storage import write_all
+from shoal.jobs.durable.urls import shown, told
 from shoal.system.streams import open_above_standard
 
 STAGED = "_shoal/staged"  # what is not finished lies here, and may be deleted when its process is gone
@@ -59,7 +60,8 @@ class AlreadyThereError(Exception):
 
 
 class Store(Protocol):
-    """One folder. ``place`` is what people call it: a path or a URL. ``is_local``: on a disk of this machine or one it has mounted."""
+    """One folder. ``place`` is what people call it: a path, or a URL as ``shown``. ``is_local``: on a disk of this machine, or one it
+    has mounted."""
 
     place: str
     is_local: bool
@@ -249,10 +251,11 @@ class ObjectStore:
     is_local = False
 
     def __init__(self, url: str) -> None:
-        self.place = url
+        self.place = shown(url)
+        self._url = url
         self._fs, self._root = file_system(url)
         if not _creates_itself(self._fs):
-            raise no_create(url, f"fsspec's {type(self._fs).__name__} looks first and then writes")
+            raise no_create(self.place, f"fsspec's {type(self._fs).__name__} looks first and then writes")
 
     def create(self, name: str, data: bytes) -> None:
         """As Store says. Raises JobError where the file system cannot."""
@@ -318,7 +321,8 @@ class ObjectStore:
     def _told(self, error: Exception) -> OSError:
         """What a file system raises may be of any type, and need not say where."""
         number = getattr(error, "errno", None) or _NUMBERS.get(type(error), errno.EIO)
-        text = str(error) if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {error}"
+        said = told(error, self._url)
+        text = said if isinstance(error, OSError) and str(error) else f"{type(error).__name__}: {said}"
         return OSError(number, text, self.place)  # of the type that goes with the number
 
 
@@ -334,9 +338,9 @@ def file_system(url: str, *, shared: bool = False) -> tuple[Any, str]:
         file_system, root = url_to_fs(url, skip_instance_cache=not shared, use_listings_cache=False)
     except ImportError as error:
         package = "'shoal[s3]'" if scheme in ("s3", "s3a") else f"fsspec and its package for {scheme}://"
-        raise JobError(f"{url}: {error}: pip install {package}") from error
+        raise JobError(f"{shown(url)}: {told(error, url)}: pip install {package}") from error
     except Exception as error:  # a file system's constructor may look at the URL, at settings, at the network
-        raise JobError(f"{url}: cannot be opened: {error}") from error
+        raise JobError(f"{shown(url)}: cannot be opened: {told(error, url)}") from error
     return file_system, root.rstrip("/")
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from shoal.errors import ParameterError
 from shoal.jobs.durable.fingerprint import file_fingerprint, files_fingerprint, printable
 from shoal.jobs.durable.store import is_url, local_path
-from shoal.jobs.input.remote import RemoteFile, remote_files, shown
+from shoal.jobs.durable.urls import shown
+from shoal.jobs.input.remote import RemoteFile, remote_files
 from shoal.jobs.input.streams import STANDARD_STREAM, InputFile, is_known
+
+_ALLOWED = "a file, a folder or a glob of files that exist"
 
 Given = str | Path | Sequence[str | Path]
 
@@ -33,10 +36,10 @@ class Inputs:
     @classmethod
     def of(cls, given: Given) -> Inputs:
         """Of paths, folders (their files with a suffix that is known, but hidden ones), globs, and URLs of any of these; ``-`` is
-        stdin. A name that is there is that file, whatever signs it holds. Raises ParameterError for what leads to no file, for a file
-        that is there twice and for stdin beside others; JobError for URLs that cannot be looked up.
+        stdin. A name that is there is that file, whatever signs it holds. Raises ParameterError for what leads to no file, for an empty
+        text, for a file that is there twice and for stdin beside others; JobError for URLs that cannot be looked up.
         """
-        texts = [str(local_path(each) or each) for each in ([given] if isinstance(given, str | Path) else given)]
+        texts = [_text(each) for each in ([given] if isinstance(given, str | Path) else given)]
         if len(texts) > 1 and str(STANDARD_STREAM) in texts:
             raise ParameterError("input file", "-", "the only one where it is given")
         files = sorted((file for text in texts for file in _named(text)), key=str)
@@ -102,10 +105,16 @@ class Inputs:
         return any(parent == real or parent.startswith(f"{real}/") for parent in parents)
 
 
+def _text(given: str | Path) -> str:
+    if not str(given):  # as a path it would be the current folder
+        raise ParameterError("input file", "", _ALLOWED)
+    return str(local_path(given) or given)
+
+
 def _named(text: str) -> list[InputFile]:
     files = list(_found(text))
     if not files:
-        raise ParameterError("input file", text, "a file, a folder or a glob of files that exist")
+        raise ParameterError("input file", shown(text), _ALLOWED)
     return files
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 
 from shoal.errors import JobError, ParameterError
 from shoal.jobs.durable.store import file_system
+from shoal.jobs.durable.urls import is_web, shown, told
 from shoal.jobs.input.kinds import HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 4 << 20  # one request; s3fs would take 50 MiB
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries of one read
 
-_LOGIN = re.compile(r"(?<=://)[^/@]*@")
+_ABSENT = (404, 410)  # statuses of web servers
 
 # What changes with a file's content, in the words of the stores; the first that is there counts.
-_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "checksum", "crc32c", "blob_id")
+_MARKS = ("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum", "crc32c", "blob_id")
 _TIMES = ("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "modified", "created")
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
     """A file that ``url`` leads to, as it was when it was looked up: ``size`` in bytes, and ``mark``, which is another one when the
-    content is (its ETag or checksum, or where the store has none the time of its last change)."""
+    content is (its ETag or checksum, or where the store has none the time of its last change; "" where it has none of them)."""
 
     url: str
     size: int
@@ -47,14 +47,8 @@ class RemoteFile:
     @property
     def name(self) -> str:
         """The last part of its path."""
-        path = urlsplit(self.url).path if _is_web(self.url) else self.url
+        path = urlsplit(self.url).path if is_web(self.url) else self.url
         return PurePosixPath(path).name
-
-
-def shown(url: str) -> str:
-    """A URL (or a path, which stays as it is) without what nobody should read: a login, a signature."""
-    bare = _LOGIN.sub("", url)
-    return bare.partition("?")[0] if _is_web(url) else bare
 
 
 def remote_files(url: str, in_folder: Callable[[str], bool]) -> list[RemoteFile]:
@@ -65,7 +59,7 @@ def remote_files(url: str, in_folder: Callable[[str], bool]) -> list[RemoteFile]
     store cannot be asked.
     """
     if "::" in url:
-        raise ParameterError("input file", url, "one URL, not several chained by ::")
+        raise ParameterError("input file", shown(url), "one URL, not several chained by ::")
     system, path = file_system(url, shared=True)
     with _asking(url):
         found = _listed(system, path, in_folder)
@@ -126,17 +120,16 @@ class _SteadyFile(io.RawIOBase):
                 return call() or b""
             except JobError:
                 raise
-            except (FileNotFoundError, PermissionError) as error:
-                raise self._unreadable(error) from error
             except Exception as error:  # whatever the library of the store raises
                 self._drop()
-                if pause is None:
-                    raise self._unreadable(error) from error
+                reason = _reason(error, self._file.url)
+                if pause is None or isinstance(reason, FileNotFoundError | PermissionError):
+                    raise self._unreadable(reason) from error
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
 
-    def _unreadable(self, error: Exception) -> JobError:
-        return JobError(f"{self._file}: cannot be read on at byte {self._at}: {_said(error)}")
+    def _unreadable(self, reason: BaseException) -> JobError:
+        return JobError(f"{self._file}: cannot be read on at byte {self._at}: {told(reason, self._file.url)}")
 
     def _read(self, size: int) -> bytes:
         if self._opened is None:
@@ -166,15 +159,16 @@ class _SteadyFile(io.RawIOBase):
 def _asking(url: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
-        raise ParameterError("input file", url, "a file, a folder or a glob of files that exist") from None
     except Exception as error:  # whatever the library of the store raises
-        raise JobError(f"{url}: cannot be looked up: {_said(error)}") from error
+        reason = _reason(error, url)
+        if isinstance(reason, FileNotFoundError):
+            raise ParameterError("input file", shown(url), "a file, a folder or a glob of files that exist") from None
+        raise JobError(f"{shown(url)}: cannot be looked up: {told(reason, url)}") from error
 
 
 def _listed(system: Any, path: str, in_folder: Callable[[str], bool]) -> Mapping[str, Any]:
     """What is known of the files at ``path``, by their names."""
-    magic = "*" if _is_web(path) else "*?["  # a web address may hold the others
+    magic = "*" if is_web(path) else "*?["  # a web address may hold the others
     try:
         info = system.info(path)
     except FileNotFoundError:
@@ -190,8 +184,8 @@ def _listed(system: Any, path: str, in_folder: Callable[[str], bool]) -> Mapping
 
 def _remote_file(system: Any, url: str, name: str, info: Mapping[str, Any]) -> RemoteFile:
     if info.get("size") is None:
-        raise JobError(f"{url}: the server does not say how large it is; download it and give the file")
-    return RemoteFile(name if _is_web(name) else system.unstrip_protocol(name), info["size"], _mark(info))
+        raise JobError(f"{shown(url)}: the server does not say how large it is; download it and give the file")
+    return RemoteFile(name if is_web(name) else system.unstrip_protocol(name), info["size"], _mark(info))
 
 
 def _mark(info: Mapping[str, Any]) -> str:
@@ -204,10 +198,6 @@ def _plain(value: object) -> object:
     return value.timestamp() if isinstance(value, datetime) else value
 
 
-def _is_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
-
-
 def _last(name: str) -> str:
     return "" if name.endswith("/") else PurePosixPath(name).name
 
@@ -216,5 +206,10 @@ def _is_hidden(name: str) -> bool:
     return _last(name).startswith(".")
 
 
-def _said(error: Exception) -> str:
-    return str(error) or type(error).__name__
+def _reason(error: Exception, url: str) -> BaseException:
+    """What went wrong: fsspec says of all that a web server refuses, and of servers that do not answer, that the file is not found."""
+    cause = error.__cause__
+    if cause is None or not (is_web(url) and isinstance(error, FileNotFoundError)):
+        return error
+    is_absent = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in _ABSENT
+    return error if is_absent else cause

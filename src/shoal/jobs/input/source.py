@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 
 from shoal.errors import JobError
@@ -19,18 +19,30 @@ DEFAULT_PROMPT_COLUMN = "prompt"
 
 class Source:
     """The open input of a job: gives by iteration, once, the Lines of all files. Their numbers go on from one file to the next, as if
-    the files were one. ``lines`` are those of the only file, if there is only one."""
+    the files were one. ``lines`` are those of the only file, if there is only one. ``counted``: as ``open_inputs``."""
 
-    def __init__(self, inputs: Inputs, prompt_column: str | None, lines: Iterable[Line] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Inputs,
+        prompt_column: str | None,
+        lines: Iterable[Line] | None = None,
+        counted: Sequence[int] | None = None,
+    ) -> None:
         self._inputs = inputs
         self._prompt_column = prompt_column
         self._is_one = lines is not None
+        self._counted = counted
         self._names = inputs.names()
-        self._ends: list[int] = []  # the number of the last row of each file that is behind
+        self._ends: list[int] = []
         self._lines = self._all_lines() if lines is None else lines
 
     def __iter__(self) -> Iterator[Line]:
         return iter(self._lines)
+
+    @property
+    def ends(self) -> list[int] | None:
+        """The number of the last row of each file that is behind; None if there is only one file."""
+        return None if self._is_one else self._ends
 
     def close(self) -> None:
         """Close the file that is open of several."""
@@ -47,13 +59,24 @@ class Source:
 
     def _all_lines(self) -> Generator[Line, None, None]:
         number = 0
-        for name, file in zip(self._names, self._inputs.files, strict=True):
+        ends: Sequence[int | None] = self._counted or [None] * len(self._names)
+        for name, file, end in zip(self._names, self._inputs.files, ends, strict=True):
             before = number
             with _opened(file, self._prompt_column) as lines:
-                for line in lines:
+                for line in lines if end is None else _up_to(end - before, lines):
                     number = before + line.number
                     yield Line(number, line.data, line.error, _place(name, line.number))
+            number = number if end is None else end
             self._ends.append(number)
+
+
+def _up_to(last: int, lines: Iterable[Line]) -> Iterator[Line]:
+    """Those with numbers to ``last``, and nothing is read behind that one."""
+    for line in lines:
+        if line.number <= last:
+            yield line
+        if line.number >= last:
+            return
 
 
 def _place(name: str, number: int) -> str:
@@ -61,11 +84,17 @@ def _place(name: str, number: int) -> str:
 
 
 @contextmanager
-def open_inputs(inputs: Inputs, prompt_column: str | None = None) -> Iterator[Source]:
+def open_inputs(
+    inputs: Inputs, prompt_column: str | None = None, counted: Sequence[int] | None = None
+) -> Iterator[Source]:
     """The input for reading, from its start. Of one file everything as of ``open_source``; of several each is opened when its turn
-    comes, and one that is empty has no rows."""
+    comes, and one that is empty has no rows.
+
+    ``counted``: ``Source.ends`` of several files as they were read before. Each ends there, and the numbers of the next one go on from
+    there, whatever was written behind it or taken away since.
+    """
     if len(inputs.files) > 1:
-        with closing(Source(inputs, prompt_column)) as source:
+        with closing(Source(inputs, prompt_column, counted=counted)) as source:
             yield source
         return
     with open_source(inputs.files[0], prompt_column) as lines:

@@ -58,7 +58,7 @@ def ask_to_end(output: str | Path) -> Owner | None:
     place = _place(output)
     manifest = _manifest(place)
     if manifest.state in OVER:
-        raise JobError(f"{output}: this job is {manifest.state} already")
+        raise JobError(f"{place.output}: this job is {manifest.state} already")
     place.ask_to_end()
     return place.owner()
 

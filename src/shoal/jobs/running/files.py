@@ -7,6 +7,7 @@ from pathlib import Path
 
 from shoal.errors import ParameterError
 from shoal.jobs.durable.store import is_url
+from shoal.jobs.durable.urls import shown
 from shoal.jobs.input.inputs import Given, Inputs
 from shoal.jobs.running.file_place import FilePlace
 from shoal.jobs.running.parts_place import PartsPlace
@@ -36,15 +37,17 @@ class JobFiles:
             _check_input(path)
         for name, place in self.place.written.items():
             if self.input.are_in(place) or (isinstance(place, Path) and self.input.would_hold(place)):
-                raise ParameterError(name, str(place), "another file than the input")
+                raise ParameterError(name, shown(str(place)), "another file than the input")
         self.place.check()
 
 
 def place_of(output: str | Path, errors: str | Path | None = None) -> Place:
     """The place that ``output`` names: a folder of parts if it is a URL, ends in a slash or is a folder, else a file (``-``: stdout).
 
-    ``errors`` is where failures go, if not to where they do by themselves.
+    ``errors`` is where failures go, if not to where they do by themselves. Raises ParameterError for an empty text.
     """
+    if not str(output):  # as a path it would be the current folder
+        raise ParameterError("output file", "", "a file, a folder, a URL, or - for stdout")
     if is_url(output) or str(output).endswith("/") or Path(output).is_dir():
         return PartsPlace(str(output), errors)
     return FilePlace.named(output, errors)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -185,7 +185,7 @@ def _begun(task: Task, held: HeldPlace, identity: Identity, say: Say) -> Manifes
     place, options, now, offset = task.files.place, task.options, task.begun.timestamp(), task.begun.utcoffset()
     if task.from_stdin:
         say("the input is stdin: finished rows are safe, but a job that is stopped cannot go on")
-    rows = _checked(task, held.scratch)
+    counted = _checked(task, held.scratch)
     return Manifest(
         identity=identity,
         created=now,
@@ -193,7 +193,8 @@ def _begun(task: Task, held: HeldPlace, identity: Identity, say: Say) -> Manifes
         since=now,
         output=place_text(place.output),
         errors=place_text(place.errors),
-        rows=rows,
+        rows=counted.rows,
+        ends=counted.ends,
         deadline=None if options.deadline is None else now + options.deadline,
     )
 
@@ -212,19 +213,26 @@ def _engine_of_new(task: Task, held: HeldPlace, manifest: Manifest, load: Load) 
         yield engine
 
 
-def _checked(task: Task, folder: Path) -> int | None:
-    """Rows of the input, none of which has the custom_id of another; None for stdin, which shows that only row by row."""
+class _Counted(NamedTuple):
+    """Rows of the input, None for stdin; and of several files ``Source.ends``."""
+
+    rows: int | None
+    ends: list[int] | None
+
+
+def _checked(task: Task, folder: Path) -> _Counted:
+    """Counts the rows, none of which has the custom_id of another; stdin shows that only row by row."""
     task.files.place.check_source(task.files.input, task.options.output_column)
     if task.from_stdin:
         if task.options.strict:
             raise ParameterError("--strict", "-i -", "used with a file: stdin cannot be read twice")
         with _source(task):  # refuses what is not JSON lines, and takes nothing of it
-            return None
+            return _Counted(None, None)
     with _source(task) as source, IdIndex(folder / "ids.sqlite") as index:
         rows = check_input(source, index, task.reader() if task.options.strict else None, place=source.place)
     if rows == 0:
         raise JobError(f"{task.files.input}: has no rows: there is nothing to run")
-    return rows
+    return _Counted(rows, source.ends)
 
 
 def _work(
@@ -240,7 +248,7 @@ def _work(
         interrupted=host.interrupted,
     )
     reader = task.reader()
-    with _rows(task, manifest.rows, ledger.finished, held.scratch) as rows:
+    with _rows(task, _Counted(manifest.rows, manifest.ends), ledger.finished, held.scratch) as rows:
         state = limits.reached()
         if state is None:
             with closing(engine or host.load(task)) as half:  # closed before results are put together
@@ -313,17 +321,17 @@ def _run_without_journal(task: Task, host: Host) -> Summary:
 
 def _run_into_stream(task: Task, place: FilePlace, folder: Path, host: Host) -> Summary:
     options = task.options
-    total = _checked(task, folder)
+    counted = _checked(task, folder)
     deadline = None if options.deadline is None else time.time() + options.deadline
     limits = JobLimits(deadline, options.max_errors)
     with (
         closing(host.load(task)) as engine,  # what cannot start opens no file
         _naming_output(place),
         StreamLedger.open(place.output_file, place.errors_file) as ledger,
-        _rows(task, total, ledger.finished, folder) as rows,
+        _rows(task, counted, ledger.finished, folder) as rows,
     ):
-        state = Job(engine, task.reader(), ledger, limits).run(rows, total, host.report)
-    return _summary(task, ledger.totals, state, total, resumed=0)
+        state = Job(engine, task.reader(), ledger, limits).run(rows, counted.rows, host.report)
+    return _summary(task, ledger.totals, state, counted.rows, resumed=0)
 
 
 @contextmanager
@@ -338,18 +346,21 @@ def _naming_output(place: FilePlace) -> Iterator[None]:
 # Both -----------------------------------------------------------------------------------------------------------------
 
 
-def _source(task: Task) -> AbstractContextManager[Source]:
-    return open_inputs(task.files.input, task.options.prompt_column)
+def _source(task: Task, ends: list[int] | None = None) -> AbstractContextManager[Source]:
+    return open_inputs(task.files.input, task.options.prompt_column, ends)
 
 
 @contextmanager
-def _rows(task: Task, total: int | None, finished: RowSet, folder: Path) -> Iterator[Rows]:
-    """The rows that are not ``finished``, of the ``total`` that were counted: what is written behind them later is not of this job.
+def _rows(task: Task, counted: _Counted, finished: RowSet, folder: Path) -> Iterator[Rows]:
+    """The rows that are not ``finished``, of those that were counted: what is written behind them later is not of this job.
 
     Those of stdin are compared with each other as they come, in an index in ``folder``.
     """
-    with _source(task) as source:
-        rows = (line for line in islice(source, total) if line.number not in finished)
+    with _source(task, counted.ends) as source:
+        limit = (
+            counted.rows if counted.ends is None else None
+        )  # else more rows than were counted are found out at the end
+        rows = (line for line in islice(source, limit) if line.number not in finished)
         if not task.from_stdin:
             yield rows
             return

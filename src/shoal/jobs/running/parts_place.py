@@ -17,6 +17,7 @@ from shoal.jobs.durable.lease import Lease
 from shoal.jobs.durable.manifest import Manifest
 from shoal.jobs.durable.parts import CANCEL, FOLDERS, JOB, MANIFEST, PartLedger, last_number, parts_in, read_totals
 from shoal.jobs.durable.store import STAGED, Store, is_url, local_path, open_store
+from shoal.jobs.durable.urls import shown
 from shoal.jobs.input.inputs import Inputs
 from shoal.jobs.running.place import Owner
 
@@ -33,7 +34,7 @@ class PartsPlace:
     @property
     def output(self) -> str:
         """As Place says."""
-        return printable(self.url)
+        return printable(shown(self.url))
 
     @property
     def errors(self) -> str:
@@ -72,7 +73,7 @@ class PartsPlace:
             )
         if is_url(self.url) and self.url.endswith(_OF_FILES):
             raise ParameterError(
-                "output file", self.url, "a folder, whose name ends in /: tables and single files are local"
+                "output file", self.output, "a folder, whose name ends in /: tables and single files are local"
             )
         folder = local_path(self.url)
         if folder is not None and not (folder.is_dir() or folder.absolute().parent.is_dir()):
@@ -153,8 +154,11 @@ class HeldParts:
 
     def ledger(self, manifest: Manifest) -> PartLedger:
         """As HeldPlace says. A job is begun anew only if nobody has claimed it meanwhile."""
-        anew_after = None if manifest.runs else self._last
+        is_new = not manifest.runs
+        anew_after = self._last if is_new else None
         self._ledger = PartLedger.open(self._store, manifests.digest(manifest.identity), anew_after=anew_after)
+        if is_new:
+            self.withdraw_cancel()  # it was the old job that was asked to end
         return self._ledger
 
     def is_cancelled(self) -> bool:
