@@ -93,6 +93,15 @@ def test_a_row_that_breaks_engines_fails_alone(place: Place) -> None:
     assert len(lost) == 5, "two in company, three alone"
 
 
+def test_a_row_that_breaks_engines_fails_though_no_row_is_done_after_it(place: Place) -> None:
+    place.write("row 1", "bad")
+    with (place.folder / "in.jsonl").open("a") as file:
+        file.writelines(json.dumps({"prompt": "x", "temperature": -number}) + "\n" for number in range(1, 21))
+    summary = place.run(LoadBroken("bad"))
+    assert (summary.done, summary.failed) == (1, 21)
+    assert place.records()["bad"]["error"]["code"] == "server_error"
+
+
 def test_rows_that_alone_are_left_and_break_engines_are_not_failed(place: Place) -> None:
     place.write("bad")
     with pytest.raises(EngineError, match="out of luck"):

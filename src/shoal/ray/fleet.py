@@ -30,6 +30,7 @@ Say = Callable[[str], None]
 
 _CALLS_AHEAD = 2
 _SECONDS_A_NOTE = 0.5
+_MOST_NAMED = 8  # workers whose speed is shown one by one
 _WAIT = 0.25  # seconds for an answer of any worker
 _TOGETHER = 2.0  # seconds for other workers to start after the first
 _PATIENCE = 15.0  # seconds without a worker until that is said
@@ -100,6 +101,7 @@ class Fleet(EngineHalf):
         self._epoch = 0
         self._lost = 0
         self._broken = 0  # engines since a row was done
+        self._why_broken = ""
         self._ever_began = self._ever_done = False
         self._said_last = ""
         self._alone_since = time.monotonic()
@@ -148,6 +150,7 @@ class Fleet(EngineHalf):
             self._ask(worker)
         self._hear()
         self._give_up_stalled()
+        self._settle_doubts()
         self._look_for_workers()
         finished, self._finished = self._finished, []
         self._metrics.show(self._line.num_rows, self._lost, self._line.num_returned)
@@ -169,7 +172,9 @@ class Fleet(EngineHalf):
         workers = [worker for worker in self._workers() if worker.begun]
         rates = [worker.tokens / max(now - worker.since, 1e-9) for worker in workers]
         note = f"{len(workers)} of {len(self._slots)} workers"
-        if rates:
+        if 0 < len(rates) <= _MOST_NAMED:
+            note += f" ({', '.join(f'{rate:.0f}' for rate in rates)} tokens/s)"
+        elif rates:
             note += f" ({min(rates):.0f} to {max(rates):.0f} tokens/s)"
         return f"{note}, {self._lost} lost" if self._lost else note
 
@@ -273,6 +278,14 @@ class Fleet(EngineHalf):
         self._ever_done = True
         self._convict()
 
+    def _settle_doubts(self) -> None:
+        """No row is left that could show whether engines work: then an earlier one has, or none does."""
+        if not self._doubtful or self._line.num_rows:
+            return
+        if not self._ever_done:
+            raise EngineError(self._why_broken)
+        self._convict()
+
     def _convict(self) -> None:
         self._finished += self._doubtful
         self._doubtful.clear()
@@ -299,10 +312,8 @@ class Fleet(EngineHalf):
     def _count_broken(self, error: EngineError) -> None:
         """As on one machine: a job ends whose engines fail, whatever the row, and no row is failed for it."""
         self._broken += 1
-        nothing_else = not self._line.num_rows
-        if nothing_else and self._ever_done:
-            self._convict()
-        elif nothing_else or self._broken >= _MOST_BROKEN * len(self._slots):
+        self._why_broken = str(error)
+        if self._broken >= _MOST_BROKEN * len(self._slots):
             raise error
 
     def _refuse(self, slot: _Slot, error: BaseException) -> None:

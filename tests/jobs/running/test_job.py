@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from shoal.errors import EngineError
+from shoal.errors import EngineError, JobError
 from shoal.jobs.durable.ledger import Ledger, RowSet, StreamLedger, Totals
 from shoal.jobs.input.rows import LineReader, RowReader
 from shoal.jobs.running.engine_half import LocalHalf, derived_seed
@@ -325,6 +325,18 @@ def test_a_broken_engine_ends_the_job_and_fails_no_row(tmp_path: Path) -> None:
         run(llm, data, tmp_path)
     assert not (tmp_path / "errors").exists()
     assert run(FakeLLM(), data, tmp_path).totals.failed == 4
+
+
+def test_what_is_finished_outlives_an_input_that_breaks(tmp_path: Path) -> None:
+    def rows() -> Rows:
+        yield from LineReader(io.BytesIO(b"".join(row(str(i), "x", max_tokens=1) for i in range(20))))
+        raise JobError("s3://in/b.jsonl: is gone")
+
+    with Ledger.open(tmp_path / "journal", tmp_path / "results", tmp_path / "errors") as ledger:
+        with pytest.raises(JobError, match="is gone"):
+            job_of(FakeLLM(max_num_seqs=2), ledger).run(rows(), None, lambda progress: None)
+        assert ledger.totals.done > 10
+    assert len(records(tmp_path / "results")) == ledger.totals.done
 
 
 def test_an_exception_leaves_nothing_running(tmp_path: Path) -> None:

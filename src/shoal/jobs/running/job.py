@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shoal.errors import EngineError
+from shoal.errors import EngineError, JobError
 from shoal.jobs.durable.ledger import Ledger, StreamLedger, Totals
 from shoal.jobs.durable.manifest import State
 from shoal.jobs.durable.parts import PartLedger
@@ -124,6 +124,9 @@ class Job:
         except KeyboardInterrupt:  # while it waited for input
             self._interrupts.requested = True
             return True
+        except JobError:  # the input cannot be read on: what is finished is not lost with it
+            self._ledger.commit()
+            raise
         if isinstance(row, BadRow):
             self._record(refusal_of(row))
         elif row is not None:
