@@ -152,6 +152,37 @@ def test_an_output_that_would_be_an_input_is_known_before_it_is_there(folder: Pa
         assert not some.would_hold(path)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("**/*.jsonl", "out/results/part.jsonl", True),
+        ("**/*.jsonl", "out.jsonl", True),
+        ("**/*.jsonl", "out.csv", False),
+        ("*.jsonl", "out/part.jsonl", False),
+        ("*/*.jsonl", "out/part.jsonl", True),
+        ("*/*.jsonl", "out/results/part.jsonl", False),
+        ("o*/**/part.jsonl", "out/part.jsonl", True),
+        ("out/**", "out/results/part.jsonl", True),
+        ("other/**", "out/results/part.jsonl", False),
+    ],
+)
+def test_an_output_that_a_glob_would_find_is_known_before_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, path: str, expected: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = RemoteFile("memory://b/in/a.jsonl", 2, "")
+    for given in (pattern, f"{tmp_path}/{pattern}"):
+        assert Inputs((first,), (given,)).would_hold(tmp_path / path) == expected
+    assert Inputs((first,), (f"memory://me@b/{pattern}",)).would_hold(f"memory://b/{path}") == expected
+
+
+def test_an_output_that_a_folder_in_a_store_would_hold() -> None:
+    for given, expected in {"memory://b/out": True, "memory://b/out/": True, "memory://b": False, "out": False}.items():
+        inputs = Inputs((RemoteFile("memory://b/out/a.jsonl", 2, ""),), (given,))
+        assert inputs.would_hold("memory://b/out/manifest.json") == expected
+        assert not inputs.would_hold("memory://b/out/part")
+
+
 def test_an_output_that_is_an_input_by_another_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.link(folder / "a.jsonl", folder / "other.name")
     assert Inputs.of(folder / "a.jsonl").would_hold(folder / "other.name")

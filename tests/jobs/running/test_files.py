@@ -63,6 +63,36 @@ def test_inputs_are_not_in_what_is_written(tmp_path: Path) -> None:
     JobFiles.named(tmp_path / "out" / "in.jsonl", tmp_path / "out").check()
 
 
+@pytest.mark.parametrize(
+    ("given", "output", "what"),
+    [
+        ("in", "in/", "manifest"),
+        ("in/*.json*", "in/", "manifest"),
+        ("in/**/*.jsonl", "in/out/", "output file"),
+        ("in/**/errors/*", "in/out/", "error file"),
+        ("in/*/_shoal/*.json", "in/out/", "job"),
+        ("in/**/*.jsonl", "in/out.jsonl", "output file"),
+        ("in/**/*.json", "in/out.csv", "manifest"),
+        ("in/*.jsonl", "in/out/", None),
+        ("in", "in/out/", None),
+        ("in/**/a.jsonl", "in/out/", None),
+    ],
+)
+def test_what_a_later_run_would_take_for_inputs_is_refused_by_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, output: str, what: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("in/a.jsonl"), Path("in/old/errors/b.json"), Path("in/old/_shoal/c.json")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    files = JobFiles.named(given, output)
+    if what is None:
+        files.check()
+        return
+    with pytest.raises(ParameterError, match=f"^{what}: got '.*', must be another file than the input"):
+        files.check()
+
+
 def test_an_empty_text_is_not_the_current_folder() -> None:
     with pytest.raises(ParameterError, match="output file: got '', must be a file, a folder, a URL, or - for stdout"):
         place_of("")

@@ -17,7 +17,7 @@ VERSION = 1
 
 State = Literal["running", "interrupted", "finished", "cancelled", "expired", "stopped"]
 
-_NAME = "manifest.json"
+NAME = "manifest.json"
 _MOVABLE = "input.path"  # what may differ: the input has only moved
 _MOST_SHOWN = 80
 _LATEST = 1e11  # a time that every calendar still has
@@ -81,7 +81,7 @@ class _Versioned(msgspec.Struct):
 
 def load(folder: Path) -> Manifest | None:
     """The manifest in a journal folder; None if there is none. Raises JobError for one that this version cannot read."""
-    path = folder / _NAME
+    path = folder / NAME
     try:
         return decode(path, path.read_bytes())
     except FileNotFoundError:
@@ -92,12 +92,12 @@ def load(folder: Path) -> Manifest | None:
 
 def save(folder: Path, manifest: Manifest) -> None:
     """Put a manifest into a journal folder, in one step in place of the one before. Raises OSError."""
-    write_atomically(folder / _NAME, encode(manifest))
+    write_atomically(folder / NAME, encode(manifest))
 
 
 def drop(folder: Path) -> None:
     """Take the manifest out of a journal folder, durably, if there is one. Raises OSError."""
-    (folder / _NAME).unlink(missing_ok=True)
+    (folder / NAME).unlink(missing_ok=True)
     sync_folder(folder)
 
 

@@ -172,7 +172,7 @@ class PartLedger:
         lines, number = self._waiting.lines(file), self._replay.number + 1
         data = b"".join(lines)
         part = Part(
-            f"{FOLDERS[file]}/part-{number:012}.jsonl",
+            part_name(file, number),
             f"{STAGED}/{number:012}-{self._driver}.{FOLDERS[file]}.jsonl",
             len(lines),
             len(data),
@@ -295,6 +295,11 @@ def read_totals(store: Store) -> Totals:
 def last_number(store: Store) -> int:
     """The largest number that an object of the journal or a part has, 0 if there is none."""
     return max((number_in(name) or 0 for name in (*store.list(numbered.JOURNAL), *parts_in(store))), default=0)
+
+
+def part_name(file: int, number: int) -> str:
+    """The name of a part: ``file`` is RESULTS or ERRORS."""
+    return f"{FOLDERS[file]}/part-{number:012}.jsonl"
 
 
 def parts_in(store: Store) -> dict[str, int]:

@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
 from itertools import takewhile
 from pathlib import Path
 
@@ -83,8 +83,10 @@ class Inputs:
         entries = ((name, *_content(file)) for name, file in zip(self.names(), self.files, strict=True))
         return files_fingerprint(printable(", ".join(map(shown, self.given))), entries)
 
-    def would_hold(self, path: Path) -> bool:
-        """Whether a local file at ``path`` would be one of the files, at the latest when the job goes on."""
+    def would_hold(self, path: Path | str) -> bool:
+        """Whether a file at ``path``, a path or a URL, would be one of the files, at the latest when the job goes on."""
+        if isinstance(path, str):
+            return any(_would_list(shown(text), shown(path)) for text in self.given if is_url(text))
         if STANDARD_STREAM in (path, *self.files):
             return False
         if path.exists() and any(file.exists() and os.path.samefile(file, path) for file in self.local):
@@ -157,5 +159,24 @@ def _would_match(text: str, path: Path) -> bool:
         return os.path.realpath(text) == str(path.parent) and is_known(path.name)
     if not _is_glob(text):
         return os.path.realpath(text) == str(path)
-    folder, pattern = os.path.split(text)
-    return os.path.realpath(folder or ".") == str(path.parent) and fnmatch(path.name, pattern)
+    parts = text.split("/")
+    fixed = list(takewhile(lambda part: not glob.has_magic(part), parts))
+    folder = Path(os.path.realpath("/".join([*fixed, ""]) or "."))
+    return path.is_relative_to(folder) and _matches(parts[len(fixed) :], path.relative_to(folder).parts)
+
+
+def _would_list(text: str, url: str) -> bool:
+    """The same of URLs."""
+    if glob.has_magic(text):
+        return _matches(text.split("/"), url.split("/"))
+    folder, _, name = url.rpartition("/")
+    return text == url or (text.rstrip("/") == folder and is_known(name))
+
+
+def _matches(pattern: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether a glob matches a path, both as their parts; ``**`` is any number of them."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return any(_matches(pattern[1:], path[skipped:]) for skipped in range(len(path) + 1))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _matches(pattern[1:], path[1:])

@@ -61,7 +61,7 @@ class FilePlace:
     @property
     def written(self) -> Mapping[str, Path]:
         """As Place says."""
-        return {"output file": self.output_file, "error file": self.errors_file}
+        return {**self._files, **({"manifest": self.folder / manifests.NAME} if self.has_journal else {})}
 
     @property
     def folder(self) -> Path:
@@ -85,7 +85,7 @@ class FilePlace:
 
     def check(self) -> None:
         """As Place says."""
-        for name, path in self.written.items():
+        for name, path in self._files.items():
             if path.is_dir() or not path.parent.is_dir():
                 raise ParameterError(name, str(path), "a file in a folder that exists")
         if self.has_journal and _is_stream(self.errors_file):
@@ -112,6 +112,10 @@ class FilePlace:
         """As Place says."""
         pid = lock.owner(self.folder)
         return None if pid is None else Owner(pid)
+
+    @property
+    def _files(self) -> Mapping[str, Path]:
+        return {"output file": self.output_file, "error file": self.errors_file}
 
     def ask_to_end(self) -> None:
         """As Place says."""

@@ -36,7 +36,7 @@ class JobFiles:
         for path in self.input.local:
             _check_input(path)
         for name, place in self.place.written.items():
-            if self.input.are_in(place) or (isinstance(place, Path) and self.input.would_hold(place)):
+            if self.input.are_in(place) or self.input.would_hold(place):
                 raise ParameterError(name, shown(str(place)), "another file than the input")
         self.place.check()
 

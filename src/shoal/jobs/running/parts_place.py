@@ -12,10 +12,20 @@ from shoal.errors import JobError, ParameterError
 from shoal.jobs.durable import lease
 from shoal.jobs.durable import manifest as manifests
 from shoal.jobs.durable.fingerprint import printable
-from shoal.jobs.durable.journal import ERRORS, Totals
+from shoal.jobs.durable.journal import ERRORS, RESULTS, Totals
 from shoal.jobs.durable.lease import Lease
 from shoal.jobs.durable.manifest import Manifest
-from shoal.jobs.durable.parts import CANCEL, FOLDERS, JOB, MANIFEST, PartLedger, last_number, parts_in, read_totals
+from shoal.jobs.durable.parts import (
+    CANCEL,
+    FOLDERS,
+    JOB,
+    MANIFEST,
+    PartLedger,
+    last_number,
+    part_name,
+    parts_in,
+    read_totals,
+)
 from shoal.jobs.durable.store import STAGED, Store, is_url, local_path, open_store
 from shoal.jobs.durable.urls import shown
 from shoal.jobs.input.inputs import Inputs
@@ -50,8 +60,14 @@ class PartsPlace:
     def written(self) -> Mapping[str, Path | str]:
         """As Place says."""
         folder, url = local_path(self.url), self.url.rstrip("/")
-        names = (*FOLDERS.values(), "_shoal")
-        return {f"folder {name}/": f"{url}/{name}" if folder is None else folder / name for name in names}
+        folders = {f"folder {name}/": name for name in (*FOLDERS.values(), "_shoal")}
+        files = {
+            "output file": part_name(RESULTS, 1),
+            "error file": part_name(ERRORS, 1),
+            "manifest": MANIFEST,
+            "job": JOB,
+        }
+        return {what: f"{url}/{name}" if folder is None else folder / name for what, name in (folders | files).items()}
 
     @property
     def has_journal(self) -> bool:
