@@ -2,6 +2,10 @@
 
 import shoal.ray
 summary = shoal.ray.run("smollm2:135m", "requests.jsonl", "results.jsonl", address="auto", workers=8)
+
+    jobs      launch -> fleet (row_line: which worker gets which rows; connection, metrics) -> worker
+    server    application -> ingress (routing, replicas, upstream, exposition) -> replica; scaling: how many there are to be
+    Ray Data  predictor
 """
 
 from __future__ import annotations
